@@ -1,0 +1,66 @@
+"""What every data set is to the rest of the library: an indexable source of uint8 images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+
+
+class ImageSource(Protocol):
+    """A finite, ordered set of images of one shape.
+
+    Attributes:
+        name: the data set's name, as it stands in provenance and file names.
+        split: "train" or "test" (folders: "all").
+        shape: (C, H, W) of every image.
+    """
+
+    name: str
+    split: str
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """(n, C, H, W) uint8 images at `indices`, in that order."""
+        ...
+
+
+class ArrayImages:
+    """An image source held in memory as one (N, C, H, W) uint8 array."""
+
+    def __init__(self, name: str, split: str, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+        self.name, self.split = name, split
+        self.images, self.labels = images, labels
+        self.shape = tuple(images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        return torch.from_numpy(self.images[np.asarray(indices)])
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Samples as uint8: clamped to [0, 1], scaled by 255 and rounded, as the NCSN family and PDS save images."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def require_file(root: Path, candidates: Sequence[str], what: str, where_from: str) -> Path:
+    """The first of `candidates` that exists under `root`, else a `PDSError` that says where to get it and put it."""
+    for name in candidates:
+        if (root / name).is_file():
+            return root / name
+    raise PDSError(f"{what} not found: put {candidates[0]} into {root} ({where_from}), or set dataset.root to its folder")

@@ -1,0 +1,118 @@
+"""Per-pixel and per-frequency statistics of a data set: what the filters of PDS are made of ([ECCV] section 4.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pds.data.images import ImageSource, to_unit
+from pds.errors import PDSError
+from pds.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    """Moments of images in [0, 1], each (C, H, W) float32.
+
+    Attributes:
+        name: data set they come from.
+        power: E|F x|^2 of the unnormalised 2-D DFT per channel, DC at [0, 0].
+        mean: E[x] in each pixel.
+        second_moment: E[x^2] in each pixel.
+        provenance: data set, split, number of images, seed, hash of the images.
+    """
+
+    name: str
+    power: Tensor
+    mean: Tensor
+    second_moment: Tensor
+    provenance: dict[str, str | int] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.power.shape)
+
+    def variance_spectrum(self) -> Tensor:
+        """(C, H, W) variance of each orthonormal Fourier coefficient about the mean image: p(k) of a Gaussian target."""
+        pixels = self.power.shape[-2] * self.power.shape[-1]
+        mean_power = torch.fft.fft2(self.mean.double()).abs().square()
+        return ((self.power.double() - mean_power) / pixels).clamp_min(0).float()
+
+    def save(self, path: Path) -> None:
+        """Write as npz, atomically; nothing in it is pickled."""
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                power=self.power.numpy(),
+                mean=self.mean.numpy(),
+                second_moment=self.second_moment.numpy(),
+                provenance=np.array(json.dumps(self.provenance, sort_keys=True)),
+            )
+
+    @classmethod
+    def load(cls, path: Path) -> DatasetStatistics:
+        """Read what `save` wrote; anything else is a `PDSError`."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = [torch.from_numpy(file[key]) for key in ("power", "mean", "second_moment")]
+                provenance = json.loads(str(file["provenance"]))
+        except (OSError, KeyError, ValueError, EOFError) as error:
+            raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
+        return cls(provenance["dataset"], *arrays, provenance)
+
+
+def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:
+    """(count,) indices of distinct images, the same for the same (len(images), count, seed)."""
+    if not 1 <= count <= len(images):
+        raise PDSError(f"{images.name} {images.split} has {len(images)} images, cannot take {count} of them")
+    return np.random.default_rng(seed).choice(len(images), count, replace=False)
+
+
+def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cache: Path | None = None) -> DatasetStatistics:
+    """Statistics of `count` random images in one pass, from `cache` when the same images were seen before.
+
+    Args:
+        images: the training images.
+        count: number of images; the papers use 200.
+        seed: seed of the choice.
+        cache: folder of statistics files, or None. A file is named by what it depends on, the hash of its images included.
+    """
+    indices = choose(images, count, seed)
+    chosen = images.read(indices)
+    provenance: dict[str, str | int] = {
+        "dataset": images.name,
+        "split": images.split,
+        "images": count,
+        "seed": seed,
+        "images_sha256": hashlib.sha256(chosen.numpy().tobytes()).hexdigest(),
+    }
+    key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache / f"{images.name}-{key}.npz" if cache else None
+    if path and path.exists():
+        cached = DatasetStatistics.load(path)
+        if cached.provenance == provenance:
+            return cached
+        raise PDSError(f"{path} was made from other images ({cached.provenance}): delete it")
+    power = torch.zeros(images.shape, dtype=torch.float64)
+    mean, second_moment = torch.zeros_like(power), torch.zeros_like(power)
+    for batch in to_unit(chosen).double().split(64):
+        power += torch.fft.fft2(batch).abs().square().sum(0)
+        mean += batch.sum(0)
+        second_moment += batch.square().sum(0)
+    statistics = DatasetStatistics(
+        images.name, *((total / count).float() for total in (power, mean, second_moment)), provenance
+    )
+    if path:
+        statistics.save(path)
+        log.info("statistics of %d images of %s written to %s", count, images.name, path)
+    return statistics

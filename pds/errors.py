@@ -1,0 +1,8 @@
+"""The one exception that a user can act on."""
+
+
+class PDSError(ValueError):
+    """A wrong input, a missing file or an impossible setting, said in one sentence with the fix.
+
+    Entry points print its message without a traceback; every other exception is a defect of this library.
+    """

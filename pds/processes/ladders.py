@@ -1,0 +1,66 @@
+"""Discrete noise ladders: the sigma levels of the NCSN family and which of them a T-iteration sampler visits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+
+
+def geometric_ladder(sigma_begin: float, sigma_end: float, levels: int) -> Tensor:
+    """Noise levels in geometric progression, both ends included ([NCSN] section 4.2).
+
+    Args:
+        sigma_begin: largest noise level, in units of the data range [0, 1].
+        sigma_end: smallest noise level, below `sigma_begin`.
+        levels: number of levels L, at least 1.
+
+    Returns:
+        (L,) float64, descending.
+    """
+    if not 0 < sigma_end <= sigma_begin:
+        raise PDSError(
+            f"noise levels must satisfy 0 < sigma_end <= sigma_begin, got sigma_begin={sigma_begin}, sigma_end={sigma_end}"
+        )
+    if levels < 1:
+        raise PDSError(f"a noise ladder needs at least 1 level, got {levels}")
+    ends = torch.tensor([sigma_begin, sigma_end], dtype=torch.float64).log()
+    return torch.linspace(ends[0].item(), ends[1].item(), levels, dtype=torch.float64).exp()
+
+
+def visit_levels(sigmas: Tensor, iterations: int, steps_per_level: int | None = None) -> Tensor:
+    """The noise level of each of T iterations, when a ladder is walked down with a fixed number of steps a level.
+
+    Without `steps_per_level`, T iterations visit every level T / L times, or, when T is smaller than L, T levels of the
+    ladder once. Visiting fewer levels than there are keeps both ends and spreads the others evenly over the ladder.
+
+    Args:
+        sigmas: (L,) descending ladder.
+        iterations: T >= 1.
+        steps_per_level: iterations spent at each visited level, or None.
+
+    Returns:
+        (T,) float64, descending, each entry one of `sigmas`.
+
+    Raises:
+        PDSError: when T cannot be divided that way; the message names the nearest values that can.
+    """
+    total = len(sigmas)
+    if iterations < 1 or (steps_per_level is not None and steps_per_level < 1):
+        raise PDSError(
+            f"sampler.iterations and sampler.steps_per_level must be at least 1, got {iterations} and {steps_per_level}"
+        )
+    # Every level when T allows it; else a part of the ladder, once.
+    steps = steps_per_level or max(1, iterations // total)
+    unit = steps if steps_per_level or iterations <= total else total
+    visited = iterations // steps
+    if iterations % unit or visited > total:
+        below, largest = iterations // unit * unit, None if unit == total else total * steps
+        nearest = sorted({min(max(unit, value), largest or value) for value in (below, below + unit)})
+        raise PDSError(
+            f"sampler.iterations={iterations} does not fit {total} noise levels at {steps_per_level or 'equal'} steps a level: "
+            f"use a multiple of {unit}{f' up to {largest}' if largest else ''} (nearest: {', '.join(map(str, nearest))})"
+        )
+    chosen = torch.linspace(0, total - 1, visited, dtype=torch.float64).round().long()
+    return sigmas.double()[chosen].repeat_interleave(steps)

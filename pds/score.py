@@ -1,0 +1,30 @@
+"""The score contract, and the counter of its evaluations.
+
+`score(x, sigma) -> tensor like x` is the gradient of the log-density of data plus sigma times standard noise:
+x is (batch, C, H, W) in the range of the data, sigma is (batch,) in the same units. Every network is an adapter to it
+(`pds.models`), so every sampler can sample every network.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Score(Protocol):
+    """Gradient of the log-density of noisy data."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+class CountedScore:
+    """A score that counts its evaluations: `nfe` is the number of network calls since its making."""
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+        self.nfe = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.score(x, sigma)

@@ -1,0 +1,181 @@
+"""Training of score networks by denoising score matching ([NCSN] Eqs. 5-6), stateless in everything but the weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pds.data.images import ImageSource, to_unit
+from pds.errors import PDSError
+from pds.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
+    """Denoising score matching weighted by sigma squared ([NCSN] Eq. 6), averaged over pixels: ½ mean (sigma s + z)².
+
+    Args:
+        score: score network, `score(x, sigma)`.
+        x: (batch, C, H, W) clean images.
+        sigma: (batch,) noise levels.
+        z: standard normal noise like x.
+
+    Returns:
+        Scalar; 0.5 for a network that predicts nothing, 0 for one that knows the noise.
+    """
+    scale = sigma.to(x.dtype)[:, None, None, None]
+    return 0.5 * (scale * score(x + scale * z, sigma) + z).square().mean()
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
+
+    Batch, noise levels and noise of iteration i depend on (seed, i) alone, so a run that is killed and started again
+    from its last checkpoint does what the unbroken run would have done.
+
+    Attributes:
+        iterations: optimisation steps.
+        batch_size: images a step.
+        learning_rate: peak of the schedule.
+        warmup: iterations of linear warm-up.
+        ema_decay: decay of the moving average per iteration, in [0, 1).
+        seed: seed of initialisation-independent randomness (data order, noise).
+        checkpoint_every: iterations between checkpoints.
+        bf16: run the network under bfloat16 autocast (weights, loss and averages stay float32).
+        compile: compile the network with `torch.compile`.
+    """
+
+    iterations: int
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    ema_decay: float = 0.999
+    seed: int = 0
+    checkpoint_every: int = 500
+    bf16: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
+            raise PDSError("trainer.iterations, batch_size and checkpoint_every must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise PDSError(f"trainer.ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def rate(self, iteration: int) -> float:
+        """Learning rate of an iteration."""
+        warm = min(1.0, (iteration + 1) / max(1, self.warmup))
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
+
+    def fit(
+        self,
+        score: nn.Module,
+        images: ImageSource,
+        sample_sigma: Callable[[int, torch.Generator], Tensor],
+        checkpoint: Path,
+        device: torch.device,
+        callback: Callable[[dict[str, float]], None] = lambda metrics: None,
+    ) -> dict[str, Tensor]:
+        """Train `score` in place, from `checkpoint` if it exists.
+
+        Args:
+            score: the score network to train; its parameters are float32.
+            images: training images.
+            sample_sigma: `sample_sigma(n, generator)` draws (n,) training noise levels.
+            checkpoint: file that holds the state of training; written atomically.
+            device: where to train.
+            callback: receives {"iteration", "loss", "learning_rate"} every 50 iterations.
+
+        Returns:
+            The exponential moving average of the parameters, by name, on the CPU.
+        """
+        score = score.to(device, memory_format=torch.channels_last).train()
+        parameters = dict(score.named_parameters())
+        optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
+        ema = {name: p.detach().clone() for name, p in parameters.items()}
+        start = self._restore(checkpoint, parameters, ema, optimizer, device)
+        network = torch.compile(score) if self.compile else score
+        running = None
+        with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
+            for iteration in bar:
+                x, sigma, z = (t.to(device) for t in self._batch(iteration, images, sample_sigma))
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                    loss = denoising_loss(network, x.contiguous(memory_format=torch.channels_last), sigma, z)
+                optimizer.param_groups[0]["lr"] = self.rate(iteration)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+                optimizer.step()
+                # A short memory at the start, so that the average does not remember the initialisation.
+                decay = min(self.ema_decay, (1 + iteration) / (10 + iteration))
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - decay)
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise PDSError(
+                        f"training loss is {value} at iteration {iteration}: lower trainer.learning_rate "
+                        f"(now {self.learning_rate}); the last checkpoint is kept in {checkpoint}"
+                    )
+                running = value if running is None else 0.98 * running + 0.02 * value
+                bar.set_postfix(loss=f"{running:.4f}")
+                if (iteration + 1) % 50 == 0:
+                    callback({"iteration": iteration + 1, "loss": running, "learning_rate": self.rate(iteration)})
+                if (iteration + 1) % self.checkpoint_every == 0 or iteration + 1 == self.iterations:
+                    self._save(checkpoint, iteration + 1, parameters, ema, optimizer)
+        return {name: value.cpu() for name, value in ema.items()}
+
+    def _batch(
+        self, iteration: int, images: ImageSource, sample_sigma: Callable[[int, torch.Generator], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        per_epoch = max(1, len(images) // self.batch_size)
+        epoch, position = divmod(iteration, per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(images))
+        x = to_unit(images.read(order[position * self.batch_size : (position + 1) * self.batch_size]))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
+        sigma = sample_sigma(len(x), generator)
+        return x, sigma, torch.randn(x.shape, generator=generator)
+
+    def _restore(
+        self,
+        checkpoint: Path,
+        parameters: dict[str, nn.Parameter],
+        ema: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ) -> int:
+        if not checkpoint.exists():
+            return 0
+        state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+        for name, parameter in parameters.items():
+            parameter.data.copy_(state["parameters"][name])
+            ema[name].copy_(state["ema"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        log.info("training continues from iteration %d of %d (%s)", state["iteration"], self.iterations, checkpoint)
+        return state["iteration"]
+
+    def _save(
+        self,
+        checkpoint: Path,
+        iteration: int,
+        parameters: dict[str, nn.Parameter],
+        ema: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        state = {
+            "iteration": iteration,
+            "parameters": {name: p.detach() for name, p in parameters.items()},
+            "ema": ema,
+            "optimizer": optimizer.state_dict(),
+        }
+        with atomic_path(checkpoint) as temporary:
+            torch.save(state, temporary)

@@ -1,0 +1,77 @@
+"""What the tests share: golden files, a Gaussian target whose samplers are known exactly, recorded noise."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+torch.set_num_threads(int(os.environ.get("PDS_TEST_THREADS", "2")))
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class Golden:
+    """A golden file: arrays by name, `meta` and `config` decoded."""
+
+    def __init__(self, name: str) -> None:
+        with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+            self.arrays = {key: file[key] for key in file.files}
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[key]))
+
+    def json(self, key: str) -> dict:
+        return json.loads(str(self.arrays[key]))
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        return {key[len(prefix) :]: self[key] for key in self.arrays if key.startswith(prefix)}
+
+
+class RecordedNoise:
+    """The draws of a golden trajectory, in their order."""
+
+    def __init__(self, draws: list[Tensor]) -> None:
+        self.draws = iter(draws)
+
+    def normal(self) -> Tensor:
+        return next(self.draws)
+
+    uniform = normal
+
+
+class GaussianTarget:
+    """Images drawn from N(mean, F^-1 diag(p) F), p (H, W) the variance of each orthonormal Fourier mode: the exact score."""
+
+    def __init__(self, power: Tensor, mean: float = 0.0) -> None:
+        self.power, self.mean = power, mean
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2((x - self.mean).double())
+        return -torch.fft.ifft2(spectrum / (self.power + sigma.double().square()[:, None, None, None])).real.to(x.dtype)
+
+
+def mode_variance(x: Tensor) -> Tensor:
+    """(H, W) variance of each orthonormal Fourier mode over batch and channels."""
+    return torch.fft.fft2(x.double(), norm="ortho").abs().square().mean((0, 1))
+
+
+def natural_power(size: int) -> Tensor:
+    """(size, size) spectrum falling with frequency like that of natural images."""
+    k = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    return 4.0 / (1 + k[:, None] ** 2 + k[None, :] ** 2)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data sets, where there is one."""
+    candidates = [os.environ.get("PDS_DATA"), Path(__file__).parents[2] / "shared" / "data"]
+    for root in filter(None, candidates):
+        if (Path(root) / "mnist").is_dir():
+            return Path(root)
+    pytest.skip("real data sets not found: set PDS_DATA to a folder with mnist/ in it")

@@ -1,0 +1,167 @@
+"""The operator against its definition: dense complex matrices, adjoints, inverses, and refusals."""
+
+import pytest
+import torch
+
+from pds.errors import PDSError
+from pds.preconditioning.filters import Region, parametric_filter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.preconditioning.solenoids import fourier_solenoid, shift_solenoid
+
+SHAPES = [(2, 8, 8), (1, 7, 9), (1, 6, 11), (3, 28, 28)]
+
+
+def even_filter(shape, seed=0):
+    R = 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return 0.5 * (R + torch.roll(R.flip(-2, -1), (1, 1), (-2, -1)))
+
+
+def space_filter(shape, seed=1):
+    return 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def images(shape, seed=2):
+    return torch.randn((3, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def full_complex(z, R, A):
+    """P z as the papers write it: full complex transforms in double precision."""
+    spectrum = torch.fft.fft2(z.double() / A) / R
+    back = torch.fft.ifft2(spectrum)
+    assert back.imag.abs().max() < 1e-6 * back.real.abs().max()
+    return back.real
+
+
+def inner(x, y):
+    return (x.double() * y.double()).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_spectrum_is_the_full_complex_operator(shape):
+    R, A, z = even_filter(shape), space_filter(shape), images(shape)
+    P = FourierPreconditioner(shape, R, A)
+    torch.testing.assert_close(P.noise(z).double(), full_complex(z, R, A), rtol=1e-5, atol=1e-5)
+    transposed = torch.fft.ifft2(torch.fft.fft2(z.double()) / R).real / A
+    torch.testing.assert_close(P.drift(z).double(), full_complex(transposed, R, A), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_P_inverts_M_and_the_drift_is_its_square(shape):
+    R, A, z, y = even_filter(shape), space_filter(shape), images(shape), images(shape, 5)
+    P = FourierPreconditioner(shape, R, A)
+    M_of_Pz = A * torch.fft.ifft2(R * torch.fft.fft2(P.noise(z).double())).real
+    torch.testing.assert_close(M_of_Pz.float(), z, rtol=1e-4, atol=1e-5)
+    # <P P^T f, y> = <P^T f, P^T y>: symmetric, and positive.
+    torch.testing.assert_close(inner(P.drift(z), y), inner(z, P.drift(y)), rtol=1e-4, atol=1e-3)
+    assert (inner(P.drift(z), z) > 0).all()
+    # P P^T = (P)(P^T) measured with P alone: <P P^T f, f> = |P^T f|^2 and <P y, z> = <y, P^T z>.
+    transposed = torch.fft.ifft2(torch.fft.fft2(z.double()) / R).real / A
+    torch.testing.assert_close(inner(P.noise(y), z), inner(y, transposed), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(inner(P.drift(z), z), inner(transposed, transposed), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("space", [None, "pixels"])
+def test_one_step_is_the_sum_of_its_parts(space):
+    shape = (2, 8, 8)
+    x, f, z, s = (images(shape, seed) for seed in range(4))
+    P = FourierPreconditioner(
+        shape, even_filter(shape), space_filter(shape) if space else None, shift_solenoid((8, 8), "S3"), omega=0.7
+    )
+    torch.testing.assert_close(P.step(x, f, 0.3, z, s), x + P.drift(f, s) + 0.3 * P.noise(z), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(P.step(x, f, 0.3, z), x + P.drift(f) + 0.3 * P.noise(z), rtol=1e-5, atol=1e-5)
+
+
+def test_filters_of_one_are_the_identity():
+    shape = (1, 8, 8)
+    x, f, z = (images(shape, seed) for seed in range(3))
+    ones = FourierPreconditioner(shape, torch.ones(shape), torch.ones(shape))
+    torch.testing.assert_close(ones.step(x, f, 0.3, z), Identity().step(x, f, 0.3, z), rtol=0, atol=2e-6)
+    assert torch.equal(Identity().step(x, f, 0.3, z), x + f + 0.3 * z)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 11), (28, 28)])
+@pytest.mark.parametrize("operator", ["S1", "S2", "S3", "spectral"])
+def test_solenoids_are_skew_and_not_zero(size, operator):
+    h = fourier_solenoid(size, operator) if operator == "spectral" else shift_solenoid(size, operator)
+    S = FourierPreconditioner((1, *size), solenoid=h, omega=1.0)
+    x, y = images((1, *size)), images((1, *size), 9)
+    Sx, Sy = S.drift(x) - x, S.drift(y) - y
+    assert (inner(x, Sx).abs() < 1e-5 * inner(x, x)).all()
+    torch.testing.assert_close(inner(Sx, y), -inner(x, Sy), rtol=1e-4, atol=1e-3)
+    assert Sx.abs().max() > 0.1
+
+
+def test_shift_solenoids_are_the_printed_shifts():
+    x = images((1, 8, 10)).double()
+    for operator, (down, right) in {"S1": (0, 1), "S2": (1, 0), "S3": (1, 1)}.items():
+        h = shift_solenoid((8, 10), operator)
+        spectral = torch.fft.ifft2(1j * h * torch.fft.fft2(x)).real
+        P = torch.roll(x, (down, right), (-2, -1))
+        transposed = torch.roll(x, (-down, -right), (-2, -1))
+        torch.testing.assert_close(spectral, P - transposed)
+
+
+def dft_matrix(n):
+    k = torch.arange(n, dtype=torch.float64)
+    return torch.exp(-2j * torch.pi * k[:, None] * k[None, :] / n)
+
+
+def test_the_printed_zero_solenoids_are_zero_by_their_own_definition(caplog):
+    n = 6
+    F = torch.kron(dft_matrix(n), dft_matrix(n))
+    assert (F - F.T).real.abs().max() < 1e-12
+    unitary = F / n
+    assert (unitary - unitary.conj().T).real.abs().max() < 1e-12
+    for operator, shift in {"S4": (0, 1), "S5": (1, 0), "S6": (1, 1)}.items():
+        pixels = torch.eye(n * n, dtype=torch.float64).reshape(n * n, n, n)
+        P = torch.roll(pixels, shift, (-2, -1)).reshape(n * n, n * n).T.to(F.dtype)
+        assert (unitary @ (P - P.T) @ unitary.conj().T).real.abs().max() < 1e-12
+        with caplog.at_level("WARNING"):
+            assert not shift_solenoid((n, n), operator).any()
+        assert caplog.text.count(f"the solenoid {operator}") == 1
+    for form in ("re_f_minus_ft", "re_f_minus_finv"):
+        assert not fourier_solenoid((n, n), form).any()
+    assert caplog.text.count("zero operator") == 5
+
+
+@pytest.mark.parametrize("region", Region.__args__)
+@pytest.mark.parametrize("size", [(28, 28), (27, 31), (96, 96), (12, 20)])
+def test_parametric_filters_are_even_and_on_the_side_they_name(region, size):
+    R = parametric_filter((2, *size), r=0.2, lam=1.6, region=region)
+    FourierPreconditioner((2, *size), R)
+    assert sorted(R.unique().tolist()) == pytest.approx([1.0, 1.6])
+    dc, nyquist = R[0, 0, 0].item(), R[0, size[0] // 2, size[1] // 2].item()
+    assert (dc, nyquist) == pytest.approx(
+        {"outside_low": (1.0, 1.6), "outside_high": (1.6, 1.0), "inside_high": (1.0, 1.6)}[region]
+    )
+
+
+def test_parametric_disc_has_radius_sqrt2_r():
+    R = parametric_filter((1, 100, 100), r=0.2, lam=2.0, region="outside_low")[0]
+    assert R[0, 28] == 1  # sqrt(2) * 20 = 28.28
+    assert R[0, 29] == 2
+    assert R[20, 20] == 1
+    assert R[20, 21] == 2
+
+
+def test_refusals_name_the_fault():
+    shape = (1, 8, 8)
+    uneven = torch.ones(shape)
+    uneven[0, 1, 2] = 1.5
+    cases = [
+        (lambda: FourierPreconditioner(shape, uneven), r"even.*asymmetry is 0\.5"),
+        (lambda: FourierPreconditioner(shape, torch.ones(1, 8, 9)), r"\(1, 8, 9\).*\(1, 8, 8\)"),
+        (lambda: FourierPreconditioner(shape, torch.zeros(shape)), "positive"),
+        (lambda: FourierPreconditioner(shape, space=-torch.ones(shape)), "space.*positive"),
+        (lambda: FourierPreconditioner(shape, solenoid=torch.ones(8, 8), omega=1.0), "odd"),
+        (lambda: FourierPreconditioner(shape, omega=-1.0), "omega"),
+        (lambda: parametric_filter(shape, 0.2, 0.0), "filter.lam must be positive"),
+        (lambda: parametric_filter(shape, 0.6, 1.5), r"filter.r must be in \(0, 0.5\]"),
+        (lambda: parametric_filter(shape, 0.2, 1.5, "everywhere"), "outside_low, outside_high, inside_high"),
+        (lambda: shift_solenoid((8, 8), "S7"), "S1, S2, S3, S4, S5, S6"),
+        (lambda: fourier_solenoid((8, 8), "curl"), "spectral, re_f_minus_ft, re_f_minus_finv"),
+    ]
+    for build, says in cases:
+        with pytest.raises(PDSError, match=says) as error:
+            build()
+        assert "\n" not in str(error.value)

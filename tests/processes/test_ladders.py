@@ -1,0 +1,36 @@
+import pytest
+import torch
+from conftest import Golden
+
+from pds.errors import PDSError
+from pds.processes.ladders import geometric_ladder, visit_levels
+
+
+def test_published_ladders_and_step_sizes():
+    golden = Golden("schedule/ncsn_family")
+    for name, setting in golden.json("meta").items():
+        if not isinstance(setting, dict) or "num_classes" not in setting:
+            continue
+        sigmas = geometric_ladder(setting["sigma_begin"], setting["sigma_end"], setting["num_classes"])
+        torch.testing.assert_close(sigmas, golden[f"{name}/sigmas"].double(), rtol=1e-5, atol=0)
+        step_size = setting["step_lr"] / sigmas[-1] ** 2
+        torch.testing.assert_close(step_size * sigmas**2, golden[f"{name}/step_sizes"].double(), rtol=1e-5, atol=0)
+
+
+def test_iterations_are_spread_over_levels():
+    sigmas = geometric_ladder(1, 0.01, 10)
+    assert visit_levels(sigmas, 20).tolist() == sigmas.repeat_interleave(2).tolist()
+    assert visit_levels(sigmas, 10, 5).tolist() == [*[1.0] * 5, *[sigmas[-1].item()] * 5]
+    few = visit_levels(sigmas, 4)
+    assert few[0] == sigmas[0]
+    assert few[-1] == sigmas[-1]
+    assert set(few.tolist()) <= set(sigmas.tolist())
+
+
+@pytest.mark.parametrize(
+    ("iterations", "steps", "says"), [(25, None, "20, 30"), (25, 2, "20"), (0, None, "at least 1"), (3, 2, "2, 4")]
+)
+def test_an_impossible_T_names_the_possible_ones(iterations, steps, says):
+    with pytest.raises(PDSError, match=says) as error:
+        visit_levels(geometric_ladder(1, 0.01, 10), iterations, steps)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,172 @@
+"""Annealed Langevin dynamics against the published trajectories and against the exact Gaussian recursion."""
+
+import pytest
+import torch
+from conftest import GaussianTarget, Golden, RecordedNoise, mode_variance, natural_power
+
+from pds.errors import PDSError
+from pds.models.ncsn import NCSN
+from pds.models.scores import LadderScore
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import parametric_filter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.preconditioning.solenoids import fourier_solenoid, shift_solenoid
+from pds.processes.ladders import geometric_ladder
+from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.score import CountedScore
+
+
+def golden_score(golden, sigmas):
+    rule = golden.json("meta")["score"]
+    if rule["type"] == "network":
+        weights = Golden(rule["weights_file"].removeprefix("public/").removesuffix(".npz"))
+        config = weights.json("config")
+        network = NCSN(config["data"]["channels"], config["model"]["ngf"], config["model"]["num_classes"])
+        network.load_state_dict(weights.under("w/"))
+        return LadderScore(network.eval(), sigmas)
+    table = golden["sigmas"].float()
+    labelled = lambda x, label: -(x - golden["mu"]) / (rule["c"] + table[label].square()[:, None, None, None])  # noqa: E731
+    return Labelled(labelled, sigmas)
+
+
+class Labelled(torch.nn.Module):
+    """A function of (x, label) as a score of (x, sigma), through the adapter that networks use."""
+
+    def __init__(self, function, sigmas):
+        super().__init__()
+        self.adapter = LadderScore(torch.nn.Identity(), sigmas)
+        self.function = function
+
+    def forward(self, x, sigma):
+        return self.function(x, self.adapter.label(sigma))
+
+
+CASES = ["ncsn_ald_analytic", "ncsn_ald_network", "ncsnv2_ald_denoise_analytic", "ncsnv2_ald_nodenoise_analytic"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_trajectories(case):
+    golden = Golden(f"sampler/{case}")
+    hyper = golden.json("meta")["hyper"]
+    sigmas = geometric_ladder(hyper["sigma_begin"], hyper["sigma_end"], hyper["num_classes"])
+    sampler = AnnealedLangevin(
+        iterations=hyper["num_classes"] * hyper["n_steps_each"],
+        step_size=hyper["step_lr"] / hyper["sigma_end"] ** 2,
+        denoise=hyper.get("denoise", False),
+    )
+    score = CountedScore(golden_score(golden, sigmas))
+    noise = RecordedNoise(list(golden.under("noise/").values()))
+    levels = sampler.levels(sigmas)
+    x = sampler.prior(noise, levels, Identity())
+    assert torch.equal(x, golden["x_init"])
+    steps = []
+    with torch.no_grad():
+        final = sampler(score, x, levels, Identity(), noise, lambda i, sigma, x: steps.append(x))
+    tolerance = {"rtol": 0, "atol": 1e-3 * golden["steps/x"].abs().max().item()}
+    torch.testing.assert_close(torch.stack(steps), golden["steps/x"], **tolerance)
+    torch.testing.assert_close(final, golden["final"], rtol=0, atol=1e-3 * golden["final"].abs().max().item())
+    assert score.nfe == len(golden["net/labels"])
+
+
+SIZE = 8
+R = parametric_filter((1, SIZE, SIZE), 0.2, 0.8)
+PRECONDITIONERS = {
+    "vanilla": Identity(),
+    "P": FourierPreconditioner((1, SIZE, SIZE), R),
+    "S": FourierPreconditioner((1, SIZE, SIZE), solenoid=shift_solenoid((SIZE, SIZE), "S3"), omega=0.3),
+    "P and S": FourierPreconditioner((1, SIZE, SIZE), R, solenoid=fourier_solenoid((SIZE, SIZE), "spectral"), omega=0.5),
+}
+TURNS = {"S": 0.3 * shift_solenoid((SIZE, SIZE), "S3"), "P and S": 0.5 * fourier_solenoid((SIZE, SIZE), "spectral")}
+
+
+def gains(name):
+    """(H, W) m^2 and omega h of a preconditioner, from the filters it was made of."""
+    m2 = R[0].double() ** -2 if name.startswith("P") else torch.ones(SIZE, SIZE, dtype=torch.float64)
+    return m2, TURNS.get(name, torch.zeros(SIZE, SIZE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_the_variance_of_every_frequency_follows_the_exact_recursion(name):
+    power, levels, images = natural_power(SIZE), geometric_ladder(1, 0.1, 4).repeat_interleave(2), 12_000
+    sampler = AnnealedLangevin(iterations=8, step_size=0.6, denoise=False)
+    noise = ImageNoise(3, torch.arange(images), (1, SIZE, SIZE))
+    x = noise.normal()
+    final = sampler(GaussianTarget(power), x, levels, PRECONDITIONERS[name], noise)
+    m2, turn = gains(name)
+    v = torch.ones(SIZE, SIZE, dtype=torch.float64)
+    for sigma in levels.tolist():
+        a, q = 0.6 * sigma**2, power + sigma**2
+        v = ((1 - a * m2 / q) ** 2 + (a * turn / q) ** 2) * v + 2 * a * m2
+    # |F x|^2 / v is chi-square with one (DC, Nyquist) or two degrees of freedom: 5 standard deviations.
+    torch.testing.assert_close(mode_variance(final) / v, torch.ones_like(v), rtol=0, atol=5 * (2 / images) ** 0.5)
+
+
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_small_steps_converge_to_the_target(name):
+    # The theorems of the papers: P and S change the path, not the stationary law. Fast modes need many small steps.
+    power, sigma, images = natural_power(4) / 4, 0.5, 6_000
+    shape = (1, 4, 4)
+    R4 = parametric_filter(shape, 0.3, 0.8)
+    S4 = 0.5 * fourier_solenoid((4, 4), "spectral")
+    P = {
+        "vanilla": Identity(),
+        "P": FourierPreconditioner(shape, R4),
+        "S": FourierPreconditioner(shape, solenoid=S4, omega=1.0),
+        "P and S": FourierPreconditioner(shape, R4, solenoid=S4, omega=1.0),
+    }[name]
+    noise = ImageNoise(4, torch.arange(images), shape)
+    sampler = AnnealedLangevin(iterations=300, step_size=0.1, denoise=False)
+    final = sampler(GaussianTarget(power), 3 * noise.normal(), torch.full((300,), sigma), P, noise)
+    target = power + sigma**2
+    # A step of size a leaves a relative bias of a m^2 / (2 q) at most: 8% here; sampling error 5 sigma.
+    torch.testing.assert_close(
+        mode_variance(final) / target, torch.ones_like(target), rtol=0, atol=0.08 + 5 * (2 / images) ** 0.5
+    )
+
+
+def test_a_biased_rule_would_be_seen():
+    # P on the drift alone, without P on the noise, has another law: the test above must be able to tell.
+    class Wrong(FourierPreconditioner):
+        def step(self, x, f, g, z, score_part=None):
+            return x + self.drift(f) + g * z
+
+    shape, images = (1, 4, 4), 6_000
+    noise = ImageNoise(4, torch.arange(images), shape)
+    sampler = AnnealedLangevin(iterations=300, step_size=0.1, denoise=False)
+    wrong = Wrong(shape, parametric_filter(shape, 0.3, 0.8))
+    power = natural_power(4) / 4
+    final = sampler(GaussianTarget(power), 3 * noise.normal(), torch.full((300,), 0.5), wrong, noise)
+    assert (mode_variance(final) / (power + 0.25) - 1).abs().max() > 0.2
+
+
+def test_the_identity_is_no_preconditioner_to_the_bit():
+    power, levels = natural_power(SIZE), geometric_ladder(1, 0.1, 4)
+    score, sampler = GaussianTarget(power), AnnealedLangevin(iterations=4, step_size=0.6)
+    noise = ImageNoise(0, torch.arange(3), (1, SIZE, SIZE))
+    final = sampler(score, noise.uniform(), levels, Identity(), noise)
+    noise = ImageNoise(0, torch.arange(3), (1, SIZE, SIZE))
+    x = noise.uniform()
+    for sigma in levels.tolist():
+        a = 0.6 * sigma**2
+        x = x + a * score(x, torch.full((3,), sigma)) + (2 * a) ** 0.5 * noise.normal()
+    assert torch.equal(final, x + sigma**2 * score(x, torch.full((3,), sigma)))
+
+
+def test_the_stability_bound_is_the_one_that_diverges(caplog):
+    # Just below the bound a mode without variance stays bounded, just above it grows.
+    shape = (1, SIZE, SIZE)
+    P = FourierPreconditioner(shape, R, solenoid=shift_solenoid((SIZE, SIZE), "S1"), omega=0.4)
+    limit = 2 / P.stiffness()[1]
+    growth = {}
+    for factor in (0.98, 1.02):
+        noise = ImageNoise(0, torch.arange(2), shape)
+        sampler = AnnealedLangevin(iterations=2000, step_size=factor * limit, denoise=False)
+        x = sampler(GaussianTarget(torch.zeros(SIZE, SIZE)), noise.normal(), torch.ones(2000), P, noise)
+        growth[factor] = x.abs().max().item()
+    assert growth[0.98] < 100
+    assert growth[1.02] > 1e6
+    assert "stable only where the data have variance" in caplog.text
+    with pytest.raises(PDSError, match=r"step_size=2 diverges.*below 2"):
+        AnnealedLangevin(iterations=10, step_size=2.0).check(Identity())
+    with pytest.raises(PDSError, match="positive"):
+        AnnealedLangevin(iterations=10, step_size=0.0)
