@@ -25,6 +25,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+ASSETS = Path(__file__).parent / "assets"
+
+
+def locate(path: str | Path) -> Path:
+    """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
+    text = str(path)
+    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else Path(text).expanduser()
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:

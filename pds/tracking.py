@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
 from pds.errors import PDSError
@@ -43,7 +43,7 @@ class MetricsFile:
             os.fsync(file.fileno())
 
 
-def _cut_half_line(file: Any) -> None:
+def _cut_half_line(file: BinaryIO) -> None:
     file.seek(0)
     content_end = end = file.seek(0, os.SEEK_END)
     while content_end > 0:
@@ -237,7 +237,7 @@ class _WandbRun:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
-            # W&B stages tables in the user's home, where a later upload from a copy of the run directory misses them.
+            # W&B would stage tables for a later upload in the user's home, apart from the run that needs them.
             with _environment("WANDB_DATA_DIR", str(self._folder)):
                 self._run.log({name: table})
 
@@ -253,7 +253,7 @@ class _WandbRun:
             uploaded = not self._run.offline
         if not uploaded:
             with _warn("naming the run's folder"):
-                command = shlex.join(["wandb", "sync", str(self._run.sync_dir)])
+                command = shlex.join(["wandb", "sync", os.path.abspath(self._run.sync_dir)])
                 log.info("the Weights & Biases run is kept on this machine; to upload it: %s", command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pds.data.images import ImageSource, to_unit
 from pds.errors import PDSError
-from pds.files import atomic_path
+from pds.files import atomic_path, locate
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +61,13 @@ class DatasetStatistics:
             )
 
     @classmethod
-    def load(cls, path: Path) -> DatasetStatistics:
+    def load(cls, path: str | Path) -> DatasetStatistics:
         """Read what `save` wrote; anything else is a `PDSError`."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(locate(path), allow_pickle=False) as file:
                 arrays = [torch.from_numpy(file[key]) for key in ("power", "mean", "second_moment")]
                 provenance = json.loads(str(file["provenance"]))
-        except (OSError, KeyError, ValueError, EOFError) as error:
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
         return cls(provenance["dataset"], *arrays, provenance)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pds.errors import PDSError
-from pds.files import atomic_path, sha256
+from pds.files import atomic_path, locate, sha256
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         PDSError: for a missing, truncated or hostile file, or one without tensors by name.
     """
-    path = Path(path).expanduser()
+    path = locate(path)
     if not path.is_file():
         raise PDSError(f"checkpoint {path} does not exist: set model.checkpoint to a weights file")
     if path.suffix == ".safetensors":
@@ -61,8 +61,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
             raise PDSError(
-                f"{path} cannot be read as plain weights ({_first_line(error)}): it is truncated, not a checkpoint, or holds code, "
-                "which is never executed here"
+                f"{path} cannot be read as plain weights ({_first_line(error)}): it is truncated, no checkpoint, or "
+                "holds code, which is never executed here"
             ) from None
         # [NCSN] saves [model state, optimizer state]; its weights are no averages.
         is_list = isinstance(content, (list, tuple)) and len(content) > 0

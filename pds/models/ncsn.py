@@ -3,9 +3,16 @@ Data Distribution*, NeurIPS 2019 ([NCSN] appendix A). Parameter names and shapes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pds.errors import PDSError
+from pds.models.checkpoints import load_weights
+from pds.models.scores import LadderScore, ScoreModel
+from pds.processes.ladders import geometric_ladder
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -202,3 +209,30 @@ class NCSN(nn.Module):
         for refine, skip in ((self.refine2, skips[2]), (self.refine3, skips[1]), (self.refine4, skips[0])):
             h = refine([skip, h], label)
         return self.end_conv(F.elu(self.normalizer(h, label)))
+
+
+def ncsn(
+    shape: Sequence[int],
+    width: int,
+    sigma_begin: float,
+    sigma_end: float,
+    levels: int,
+    checkpoint: str | None = None,
+    rescale: bool = True,
+) -> ScoreModel:
+    """An NCSN with its noise ladder and its weights, ready to sample or to train.
+
+    Args:
+        shape: (C, H, W) of its images; H and W even.
+        width, levels, rescale: as for `NCSN`.
+        sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
+        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
+    """
+    channels, height, wide = shape
+    if height % 2 or wide % 2:
+        raise PDSError(f"NCSN halves its images once: their height and width must be even, got {height}x{wide}")
+    sigmas = geometric_ladder(sigma_begin, sigma_end, levels)
+    network = NCSN(channels, width, levels, rescale).eval()
+    weights = None if checkpoint is None else load_weights(network, checkpoint)
+    title = f"NCSN (width {width}, {levels} levels) {channels}x{height}x{wide}"
+    return ScoreModel(title, LadderScore(network, sigmas), sigmas, (channels, height, wide), weights)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
+
+from pds.models.checkpoints import Checkpoint
 
 
 class LadderScore(nn.Module):
@@ -27,3 +31,22 @@ class LadderScore(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.network(x, self.label(sigma)).float()
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """A network ready to sample: the score and what it was trained on.
+
+    Attributes:
+        title: what tables call it.
+        score: `score(x, sigma)`, in evaluation mode.
+        sigmas: (L,) float64 descending noise levels it knows.
+        shape: (C, H, W) of its images.
+        checkpoint: where the weights come from, or None for random weights.
+    """
+
+    title: str
+    score: nn.Module
+    sigmas: Tensor
+    shape: tuple[int, int, int]
+    checkpoint: Checkpoint | None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pds.errors import PDSError
+from pds.preconditioning.filters import Filter, LazyStatistics, Shape
+from pds.preconditioning.solenoids import Solenoid
 
 
 class Preconditioner(Protocol):
@@ -82,7 +84,7 @@ class FourierPreconditioner:
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shape: Shape,
         frequency: Tensor | None = None,
         space: Tensor | None = None,
         solenoid: Tensor | None = None,
@@ -144,7 +146,26 @@ class FourierPreconditioner:
         return x + self._back(self._transposed(f) + g * self._forward(z), f if score_part is None else score_part)
 
 
-def _checked(mask: Tensor | None, shape: tuple[int, int, int], name: str) -> Tensor:
+def build_preconditioner(
+    filter: Filter, solenoid: Solenoid, shape: Shape, statistics: LazyStatistics, device: torch.device | str = "cpu"
+) -> Preconditioner:
+    """P and S from their makers; `Identity()` where neither does anything.
+
+    Args:
+        filter: makes R and A.
+        solenoid: makes S.
+        shape: (C, H, W) of the images that the model samples.
+        statistics: called when the filter needs the statistics of the data set.
+        device: where to sample.
+    """
+    R, A = filter.frequency(shape, statistics), filter.space(shape, statistics)
+    h = solenoid.spectrum(shape[1:])
+    if R is None and A is None and h is None:
+        return Identity()
+    return FourierPreconditioner(shape, R, A, h, solenoid.omega, device)
+
+
+def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
     if mask is None:
         return torch.ones(shape)
     if tuple(mask.shape) != tuple(shape):

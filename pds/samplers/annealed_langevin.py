@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,11 +12,10 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.ladders import visit_levels
+from pds.samplers.sampler import Callback
 from pds.score import Score
 
 log = logging.getLogger(__name__)
-
-Callback = Callable[[int, float, Tensor], None]
 
 
 @dataclass(frozen=True)

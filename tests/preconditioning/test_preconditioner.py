@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pds.errors import PDSError
-from pds.preconditioning.filters import Region, parametric_filter
+from pds.preconditioning.filters import REGIONS, ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
-from pds.preconditioning.solenoids import fourier_solenoid, shift_solenoid
+from pds.preconditioning.solenoids import FourierSolenoid, ShiftSolenoid
 
 SHAPES = [(2, 8, 8), (1, 7, 9), (1, 6, 11), (3, 28, 28)]
 
@@ -65,7 +65,7 @@ def test_one_step_is_the_sum_of_its_parts(space):
     shape = (2, 8, 8)
     x, f, z, s = (images(shape, seed) for seed in range(4))
     P = FourierPreconditioner(
-        shape, even_filter(shape), space_filter(shape) if space else None, shift_solenoid((8, 8), "S3"), omega=0.7
+        shape, even_filter(shape), space_filter(shape) if space else None, ShiftSolenoid("S3", 1.0).spectrum((8, 8)), omega=0.7
     )
     torch.testing.assert_close(P.step(x, f, 0.3, z, s), x + P.drift(f, s) + 0.3 * P.noise(z), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(P.step(x, f, 0.3, z), x + P.drift(f) + 0.3 * P.noise(z), rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_filters_of_one_are_the_identity():
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 11), (28, 28)])
 @pytest.mark.parametrize("operator", ["S1", "S2", "S3", "spectral"])
 def test_solenoids_are_skew_and_not_zero(size, operator):
-    h = fourier_solenoid(size, operator) if operator == "spectral" else shift_solenoid(size, operator)
+    h = FourierSolenoid(operator, 1.0).spectrum(size) if operator == "spectral" else ShiftSolenoid(operator, 1.0).spectrum(size)
     S = FourierPreconditioner((1, *size), solenoid=h, omega=1.0)
     x, y = images((1, *size)), images((1, *size), 9)
     Sx, Sy = S.drift(x) - x, S.drift(y) - y
@@ -94,7 +94,7 @@ def test_solenoids_are_skew_and_not_zero(size, operator):
 def test_shift_solenoids_are_the_printed_shifts():
     x = images((1, 8, 10)).double()
     for operator, (down, right) in {"S1": (0, 1), "S2": (1, 0), "S3": (1, 1)}.items():
-        h = shift_solenoid((8, 10), operator)
+        h = ShiftSolenoid(operator, 1.0).spectrum((8, 10))
         spectral = torch.fft.ifft2(1j * h * torch.fft.fft2(x)).real
         P = torch.roll(x, (down, right), (-2, -1))
         transposed = torch.roll(x, (-down, -right), (-2, -1))
@@ -117,17 +117,17 @@ def test_the_printed_zero_solenoids_are_zero_by_their_own_definition(caplog):
         P = torch.roll(pixels, shift, (-2, -1)).reshape(n * n, n * n).T.to(F.dtype)
         assert (unitary @ (P - P.T) @ unitary.conj().T).real.abs().max() < 1e-12
         with caplog.at_level("WARNING"):
-            assert not shift_solenoid((n, n), operator).any()
+            assert not ShiftSolenoid(operator, 1.0).spectrum((n, n)).any()
         assert caplog.text.count(f"the solenoid {operator}") == 1
     for form in ("re_f_minus_ft", "re_f_minus_finv"):
-        assert not fourier_solenoid((n, n), form).any()
+        assert not FourierSolenoid(form, 1.0).spectrum((n, n)).any()
     assert caplog.text.count("zero operator") == 5
 
 
-@pytest.mark.parametrize("region", Region.__args__)
+@pytest.mark.parametrize("region", REGIONS)
 @pytest.mark.parametrize("size", [(28, 28), (27, 31), (96, 96), (12, 20)])
 def test_parametric_filters_are_even_and_on_the_side_they_name(region, size):
-    R = parametric_filter((2, *size), r=0.2, lam=1.6, region=region)
+    R = ParametricFilter(0.2, 1.6, region).frequency((2, *size))
     FourierPreconditioner((2, *size), R)
     assert sorted(R.unique().tolist()) == pytest.approx([1.0, 1.6])
     dc, nyquist = R[0, 0, 0].item(), R[0, size[0] // 2, size[1] // 2].item()
@@ -137,7 +137,7 @@ def test_parametric_filters_are_even_and_on_the_side_they_name(region, size):
 
 
 def test_parametric_disc_has_radius_sqrt2_r():
-    R = parametric_filter((1, 100, 100), r=0.2, lam=2.0, region="outside_low")[0]
+    R = ParametricFilter(0.2, 2.0).frequency((1, 100, 100))[0]
     assert R[0, 28] == 1  # sqrt(2) * 20 = 28.28
     assert R[0, 29] == 2
     assert R[20, 20] == 1
@@ -155,11 +155,11 @@ def test_refusals_name_the_fault():
         (lambda: FourierPreconditioner(shape, space=-torch.ones(shape)), "space.*positive"),
         (lambda: FourierPreconditioner(shape, solenoid=torch.ones(8, 8), omega=1.0), "odd"),
         (lambda: FourierPreconditioner(shape, omega=-1.0), "omega"),
-        (lambda: parametric_filter(shape, 0.2, 0.0), "filter.lam must be positive"),
-        (lambda: parametric_filter(shape, 0.6, 1.5), r"filter.r must be in \(0, 0.5\]"),
-        (lambda: parametric_filter(shape, 0.2, 1.5, "everywhere"), "outside_low, outside_high, inside_high"),
-        (lambda: shift_solenoid((8, 8), "S7"), "S1, S2, S3, S4, S5, S6"),
-        (lambda: fourier_solenoid((8, 8), "curl"), "spectral, re_f_minus_ft, re_f_minus_finv"),
+        (lambda: ParametricFilter(0.2, 0.0), "filter.lam must be positive"),
+        (lambda: ParametricFilter(0.6, 1.5), r"filter.r must be in \(0, 0.5\]"),
+        (lambda: ParametricFilter(0.2, 1.5, "everywhere"), "outside_low, outside_high, inside_high"),
+        (lambda: ShiftSolenoid("S7", 1.0).spectrum((8, 8)), "S1, S2, S3, S4, S5, S6"),
+        (lambda: FourierSolenoid("curl", 1.0).spectrum((8, 8)), "spectral, re_f_minus_ft, re_f_minus_finv"),
     ]
     for build, says in cases:
         with pytest.raises(PDSError, match=says) as error:

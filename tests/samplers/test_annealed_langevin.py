@@ -8,9 +8,9 @@ from pds.errors import PDSError
 from pds.models.ncsn import NCSN
 from pds.models.scores import LadderScore
 from pds.noise import ImageNoise
-from pds.preconditioning.filters import parametric_filter
+from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
-from pds.preconditioning.solenoids import fourier_solenoid, shift_solenoid
+from pds.preconditioning.solenoids import FourierSolenoid, ShiftSolenoid
 from pds.processes.ladders import geometric_ladder
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.score import CountedScore
@@ -69,14 +69,19 @@ def test_published_trajectories(case):
 
 
 SIZE = 8
-R = parametric_filter((1, SIZE, SIZE), 0.2, 0.8)
+R = ParametricFilter(0.2, 0.8).frequency((1, SIZE, SIZE))
 PRECONDITIONERS = {
     "vanilla": Identity(),
     "P": FourierPreconditioner((1, SIZE, SIZE), R),
-    "S": FourierPreconditioner((1, SIZE, SIZE), solenoid=shift_solenoid((SIZE, SIZE), "S3"), omega=0.3),
-    "P and S": FourierPreconditioner((1, SIZE, SIZE), R, solenoid=fourier_solenoid((SIZE, SIZE), "spectral"), omega=0.5),
+    "S": FourierPreconditioner((1, SIZE, SIZE), solenoid=ShiftSolenoid("S3", 1.0).spectrum((SIZE, SIZE)), omega=0.3),
+    "P and S": FourierPreconditioner(
+        (1, SIZE, SIZE), R, solenoid=FourierSolenoid("spectral", 1.0).spectrum((SIZE, SIZE)), omega=0.5
+    ),
 }
-TURNS = {"S": 0.3 * shift_solenoid((SIZE, SIZE), "S3"), "P and S": 0.5 * fourier_solenoid((SIZE, SIZE), "spectral")}
+TURNS = {
+    "S": 0.3 * ShiftSolenoid("S3", 1.0).spectrum((SIZE, SIZE)),
+    "P and S": 0.5 * FourierSolenoid("spectral", 1.0).spectrum((SIZE, SIZE)),
+}
 
 
 def gains(name):
@@ -106,8 +111,8 @@ def test_small_steps_converge_to_the_target(name):
     # The theorems of the papers: P and S change the path, not the stationary law. Fast modes need many small steps.
     power, sigma, images = natural_power(4) / 4, 0.5, 6_000
     shape = (1, 4, 4)
-    R4 = parametric_filter(shape, 0.3, 0.8)
-    S4 = 0.5 * fourier_solenoid((4, 4), "spectral")
+    R4 = ParametricFilter(0.3, 0.8).frequency(shape)
+    S4 = 0.5 * FourierSolenoid("spectral", 1.0).spectrum((4, 4))
     P = {
         "vanilla": Identity(),
         "P": FourierPreconditioner(shape, R4),
@@ -133,7 +138,7 @@ def test_a_biased_rule_would_be_seen():
     shape, images = (1, 4, 4), 6_000
     noise = ImageNoise(4, torch.arange(images), shape)
     sampler = AnnealedLangevin(iterations=300, step_size=0.1, denoise=False)
-    wrong = Wrong(shape, parametric_filter(shape, 0.3, 0.8))
+    wrong = Wrong(shape, ParametricFilter(0.3, 0.8).frequency(shape))
     power = natural_power(4) / 4
     final = sampler(GaussianTarget(power), 3 * noise.normal(), torch.full((300,), 0.5), wrong, noise)
     assert (mode_variance(final) / (power + 0.25) - 1).abs().max() > 0.2
@@ -155,7 +160,7 @@ def test_the_identity_is_no_preconditioner_to_the_bit():
 def test_the_stability_bound_is_the_one_that_diverges(caplog):
     # Just below the bound a mode without variance stays bounded, just above it grows.
     shape = (1, SIZE, SIZE)
-    P = FourierPreconditioner(shape, R, solenoid=shift_solenoid((SIZE, SIZE), "S1"), omega=0.4)
+    P = FourierPreconditioner(shape, R, solenoid=ShiftSolenoid("S1", 1.0).spectrum((SIZE, SIZE)), omega=0.4)
     limit = 2 / P.stiffness()[1]
     growth = {}
     for factor in (0.98, 1.02):

@@ -1,0 +1,23 @@
+# make run: the quickstart. make test: the tests. Both set up .venv first, once.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+
+.PHONY: run test lint clean
+
+run: .venv/ready
+	.venv/bin/python experiments/run.py experiment=quickstart
+
+test: .venv/ready
+	.venv/bin/python -m pytest
+
+lint: .venv/ready
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+.venv/ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q -c .ci/constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

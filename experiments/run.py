@@ -1,0 +1,214 @@
+"""Sample a model with and without PDS, measure the distance to the data, and compare.
+
+python experiments/run.py filter=parametric filter.r=0.2 filter.lam=1.6 sampler.iterations=20
+python experiments/run.py -m filter=none,statistics sampler.iterations=20,50
+torchrun --nproc-per-node=2 experiments/run.py filter=statistics images=50000
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from building import build, choose_device, entry_point, resolved
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from schema import register
+
+from pds.data.dataset import Dataset
+from pds.errors import PDSError
+from pds.evaluation.metric import FrechetMetric
+from pds.files import atomic_path, write_json
+from pds.generation import ImageSampler, Processes, Shard, generate, shards
+from pds.logs import log_file, to_terminal
+from pds.models.scores import ScoreModel
+from pds.preconditioning.filters import Filter
+from pds.preconditioning.preconditioner import Identity, build_preconditioner
+from pds.preconditioning.solenoids import Solenoid
+from pds.reporting import format_table, image_grid, read_runs, write_report
+from pds.runs import RunFolder, provenance, run_name
+from pds.samplers.sampler import Sampler
+from pds.tracking import MetricsFile, TrackedRun, Tracker
+
+log = logging.getLogger(__name__)
+
+GRID_IMAGES, GRID_COLUMNS = 64, 16
+
+failures: list[str] = []
+
+
+@hydra.main(config_path="../conf", config_name="run", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """One point. Its failure is told in one sentence, and does not stop the other points of a sweep."""
+    to_terminal()
+    try:
+        run(cfg, HydraConfig.get().overrides.task)
+    except PDSError as error:
+        log.error("error: %s", error)
+        failures.append(str(error))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration describes, built and checked before the first file is written."""
+
+    model: ScoreModel
+    dataset: Dataset
+    filter: Filter
+    sample: ImageSampler
+    metric: FrechetMetric | None
+    tracker: Tracker
+    label: str
+
+    @classmethod
+    def build(cls, cfg: DictConfig) -> Experiment:
+        device = choose_device(cfg.device, cfg.threads)
+        model: ScoreModel = build(cfg.model)
+        dataset: Dataset = build(cfg.dataset)
+        filter: Filter = build(cfg.filter)
+        solenoid: Solenoid = build(cfg.solenoid)
+        sampler: Sampler = build(cfg.sampler)
+        preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
+        sampler.levels(model.sigmas)
+        sampler.check(preconditioner)
+        metric = build(cfg.metric, **({"device": str(device)} if "device" in cfg.metric else {}))
+        score = model.score.to(device)
+        sample = ImageSampler(score, sampler, model.sigmas, preconditioner, model.shape, cfg.seed, device)
+        label = " + ".join(title for title in (filter.title, solenoid.title) if title)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label)
+
+    @property
+    def vanilla(self) -> bool:
+        return isinstance(self.sample.preconditioner, Identity)
+
+    def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What a shard keeps beside its images."""
+        return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
+
+
+def run(cfg: DictConfig, overrides: list[str]) -> None:
+    """Sample, measure and report one configuration; a finished one is only reported."""
+    processes = Processes.join()
+    config = resolved(cfg)
+    experiment = Experiment.build(cfg)
+    folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
+    todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
+    if processes.rank:
+        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+        return
+    folder.claim(config)
+    with log_file(folder.path / "run.log"):
+        if folder.result() is not None:
+            log.info("%s is done already", folder.path)
+        try:
+            # A finished run goes through as well: every process must meet at the barriers, and there is nothing to sample.
+            sample_and_measure(cfg, config, experiment, folder, todo, processes)
+        except BaseException as error:
+            folder.status("failed", str(error) or type(error).__name__)
+            write_report(folder.path.parent)
+            raise
+    report = write_report(folder.path.parent)
+    print(f"\n{format_table(read_runs(folder.path.parent))}\n")
+    print(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
+
+
+def sample_and_measure(
+    cfg: DictConfig, config: dict[str, Any], experiment: Experiment, folder: RunFolder, todo: list[Shard], processes: Processes
+) -> None:
+    """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
+    if folder.result() is not None:
+        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+        return
+    folder.status("running")
+    sampler = experiment.sample.sampler
+    iterations = len(sampler.levels(experiment.model.sigmas))
+    log.info("%s, T = %d, %d images -> %s", experiment.label, iterations, cfg.images, folder.path)
+    metrics_file = MetricsFile(folder.path / "metrics.jsonl")
+    job_type = "vanilla" if experiment.vanilla else "pds"
+    with experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config) as tracked:
+
+        def on_shard(shard: Shard, seconds: float) -> None:
+            rate = len(shard.indices) / seconds
+            record = {"images_done": shard.indices.stop, "images_per_second": rate}
+            metrics_file.append(record)
+            tracked.log(record, step_name="images_done")
+
+        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, on_shard)
+        arrays = [shard.read() for shard in todo]
+        images = np.concatenate([a["images"] for a in arrays])
+        seconds = float(sum(a["seconds"] for a in arrays))
+        checkpoint = experiment.model.checkpoint
+        result: dict[str, Any] = {
+            "name": folder.path.name,
+            "experiment": cfg.group,
+            "label": experiment.label,
+            "vanilla": experiment.vanilla,
+            "sampler": sampler.title,
+            "iterations": iterations,
+            "nfe": int(arrays[0]["nfe"]),
+            "images": len(images),
+            "seconds": seconds,
+            "images_per_second": len(images) / seconds,
+            "seed": cfg.seed,
+            "model": experiment.model.title,
+            "checkpoint": checkpoint and {"file": checkpoint.path.name, "sha256": checkpoint.sha256},
+            **measure(experiment.metric, arrays),
+            **provenance(experiment.sample.device),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        draw(experiment, folder.path, images)
+        metrics_file.append({"images_done": len(images), **result["metrics"]})
+        write_json(folder.path / "result.json", result)
+        folder.status("done")
+        mirror(tracked, folder.path, result)
+
+
+def measure(metric: FrechetMetric | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The distance of all images and its floor, by the metric's full name."""
+    if metric is None:
+        return {"metrics": {}, "floor": {}}
+    features = np.concatenate([a["features"] for a in arrays])
+    floor = metric.floor(len(features))
+    return {
+        "metrics": {metric.name(len(features)): metric.measure(features)},
+        "floor": {} if floor is None else {floor[0]: floor[1]},
+        "reference": metric.reference.provenance,
+    }
+
+
+def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
+    """grid.png of the first images, and filter.npz where there is a filter to draw."""
+    with atomic_path(folder / "grid.png") as temporary:
+        image_grid(torch.from_numpy(images[:GRID_IMAGES]), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
+    shape = experiment.model.shape
+    masks = {
+        "frequency": experiment.filter.frequency(shape, lambda: experiment.dataset.statistics),
+        "space": experiment.filter.space(shape, lambda: experiment.dataset.statistics),
+    }
+    present = {name: mask.numpy() for name, mask in masks.items() if mask is not None}
+    if present:
+        with atomic_path(folder / "filter.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **present)
+
+
+def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any]) -> None:
+    """Copy a finished result to the tracker."""
+    numbers = {"T": result["iterations"], "NFE": result["nfe"], "images": result["images"], "seconds": result["seconds"]}
+    floors = {f"floor/{name}": value for name, value in result["floor"].items()}
+    tracked.log({"images_done": result["images"], **result["metrics"]}, step_name="images_done")
+    tracked.summary({**numbers, **result["metrics"], **floors, "images_per_second": result["images_per_second"]})
+    tracked.table(
+        "result", ["run", *numbers, *result["metrics"]], [[result["label"], *numbers.values(), *result["metrics"].values()]]
+    )
+    tracked.image("samples", folder / "grid.png")
+
+
+if __name__ == "__main__":
+    register()
+    entry_point(main, failures)

@@ -1,0 +1,183 @@
+"""Types of every configuration key, so that a misspelt key or a value of the wrong type fails at composition.
+
+The files in conf/ hold the values and say what each key means; `???` there is a key that has no default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+# OmegaConf reads these annotations at run time: Any stands for a group, which its own schema types.
+
+
+@dataclass
+class Run:
+    model: Any = MISSING
+    dataset: Any = MISSING
+    filter: Any = MISSING
+    solenoid: Any = MISSING
+    sampler: Any = MISSING
+    metric: Any = MISSING
+    tracker: Any = MISSING
+    group: str = MISSING
+    images: int = MISSING
+    seed: int = MISSING
+    shard_size: int = MISSING
+    batch_size: int = MISSING
+    device: str = MISSING
+    threads: int | None = None
+    outputs: str = MISSING
+
+
+@dataclass
+class Train:
+    model: Any = MISSING
+    dataset: Any = MISSING
+    trainer: Any = MISSING
+    name: str = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    threads: int | None = None
+    outputs: str = MISSING
+
+
+@dataclass
+class Target:
+    _target_: str = MISSING
+
+
+@dataclass
+class NCSN(Target):
+    shape: list[int] = MISSING
+    width: int = MISSING
+    sigma_begin: float = MISSING
+    sigma_end: float = MISSING
+    levels: int = MISSING
+    checkpoint: str | None = MISSING
+    rescale: bool = MISSING
+
+
+@dataclass
+class SplitSource(Target):
+    _partial_: bool = MISSING
+    root: str = MISSING
+    split: str = MISSING
+
+
+@dataclass
+class FolderSource(Target):
+    _partial_: bool = MISSING
+    root: str = MISSING
+    shape: list[int] = MISSING
+    name: str = MISSING
+
+
+@dataclass
+class Dataset(Target):
+    name: str = MISSING
+    shape: list[int] = MISSING
+    statistics_file: str | None = None
+    statistics_images: int = MISSING
+    source: SplitSource = field(default_factory=SplitSource)
+
+
+@dataclass
+class Folder(Target):
+    name: str = MISSING
+    shape: list[int] = MISSING
+    statistics_file: str | None = None
+    statistics_images: int = MISSING
+    source: FolderSource = field(default_factory=FolderSource)
+
+
+@dataclass
+class Parametric(Target):
+    r: float = MISSING
+    lam: float = MISSING
+    region: str = MISSING
+
+
+@dataclass
+class Statistics(Target):
+    alpha: float = MISSING
+    pixels: str = MISSING
+
+
+@dataclass
+class FourierSolenoid(Target):
+    form: str = MISSING
+    omega: float = MISSING
+
+
+@dataclass
+class ShiftSolenoid(Target):
+    operator: str = MISSING
+    omega: float = MISSING
+
+
+@dataclass
+class AnnealedLangevin(Target):
+    iterations: int = MISSING
+    step_size: float = MISSING
+    steps_per_level: int | None = None
+    denoise: bool = MISSING
+
+
+@dataclass
+class ClassifierMetric(Target):
+    device: str = MISSING
+
+
+@dataclass
+class CleanFID(Target):
+    reference_name: str = MISSING
+    resolution: int = MISSING
+    split: str = MISSING
+    device: str = MISSING
+    cache: str | None = None
+
+
+@dataclass
+class Wandb(Target):
+    project: str = MISSING
+    entity: str | None = None
+    mode: str = MISSING
+    timeout: float = MISSING
+
+
+@dataclass
+class Trainer(Target):
+    iterations: int = MISSING
+    batch_size: int = MISSING
+    learning_rate: float = MISSING
+    warmup: int = MISSING
+    ema_decay: float = MISSING
+    seed: int = MISSING
+    checkpoint_every: int = MISSING
+    bf16: bool = MISSING
+    compile: bool = MISSING
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "schema": {"run": Run, "train": Train},
+    "schema/model": {"ncsn": NCSN},
+    "schema/dataset": {"dataset": Dataset, "folder": Folder},
+    "schema/filter": {"none": Target, "parametric": Parametric, "statistics": Statistics},
+    "schema/solenoid": {"none": Target, "fft": FourierSolenoid, "shift": ShiftSolenoid},
+    "schema/sampler": {"annealed_langevin": AnnealedLangevin},
+    "schema/metric": {"none": Target, "mnist_classifier": ClassifierMetric, "clean_fid": CleanFID},
+    "schema/tracker": {"none": Target, "wandb": Wandb},
+    "schema/trainer": {"trainer": Trainer},
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; call before composing."""
+    store = ConfigStore.instance()
+    for group, nodes in SCHEMAS.items():
+        for name, node in nodes.items():
+            store.store(group=group, name=name, node=node, package="_global_" if group == "schema" else None)

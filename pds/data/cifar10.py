@@ -1,0 +1,77 @@
+"""CIFAR-10 in its published python or binary batches (Krizhevsky, 2009)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pds.data.images import ArrayImages, require_file
+from pds.errors import PDSError
+
+SOURCE = "the folder cifar-10-batches-py or cifar-10-batches-bin of the published archive"
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+IMAGES_PER_BATCH = 10_000
+PIXELS = 3 * 32 * 32
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """The published python batches are pickles of arrays and lists: nothing else in them is ever looked up."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        return np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise PDSError(f"{path} is not a CIFAR-10 python batch ({error}): fetch it again") from None
+
+
+def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    raw = np.frombuffer(path.read_bytes(), np.uint8)
+    if len(raw) != IMAGES_PER_BATCH * (1 + PIXELS):
+        raise PDSError(f"{path} has {len(raw)} bytes, a CIFAR-10 binary batch has {IMAGES_PER_BATCH * (1 + PIXELS)}")
+    rows = raw.reshape(IMAGES_PER_BATCH, 1 + PIXELS)
+    return rows[:, 1:], rows[:, 0]
+
+
+def cifar10(root: str | Path, split: str = "train") -> ArrayImages:
+    """CIFAR-10 as an image source of shape (3, 32, 32) with labels.
+
+    Args:
+        root: folder with cifar-10-batches-py or cifar-10-batches-bin in it, or one of these.
+        split: "train" (50,000 images) or "test" (10,000).
+    """
+    if split not in BATCHES:
+        raise PDSError(f"CIFAR-10 has the splits {', '.join(BATCHES)}, not {split!r}")
+    root = Path(root).expanduser()
+    folder = next((root / sub for sub in ("cifar-10-batches-py", "cifar-10-batches-bin") if (root / sub).is_dir()), root)
+    images, labels = [], []
+    for name in BATCHES[split]:
+        path = require_file(folder, [name, f"{name}.bin"], f"CIFAR-10 {split} batch {name}", SOURCE)
+        data, label = (_binary_batch if path.suffix == ".bin" else _python_batch)(path)
+        if data.shape != (IMAGES_PER_BATCH, PIXELS) or data.dtype != np.uint8 or label.shape != (IMAGES_PER_BATCH,):
+            raise PDSError(f"{path} holds {data.dtype} images of shape {data.shape}: it is not a CIFAR-10 batch")
+        if label.min() < 0 or label.max() > 9:
+            raise PDSError(f"{path} has labels up to {label.max()}: CIFAR-10 has 0 to 9")
+        images.append(data.reshape(-1, 3, 32, 32))
+        labels.append(label)
+    return ArrayImages("cifar10", split, np.concatenate(images), np.concatenate(labels))

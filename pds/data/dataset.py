@@ -1,0 +1,46 @@
+"""A data set as a run sees it: its name and shape at once, its files only when something asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pds.cache import cache_folder
+from pds.data.images import ImageSource
+from pds.data.statistics import DatasetStatistics, dataset_statistics
+from pds.errors import PDSError
+
+
+@dataclass
+class Dataset:
+    """A data set.
+
+    Attributes:
+        name: its name.
+        shape: (C, H, W) of its images.
+        source: opens its files.
+        statistics_file: statistics that ship with this package ("asset:..."), or None to compute them from the files.
+        statistics_images: images to compute them from; the papers use 200.
+    """
+
+    name: str
+    shape: Sequence[int]
+    source: Callable[[], ImageSource]
+    statistics_file: str | None = None
+    statistics_images: int = 200
+
+    @cached_property
+    def images(self) -> ImageSource:
+        """The images; a `PDSError` says what is missing or of another shape."""
+        images = self.source()
+        if tuple(images.shape) != tuple(self.shape):
+            raise PDSError(f"{self.name} images are {tuple(images.shape)}, dataset.shape says {tuple(self.shape)}")
+        return images
+
+    @cached_property
+    def statistics(self) -> DatasetStatistics:
+        """Statistics for the filters: the shipped file, or computed once and kept in the project's cache."""
+        if self.statistics_file is not None:
+            return DatasetStatistics.load(self.statistics_file)
+        return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")

@@ -1,0 +1,66 @@
+"""A Fréchet distance with its name: features, reference and image count belong to the number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
+from pds.evaluation.frechet import FeatureStatistics, frechet_distance
+from pds.evaluation.reference import Reference, published_reference, shipped_mnist_reference
+
+
+@dataclass(frozen=True, eq=False)
+class FrechetMetric:
+    """The Fréchet distance of samples to a reference.
+
+    Attributes:
+        features: extractor for the samples.
+        reference: what they are compared with; made with other features it raises `PDSError`.
+        prefix: the metric's name without the image count, e.g. "clean_fid_inception".
+    """
+
+    features: FeatureExtractor
+    reference: Reference
+    prefix: str
+
+    def __post_init__(self) -> None:
+        self.reference.require(self.features)
+
+    def name(self, count: int) -> str:
+        """The metric's name for `count` images: whole thousands as "50k", other counts in full."""
+        return f"{self.prefix}_{count // 1000}k" if count and count % 1000 == 0 else f"{self.prefix}_{count}"
+
+    def measure(self, features: np.ndarray) -> float:
+        """Distance of (N, D) features to the reference; it is biased upwards, the more so the smaller N."""
+        return frechet_distance(FeatureStatistics.from_features(features), self.reference.statistics)
+
+    def floor(self, count: int) -> tuple[str, float] | None:
+        """Name and distance of up to `count` held-out real images: what perfect samples would measure.
+
+        None if the reference has no held-out images. The name tells when there were fewer of them than `count`.
+        """
+        if self.reference.held_out is None:
+            return None
+        real = self.reference.held_out[:count]
+        return self.name(len(real)), self.measure(real)
+
+
+def no_metric() -> None:
+    """No distance: the images only."""
+
+
+def mnist_classifier_metric(device: str = "cpu") -> FrechetMetric:
+    """The offline metric for MNIST: shipped classifier, shipped reference. Comparable with no published FID."""
+    return FrechetMetric(ClassifierFeatures(device), shipped_mnist_reference(), "fid_mnist_classifier")
+
+
+def clean_fid_metric(
+    reference_name: str, resolution: int, split: str, device: str = "cpu", cache: str | Path | None = None
+) -> FrechetMetric:
+    """Clean-FID with clean-fid's published reference; arguments as in `published_reference`, `InceptionFeatures`."""
+    folder = None if cache is None else Path(cache).expanduser()
+    reference = published_reference(reference_name, resolution, split, folder)
+    return FrechetMetric(InceptionFeatures(device, folder), reference, "clean_fid_inception")

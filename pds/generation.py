@@ -1,0 +1,204 @@
+"""Many images from one sampler: in shards that are written whole, skipped when present, and shared by processes.
+
+The noise of image i depends on (seed, i) alone (`pds.noise`), so a run that is killed, restarted, batched otherwise or
+spread over processes gives the images of one that never was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from pds.data.images import to_uint8
+from pds.errors import PDSError
+from pds.files import atomic_path
+from pds.noise import ImageNoise
+from pds.preconditioning.preconditioner import Preconditioner
+from pds.samplers.sampler import Sampler
+from pds.score import CountedScore, Score
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of one run.
+
+    Attributes:
+        rank: 0 <= rank < size.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls) -> Processes:
+        """The processes that `torchrun` started (gloo: only barriers are exchanged), or this one alone."""
+        if "RANK" not in os.environ:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """Everything that makes image i out of (seed, i): score, sampler, noise levels, preconditioner.
+
+    Attributes:
+        score: the network as a score.
+        sampler: a sampler of `pds.samplers`.
+        sigmas: (L,) descending noise levels of the model.
+        preconditioner: P and S; `Identity()` is the vanilla sampler.
+        shape: (C, H, W).
+        seed: seed of all noise.
+        device: where to sample.
+    """
+
+    score: Score
+    sampler: Sampler
+    sigmas: Tensor
+    preconditioner: Preconditioner
+    shape: tuple[int, int, int]
+    seed: int
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, indices: range, on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, int]:
+        """Images by index.
+
+        Args:
+            indices: image indices; the batch.
+            on_step: called after each iteration.
+
+        Returns:
+            (len(indices), C, H, W) float32, not clamped, and the number of score evaluations each took.
+
+        Raises:
+            PDSError: when a step gives values that are not finite: with the step, the level and the likely cause.
+        """
+        score = CountedScore(self.score)
+        noise = ImageNoise(self.seed, torch.tensor(indices, device=self.device), self.shape)
+        levels = self.sampler.levels(self.sigmas)
+        x = self.sampler.prior(noise, levels, self.preconditioner)
+
+        def watch(iteration: int, sigma: float, x: Tensor) -> None:
+            # One reduction a step: a sum is finite only if every value is.
+            if not torch.isfinite(x.sum()):
+                raise PDSError(
+                    f"image values are not finite after step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g}): the step "
+                    "is too large for this filter and solenoid (lower sampler.step_size or solenoid.omega) or the weights are "
+                    "broken"
+                )
+            on_step()
+
+        x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
+        return x, score.nfe
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of image indices and the file that holds its images.
+
+    Attributes:
+        indices: the image indices.
+        path: npz with `images` (n, C, H, W) uint8, `nfe`, `seconds` (of sampling) and what it was annotated with.
+    """
+
+    indices: range
+    path: Path
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Its arrays; a damaged file is a `PDSError`."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            if len(arrays["images"]) != len(self.indices):
+                raise ValueError(f"{len(arrays['images'])} images instead of {len(self.indices)}")
+            return arrays
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise PDSError(f"{self.path} is damaged ({error}): delete it and run the same command again") from None
+
+
+def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
+    """The shards of a run of `images` images."""
+    if images < 1 or shard_size < 1:
+        raise PDSError(f"images and shard_size must be at least 1, got {images} and {shard_size}")
+    starts = range(0, images, shard_size)
+    return [
+        Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz")
+        for number, start in enumerate(starts)
+    ]
+
+
+def generate(
+    sample: ImageSampler,
+    todo: list[Shard],
+    batch_size: int,
+    annotate: Callable[[np.ndarray], dict[str, np.ndarray]] = lambda images: {},
+    processes: Processes = Processes(),
+    on_shard: Callable[[Shard, float], None] = lambda shard, seconds: None,
+) -> None:
+    """Sample the shards that are missing, each written as it finishes; every process takes its part of them.
+
+    Args:
+        sample: makes images by index.
+        todo: all shards of the run; those whose file exists are skipped.
+        batch_size: images sampled at once; it does not change them.
+        annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
+        processes: this process among those of the run. All of them return together.
+        on_shard: called with each shard that this process wrote and the seconds its sampling took.
+
+    Raises:
+        PDSError: for values that are not finite, or a disk that is full; finished shards stay.
+    """
+    if batch_size < 1:
+        raise PDSError(f"batch_size must be at least 1, got {batch_size}")
+    # Listed before anyone starts: a shard that another process finishes meanwhile does not shift the shares.
+    missing = [shard for shard in todo if not shard.path.exists()]
+    processes.wait()
+    if present := len(todo) - len(missing):
+        log.info("%d of %d shards are there already", present, len(todo))
+    mine = missing[processes.rank :: processes.size]
+    total = sum(len(shard.indices) for shard in mine)
+    steps = len(sample.sampler.levels(sample.sigmas))
+    form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=processes.rank > 0 or not mine) as bar:
+        for shard in mine:
+            start, parts, nfe = time.perf_counter(), [], 0
+            for batch in _batches(shard.indices, batch_size):
+                x, nfe = sample(batch, lambda share=len(batch) / steps: bar.update(share))
+                parts.append(to_uint8(x).cpu())
+            images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
+            try:
+                with atomic_path(shard.path) as temporary, open(temporary, "wb") as file:
+                    np.savez_compressed(file, images=images, nfe=nfe, seconds=seconds, **annotate(images))
+            except OSError as error:
+                raise PDSError(
+                    f"cannot write {shard.path} ({error.strerror or error}): make room and run the same command again, "
+                    "finished shards are kept"
+                ) from None
+            on_shard(shard, seconds)
+    processes.wait()
+
+
+def _batches(indices: range, size: int) -> Iterator[range]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

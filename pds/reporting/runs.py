@@ -1,0 +1,173 @@
+"""The runs of an experiment, as their directories tell them, and the table that compares them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pds.errors import PDSError
+
+MISSING = "–"
+FLOOR = "real data (floor)"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run directory.
+
+    Attributes:
+        folder: the run directory.
+        state: "done", "failed" or "running" (which is also what a killed run says).
+        message: why it failed, or what it was doing.
+        result: content of result.json; empty unless done.
+        config: resolved configuration; empty if it cannot be read.
+    """
+
+    folder: Path
+    state: str
+    message: str
+    result: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What to call the run in a table."""
+        return str(self.result.get("label") or self.result.get("name") or self.folder.name)
+
+    @property
+    def vanilla(self) -> bool:
+        """Whether the run is a finished one without preconditioning."""
+        return bool(self.result.get("vanilla"))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Distances by full metric name; lower is closer to the data."""
+        return self.result.get("metrics", {})
+
+
+def read_runs(folder: Path) -> list[RunSummary]:
+    """All runs of the experiment in `folder`: vanilla first, then by distance, unfinished and failed runs last.
+
+    Runs of different metrics are ordered one metric after the other, never by comparing the two.
+
+    Raises:
+        PDSError: there is no run in `folder`.
+    """
+    folders = sorted(p for p in folder.glob("*/") if (p / "status.json").exists() or (p / "result.json").exists())
+    if not folders:
+        raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
+    runs = [_read_run(p) for p in folders]
+    order = {name: index for index, name in enumerate(metric_names(runs))}
+
+    def key(run: RunSummary) -> tuple[bool, int, bool, float, str]:
+        name, value = next(iter(run.metrics.items()), ("", math.inf))
+        value = value if math.isfinite(value) else math.inf
+        return run.state != "done", order.get(name, len(order)), not run.vanilla, value, run.label
+
+    return sorted(runs, key=key)
+
+
+def metric_names(runs: Sequence[RunSummary]) -> list[str]:
+    """Every metric that some run has, in the order in which the runs name them."""
+    return list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def floors(runs: Sequence[RunSummary]) -> dict[str, float]:
+    """Distance of real data to real data by metric, where a run knows it."""
+    known: dict[str, float] = {}
+    for run in runs:
+        known = {**run.result.get("floor", {}), **known}
+    return {name: known[name] for name in metric_names(runs) if name in known}
+
+
+def baseline(run: RunSummary, runs: Sequence[RunSummary], metric: str) -> float | None:
+    """Distance of the best vanilla run that `run` may be compared with: same metric, sampler, NFE, images and model."""
+    if run.vanilla or metric not in run.metrics:
+        return None
+    same = ("sampler", "nfe", "images", "model")
+    distances = [
+        other.metrics[metric]
+        for other in runs
+        if other.vanilla and metric in other.metrics and all(other.result.get(k) == run.result.get(k) for k in same)
+    ]
+    return min(distances, default=None)
+
+
+def rounded(values: Sequence[float | None]) -> list[str]:
+    """The numbers of one column with the same count of decimals, three significant digits for the smallest."""
+    finite = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
+    decimals = min(6, max(1, 2 - math.floor(math.log10(min(finite))))) if finite else 1
+    return [MISSING if v is None else f"{v:.{decimals}f}" for v in values]
+
+
+def format_table(runs: Sequence[RunSummary]) -> str:
+    """The comparison as a Markdown table that also reads well in a terminal.
+
+    One column a metric, under its full name; then a row for real data against real data, where known, and a line for
+    each run that has no result.
+    """
+    names, floor = metric_names(runs), floors(runs)
+    columns = {
+        "run": [run.label for run in runs],
+        "sampler": [str(run.result.get("sampler", MISSING)) for run in runs],
+        "T": [str(run.result.get("iterations", MISSING)) for run in runs],
+        "NFE": [str(run.result.get("nfe", MISSING)) for run in runs],
+        "images": [str(run.result.get("images", MISSING)) for run in runs],
+        "seconds": rounded([run.result.get("seconds") for run in runs]),
+        **{n: rounded([*(run.metrics.get(n) for run in runs), floor.get(n)]) for n in names},
+    }
+    for name in columns:
+        if floor and name not in names:
+            columns[name].append(FLOOR if name == "run" else "")
+        elif not floor and name in names:
+            columns[name].pop()
+    cells = [[name, *values] for name, values in columns.items()]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in column] for column in cells]
+    lines = []
+    widths = [max(3, *map(len, column)) for column in cells]
+    for row in zip(*cells, strict=True):
+        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"| {' | '.join(padded)} |")
+    rules = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    lines.insert(1, f"| {' | '.join(rules)} |")
+    unfinished = [f"{run.state}: {run.label}: {run.message}" for run in runs if run.state != "done"]
+    if unfinished:
+        lines += ["", *unfinished]
+    return "\n".join(lines)
+
+
+def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The dotted keys on which nested dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
+    flat = [_flatten(value) for value in values]
+    rows = {key: [f.get(key, MISSING) for f in flat] for key in dict.fromkeys(key for f in flat for key in f)}
+    return {key: row for key, row in rows.items() if any(type(v) is not type(row[0]) or v != row[0] for v in row)}
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat |= _flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _read_run(folder: Path) -> RunSummary:
+    """A run directory that cannot be read is a failed run that says so: it must not hide the others."""
+    config: dict[str, Any] = {}
+    try:
+        if (folder / "config.yaml").exists():
+            config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+        status = json.loads((folder / "status.json").read_text())
+        state, message = str(status["state"]), str(status.get("message", ""))
+        result = json.loads((folder / "result.json").read_text()) if state == "done" else {}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        return RunSummary(folder, "failed", f"unreadable run directory: {type(error).__name__}: {error}", {}, config)
+    return RunSummary(folder, state, message, result, config)

@@ -1,0 +1,143 @@
+"""Run folders: named by what they are, resumed by the command that made them, never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import pds
+from pds.errors import PDSError
+from pds.files import atomic_path, write_json
+
+# What may differ between two commands that make the same images.
+PLACE = {
+    "outputs",
+    "group",
+    "device",
+    "threads",
+    "batch_size",
+    "tracker",
+    "metric.device",
+    "metric.cache",
+    "dataset.source.root",
+}
+
+
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Flat, dotted view of a resolved configuration without what only says where and how fast: what the images depend on."""
+
+    def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            name = prefix + key
+            if name in PLACE:
+                continue
+            flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
+        return flat
+
+    return walk(config, "")
+
+
+def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
+    """What a run is called: the values given on its command line and 8 digits of the hash of its identity."""
+    given = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in PLACE | {"experiment", "debug"} and not key.startswith(("hydra", "tracker.")):
+            given.append(f"{key}={value}")
+    slug = re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(sorted(given)))[:100] or "default"
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True, default=str).encode()).hexdigest()
+    return f"{slug}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's files: config.yaml, status.json, metrics.jsonl, result.json, grid.png, filter.npz, samples/, run.log.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Make the folder this configuration's, or find that it is.
+
+        Raises:
+            PDSError: when it belongs to another configuration (naming the first key that differs) or cannot be written.
+        """
+        file = self.path / "config.yaml"
+        if file.exists():
+            old, new = identity(yaml.safe_load(file.read_text())), identity(config)
+            different = next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
+            if different is not None:
+                raise PDSError(
+                    f"{self.path} holds a run with {different}={old.get(different)}, not {new.get(different)}: choose another "
+                    "group or delete that folder"
+                )
+            return
+        try:
+            with atomic_path(file) as temporary:
+                temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise PDSError(f"cannot write to {self.path} ({error.strerror}): set outputs to a folder you can write") from None
+
+    def status(self, state: str, message: str = "") -> None:
+        """Say where the run stands: "running", "failed" (with the message) or "done"."""
+        write_json(self.path / "status.json", {"state": state, "message": message, "pid": os.getpid(), "host": platform.node()})
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, else None."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Device, versions, commit and command of this process, as they stand in result.json."""
+    packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb")
+    versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {
+        "device": _device_name(device),
+        "versions": {"pds": pds.__version__, "python": platform.python_version(), **versions},
+        "commit": _commit(),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return f"CPU ({names[0] if names else platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _commit() -> str:
+    """Commit of the source tree this package runs from, "-dirty" when it was changed, or "unknown" when installed."""
+    try:
+        git = ["git", "-C", str(Path(pds.__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

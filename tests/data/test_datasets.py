@@ -1,0 +1,111 @@
+"""Readers of the data sets: published layouts, and files that are not what they should be."""
+
+import gzip
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pds.data.cifar10 import cifar10
+from pds.data.folder import ImageFolder
+from pds.data.mnist import mnist, read_idx
+from pds.errors import PDSError
+
+
+def idx(array):
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def fake_mnist(folder, packed=True, images=None, labels=None):
+    images = np.zeros((10_000, 28, 28), np.uint8) if images is None else images
+    labels = np.zeros(10_000, np.uint8) if labels is None else labels
+    for name, array in (("t10k-images-idx3-ubyte", images), ("t10k-labels-idx1-ubyte", labels)):
+        raw = idx(array)
+        (folder / (name + (".gz" if packed else ""))).write_bytes(gzip.compress(raw, 1) if packed else raw)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_reads_idx_files(tmp_path, packed):
+    images = np.random.default_rng(0).integers(0, 256, (10_000, 28, 28), dtype=np.uint8)
+    fake_mnist(tmp_path, packed, images, np.arange(10_000, dtype=np.uint8) % 10)
+    data = mnist(tmp_path, "test")
+    assert data.shape == (1, 28, 28)
+    assert len(data) == 10_000
+    assert np.array_equal(data.read([3, 1]).numpy(), images[[3, 1], None])
+    assert data.labels[13] == 3
+
+
+def test_mnist_says_what_is_wrong(tmp_path):
+    with pytest.raises(PDSError, match=r"MNIST train images not found: put train-images-idx3-ubyte\.gz into"):
+        mnist(tmp_path)
+    with pytest.raises(PDSError, match="splits train, test"):
+        mnist(tmp_path, "validation")
+    fake_mnist(tmp_path, images=np.zeros((9_999, 28, 28), np.uint8))
+    with pytest.raises(PDSError, match=r"shape \(9999, 28, 28\)"):
+        mnist(tmp_path, "test")
+    fake_mnist(tmp_path, labels=np.full(10_000, 12, np.uint8))
+    with pytest.raises(PDSError, match="up to 12"):
+        mnist(tmp_path, "test")
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(idx(np.zeros((4, 4), np.uint8)))[:-6])
+    (tmp_path / "cut").write_bytes(idx(np.zeros((4, 4), np.uint8))[:-1])
+    (tmp_path / "text").write_text("hello")
+    for file, says in (("cut.gz", "not a whole gzip"), ("cut", "15 bytes where its header says"), ("text", "not an idx file")):
+        with pytest.raises(PDSError, match=says):
+            read_idx(tmp_path / file)
+
+
+def test_cifar10_reads_python_and_binary_batches_alike(tmp_path):
+    rng = np.random.default_rng(0)
+    data, labels = rng.integers(0, 256, (10_000, 3072), dtype=np.uint8), rng.integers(0, 10, 10_000)
+    python, binary = tmp_path / "cifar-10-batches-py", tmp_path / "b" / "cifar-10-batches-bin"
+    python.mkdir()
+    binary.mkdir(parents=True)
+    with open(python / "test_batch", "wb") as file:
+        pickle.dump({b"data": data, b"labels": labels.tolist()}, file, protocol=2)
+    (binary / "test_batch.bin").write_bytes(np.concatenate([labels[:, None].astype(np.uint8), data], 1).tobytes())
+    a, b = cifar10(tmp_path, "test"), cifar10(tmp_path / "b", "test")
+    assert np.array_equal(a.images, data.reshape(-1, 3, 32, 32))
+    assert np.array_equal(a.images, b.images)
+    assert np.array_equal(a.labels, b.labels)
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("hostile code ran",)
+
+
+def test_cifar10_says_what_is_wrong(tmp_path, capsys):
+    with pytest.raises(PDSError, match="CIFAR-10 test batch test_batch not found"):
+        cifar10(tmp_path, "test")
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(PDSError, match="not a CIFAR-10 python batch"):
+        cifar10(tmp_path, "test")
+    assert "hostile" not in capsys.readouterr().out
+    (tmp_path / "test_batch").unlink()
+    (tmp_path / "test_batch.bin").write_bytes(b"1234")
+    with pytest.raises(PDSError, match="has 4 bytes"):
+        cifar10(tmp_path, "test")
+
+
+def test_folders_of_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3), dtype=np.uint8)
+    (tmp_path / "sub").mkdir()
+    Image.fromarray(pixels[0]).save(tmp_path / "sub" / "a.png")
+    Image.fromarray(pixels[1]).save(tmp_path / "b.png")
+    folder = ImageFolder(tmp_path, (3, 6, 4))
+    assert len(folder) == 2
+    assert torch.equal(folder.read([1]), torch.from_numpy(pixels[:1].transpose(0, 3, 1, 2).copy()))
+    assert ImageFolder(tmp_path, (1, 6, 4)).read([0]).shape == (1, 1, 6, 4)
+    with pytest.raises(PDSError, match="6x4, the data set is 8x8"):
+        ImageFolder(tmp_path, (3, 8, 8)).read([0])
+    (tmp_path / "c.png").write_bytes(b"no image")
+    with pytest.raises(PDSError, match=r"c\.png cannot be read"):
+        ImageFolder(tmp_path, (3, 6, 4)).read([1])
+    with pytest.raises(PDSError, match="does not exist"):
+        ImageFolder(tmp_path / "no", (3, 6, 4))
+    with pytest.raises(PDSError, match="holds no images"):
+        (tmp_path / "empty").mkdir()
+        ImageFolder(tmp_path / "empty", (3, 6, 4))

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from conftest import Golden
+
+import pds.data.statistics as statistics_module
+from pds.data.dataset import Dataset
+from pds.data.images import ArrayImages
+from pds.data.mnist import mnist
+from pds.data.statistics import DatasetStatistics, dataset_statistics
+from pds.errors import PDSError
+from pds.preconditioning.filters import StatisticsFilter
+
+
+def random_images(seed=0, name="noise", shape=(1, 6, 8)):
+    rng = np.random.default_rng(seed)
+    return ArrayImages(name, "train", rng.integers(0, 256, (300, *shape), dtype=np.uint8))
+
+
+def test_the_published_masks_of_mnist(data_root):
+    golden = Golden("filter/mnist")
+    statistics = dataset_statistics(mnist(data_root))
+    torch.testing.assert_close(torch.log1p(statistics.power), golden["freq_mask"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(statistics.second_moment, golden["space_mask"], rtol=1e-5, atol=1e-9)
+
+
+def test_the_shipped_file_has_the_published_masks_of_mnist():
+    golden = Golden("filter/mnist")
+    shipped = DatasetStatistics.load("asset:mnist_statistics.npz")
+    assert shipped.provenance["images"] == 200
+    torch.testing.assert_close(torch.log1p(shipped.power), golden["freq_mask"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(shipped.second_moment, golden["space_mask"], rtol=1e-5, atol=1e-9)
+
+
+def test_statistics_are_the_moments_of_the_chosen_images():
+    images = random_images()
+    statistics = dataset_statistics(images, count=50, seed=3)
+    chosen = images.images[np.random.default_rng(3).choice(300, 50, replace=False)].astype(np.float64) / 255
+    np.testing.assert_allclose(statistics.power, (np.abs(np.fft.fft2(chosen)) ** 2).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.mean, chosen.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.second_moment, (chosen**2).mean(0), rtol=1e-5)
+
+
+def test_filters_from_statistics():
+    statistics = dataset_statistics(random_images(), count=50)
+    shape, lazily = statistics.shape, lambda: statistics
+    R = StatisticsFilter(5).frequency(shape, lazily)
+    assert R.max() == 1
+    expected = (torch.log1p(statistics.power) / torch.log1p(statistics.power).max() + 4) / 5
+    torch.testing.assert_close(R, expected)
+    assert (1 - StatisticsFilter(1e6).frequency(shape, lazily)).abs().max() < 1e-5
+    A = StatisticsFilter(2, "released").space(shape, lazily)
+    torch.testing.assert_close(A, (statistics.second_moment / statistics.second_moment.max() + 1) / 2)
+    paper = StatisticsFilter(2, "paper").space(shape, lazily)
+    torch.testing.assert_close(paper, torch.log1p(statistics.mean) / torch.log1p(statistics.mean).max())
+    with pytest.raises(PDSError, match="at least 1"):
+        StatisticsFilter(0.9)
+    with pytest.raises(PDSError, match="none, released, paper"):
+        StatisticsFilter(2, "both")
+    black = DatasetStatistics(
+        "black", torch.ones(shape), torch.zeros(shape), torch.zeros(shape).index_fill(2, torch.tensor(0), 1.0)
+    )
+    with pytest.raises(PDSError, match=r"0 at 48 pixels of black.*released or none"):
+        StatisticsFilter(2, "paper").space(shape, lambda: black)
+    with pytest.raises(PDSError, match="alpha=1 leaves zeros"):
+        StatisticsFilter(1, "released").space(shape, lambda: black)
+
+
+def test_the_cache_is_keyed_by_the_images_and_checked(tmp_path, monkeypatch):
+    first = dataset_statistics(random_images(), 50, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    passes = []
+    monkeypatch.setattr(statistics_module, "to_unit", lambda images: passes.append(1) or images.float() / 255)
+    again = dataset_statistics(random_images(), 50, cache=tmp_path)
+    assert not passes
+    assert torch.equal(first.power, again.power)
+    other = dataset_statistics(random_images(seed=1), 50, cache=tmp_path)
+    assert not torch.equal(first.power, other.power)
+    assert len(list(tmp_path.iterdir())) == 2
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(PDSError, match="not a statistics file"):
+        dataset_statistics(random_images(), 50, cache=tmp_path)
+    with pytest.raises(PDSError, match="has 300 images, cannot take 400"):
+        dataset_statistics(random_images(), 400)
+
+
+def test_a_data_set_opens_its_files_only_when_asked():
+    opened = []
+    dataset = Dataset("noise", [1, 6, 8], lambda: opened.append(1) or random_images(), "asset:mnist_statistics.npz")
+    assert dataset.statistics.name == "mnist"
+    assert not opened
+    with pytest.raises(PDSError, match=r"noise images are \(1, 6, 8\), dataset.shape says \(1, 4, 4\)"):
+        Dataset("noise", [1, 4, 4], random_images).images  # noqa: B018

@@ -1,0 +1,308 @@
+"""Feature extractors, references and the metric, offline: a stand-in network lies where Inception's file would be."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from email.message import Message
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pds.cache import cache_folder
+from pds.data.images import ArrayImages
+from pds.data.mnist import mnist
+from pds.errors import PDSError
+from pds.evaluation import classifier_training
+from pds.evaluation.classifier_training import accuracy, random_shift, train_classifier
+from pds.evaluation.features import (
+    ASSETS,
+    CLASSIFIER_FILE,
+    INCEPTION_FILE,
+    INCEPTION_SHA256,
+    ClassifierFeatures,
+    InceptionFeatures,
+)
+from pds.evaluation.frechet import FeatureStatistics, frechet_distance
+from pds.evaluation.metric import FrechetMetric, clean_fid_metric, mnist_classifier_metric
+from pds.evaluation.reference import image_digest, make_reference, published_reference, shipped_mnist_reference
+from pds.files import sha256
+
+
+class StandInLayers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(x, (26, 27)).flatten(1)[:, :2048]
+
+
+class StandIn(nn.Module):
+    """Has what clean-fid uses of the published Inception file: `layers`, (n, 3, 299, 299) to (n, 2048)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = StandInLayers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture
+def inception_cache(tmp_path: Path) -> tuple[Path, str]:
+    """A cache folder with the stand-in at Inception's place, and its checksum."""
+    path = tmp_path / INCEPTION_FILE
+    torch.jit.script(StandIn()).save(str(path))
+    return tmp_path, sha256(path)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> NoReturn:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, content: bytes, length: int | None = None) -> list[str]:
+    """Let `urlopen` answer with `content`; returns the list of requested addresses."""
+    requested = []
+
+    def answer(url: str, timeout: float) -> io.BytesIO:
+        requested.append(url)
+        response = io.BytesIO(content)
+        response.headers = Message()
+        response.headers["Content-Length"] = str(len(content) if length is None else length)
+        return response
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    return requested
+
+
+def digits(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def source(count: int, seed: int = 0) -> ArrayImages:
+    return ArrayImages("noise", "train", digits(count, seed).numpy())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_inception_path_is_clean_resize_then_network(inception_cache: tuple[Path, str], channels: int) -> None:
+    images = torch.randint(0, 256, (34, channels, 28, 20), dtype=torch.uint8)
+    folder, checksum = inception_cache
+    features = InceptionFeatures("cpu", folder, checksum)
+    result = features(images)
+    assert result.shape == (34, features.dimension)
+    assert result.dtype == np.float32
+    # 33 lies in the second chunk: neither it nor image 0 may depend on the grouping.
+    for i in (0, 33):
+        planes = [Image.fromarray(plane.astype(np.float32)) for plane in images[i].expand(3, -1, -1).numpy()]
+        resized = np.stack([np.asarray(p.resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255) for p in planes])
+        expected = StandInLayers()(torch.from_numpy((resized - 128) / 128)[None])[0].numpy()
+        np.testing.assert_allclose(result[i], expected, atol=1e-5)
+
+
+def test_inception_offline_names_file_address_checksum_and_place(tmp_path: Path, offline: None) -> None:
+    with pytest.raises(PDSError) as caught:
+        InceptionFeatures("cpu", tmp_path)
+    message = str(caught.value)
+    for part in ("Inception", "https://", INCEPTION_SHA256, str(tmp_path / INCEPTION_FILE), "not known"):
+        assert part in message
+    assert "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inception_with_another_checksum_is_refused(inception_cache: tuple[Path, str], offline: None) -> None:
+    folder, checksum = inception_cache
+    with pytest.raises(PDSError, match=f"not the published.*{checksum}.*{INCEPTION_SHA256}"):
+        InceptionFeatures("cpu", folder)
+
+
+def test_download_is_whole_checked_and_logged(
+    inception_cache: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, checksum = inception_cache
+    content = (folder / INCEPTION_FILE).read_bytes()
+    empty = folder / "cache"
+    serve(monkeypatch, content[:-1], length=len(content))
+    with pytest.raises(PDSError, match="bytes arrived"):
+        InceptionFeatures("cpu", empty, checksum)
+    serve(monkeypatch, content[:-1] + b"x")
+    with pytest.raises(PDSError, match="what arrived has the sha256"):
+        InceptionFeatures("cpu", empty, checksum)
+    assert list(empty.iterdir()) == []
+    requested = serve(monkeypatch, content)
+    with caplog.at_level("INFO", logger="pds"):
+        for _ in range(2):
+            InceptionFeatures("cpu", empty, checksum)
+    assert len(requested) == 1
+    assert f"downloading {requested[0]} to {empty / INCEPTION_FILE}" in caplog.text
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PDS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == Path("~/.cache/pds").expanduser()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_folder() == Path("/xdg/pds")
+    monkeypatch.setenv("PDS_CACHE", "/own")
+    assert cache_folder() == Path("/own")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2, 1, 32, 32, dtype=torch.uint8), digits(2) / 255],
+)
+def test_classifier_features_refuse_other_images(images: Tensor) -> None:
+    with pytest.raises(PDSError, match=r"\(n, 1, 28, 28\)"):
+        ClassifierFeatures()(images)
+
+
+def test_published_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    np.savez(file, mu=np.arange(2048.0), sigma=np.eye(2048))
+    requested = serve(monkeypatch, file.getvalue())
+    reference = published_reference("CIFAR10", 32, "train", tmp_path)
+    assert requested == ["https://www.cs.cmu.edu/~clean-fid/stats/cifar10_clean_train_32.npz"]
+    assert reference.features_name == "inception"
+    assert reference.statistics.mean[7] == 7
+    assert reference.provenance["file_sha256"] == sha256(tmp_path / "statistics" / "cifar10_clean_train_32.npz")
+    (tmp_path / "statistics" / "cifar10_clean_train_32.npz").write_text("<html>moved</html>")
+    with pytest.raises(PDSError, match="delete it"):
+        published_reference("cifar10", 32, "train", tmp_path)
+
+
+def test_published_reference_offline(tmp_path: Path, offline: None) -> None:
+    with pytest.raises(PDSError, match=r"ffhq train at 256 .*https://.*/ffhq_clean_train_256\.npz .*no published checksum"):
+        clean_fid_metric("ffhq", 256, "train", cache=tmp_path)
+
+
+def test_made_reference_is_cached_with_its_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, file = ClassifierFeatures(), tmp_path / "reference.npz"
+    images = source(600)
+    made = make_reference(images, features, file)
+    expected = FeatureStatistics.from_features(features(digits(600)))
+    assert frechet_distance(made.statistics, expected) < 1e-6 * np.trace(expected.covariance)
+    assert made.provenance["images_sha256"] == image_digest([digits(600)])
+
+    monkeypatch.setattr(ClassifierFeatures, "__call__", None)  # the second time must not compute
+    again = make_reference(images, features, file)
+    np.testing.assert_array_equal(again.statistics.covariance, made.statistics.covariance)
+    assert (again.features_name, again.provenance) == (made.features_name, made.provenance)
+    with pytest.raises(PDSError, match="images_sha256"):
+        make_reference(source(600, seed=1), features, file)
+    features.provenance = {**features.provenance, "weights_sha256": "0"}
+    with pytest.raises(PDSError, match="weights_sha256"):
+        make_reference(images, features, file)
+
+
+def test_features_and_reference_must_be_of_one_kind(inception_cache: tuple[Path, str]) -> None:
+    reference = shipped_mnist_reference()
+    with pytest.raises(PDSError, match="choose a reference made with inception"):
+        FrechetMetric(InceptionFeatures("cpu", *inception_cache), reference, "clean_fid_inception")
+    with pytest.raises(PDSError, match="choose a reference made with mnist_classifier"):
+        FrechetMetric(ClassifierFeatures(), replace(reference, features_name="lenet"), "fid_mnist_classifier")
+    other = replace(reference, provenance={**reference.provenance, "weights_sha256": "0"})
+    with pytest.raises(PDSError, match="weights_sha256"):
+        FrechetMetric(ClassifierFeatures(), other, "fid_mnist_classifier")
+
+
+def test_names_carry_features_and_count() -> None:
+    metric = mnist_classifier_metric()
+    assert metric.name(256) == "fid_mnist_classifier_256"
+    assert metric.name(2000) == "fid_mnist_classifier_2k"
+    assert metric.name(2048) == "fid_mnist_classifier_2048"
+    assert replace(metric, prefix="clean_fid_inception").name(50_000) == "clean_fid_inception_50k"
+
+
+def test_floor_is_that_of_the_held_out_images() -> None:
+    metric = mnist_classifier_metric()
+    name, value = metric.floor(256)
+    assert name == "fid_mnist_classifier_256"
+    assert value == metric.measure(metric.reference.held_out[:256])
+    assert metric.floor(50_000)[0] == "fid_mnist_classifier_10k"
+    assert 0 < metric.floor(10_000)[1] < metric.floor(2_000)[1] < value
+    # Halves of one distribution: at most a thousandth of the variance apart.
+    assert metric.floor(10_000)[1] < 1e-3 * np.trace(metric.reference.statistics.covariance)
+    # What is no digit lies far above the floor.
+    assert metric.measure(metric.features(digits(256))) > 20 * value
+    assert replace(metric, reference=replace(metric.reference, held_out=None)).floor(256) is None
+
+
+def test_training_learns_and_measures_what_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes told apart by where a bright square lies."""
+    measured = []
+    monkeypatch.setattr(
+        classifier_training, "accuracy", lambda network, images: measured.append(network) or accuracy(network, images)
+    )
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 160).astype(np.uint8)
+    images = rng.integers(0, 60, (160, 1, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        top, left = 4 + 8 * (label // 4), 4 + 6 * (label % 4)
+        image[0, top : top + 4, left : left + 4] = 255
+    data = ArrayImages("squares", "train", images, labels)
+    state, reached = train_classifier(data, data, epochs=3, batch_size=20)
+    assert reached > 0.9
+    assert {v.dtype for v in state.values()} == {torch.float16, torch.int64}
+    # The network measured holds exactly the rounded weights, and measuring left its running statistics alone.
+    for name, value in measured[0].state_dict().items():
+        assert torch.equal(value, state[name].to(value.dtype)), name
+    again, _ = train_classifier(data, data, epochs=3, batch_size=20)
+    assert all(torch.equal(state[key], again[key]) for key in state)
+
+
+def test_random_shift_moves_each_image_and_fills_with_zeros() -> None:
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, 0, 10, 15] = torch.arange(1, 201, dtype=torch.uint8)
+    moved = random_shift(images, 2, torch.Generator().manual_seed(0))
+    n, _, rows, columns = moved.nonzero(as_tuple=True)
+    assert torch.equal(moved[n, 0, rows, columns], images[:, 0, 10, 15])
+    assert set(rows.tolist()) == set(range(8, 13))
+    assert set(columns.tolist()) == set(range(13, 18))
+
+
+@pytest.fixture(scope="module")
+def data_root() -> Path:
+    if not (root := os.environ.get("PDS_DATA")) or not (Path(root) / "mnist").is_dir():
+        pytest.skip("MNIST is not at hand: set PDS_DATA to a folder with mnist/ in it")
+    return Path(root)
+
+
+def test_shipped_classifier_is_as_accurate_as_it_says(data_root: Path) -> None:
+    from safetensors import safe_open
+
+    assert (ASSETS / CLASSIFIER_FILE).stat().st_size < 2_000_000
+    with safe_open(ASSETS / CLASSIFIER_FILE, "pt") as file:
+        stated = json.loads(file.metadata()["provenance"])["test_accuracy"]
+    assert stated >= 0.99
+    test = mnist(data_root, "test")
+    subset = ArrayImages("mnist", "test", test.images[:2000], test.labels[:2000])
+    assert accuracy(ClassifierFeatures().network, subset) >= 0.98
+
+
+def test_shipped_reference_reproduces(data_root: Path) -> None:
+    train, metric = mnist(data_root), mnist_classifier_metric()
+    provenance = metric.reference.provenance
+    order = np.random.default_rng(0).permutation(60_000)
+    described, held_out = np.sort(order[:30_000]), order[30_000:]
+    assert metric.reference.statistics.count == provenance["count"] == 30_000
+    assert provenance["images_sha256"] == image_digest([train.read(described)])
+    # The mean over 1,500 of its images lies within their sampling error: Hotelling's T² is about chi-squared with D degrees.
+    statistics = metric.reference.statistics
+    values = metric.features(train.read(np.random.default_rng(1).choice(described, 1_500, replace=False)))
+    difference = values.mean(axis=0, dtype=np.float64) - statistics.mean
+    dimension = metric.features.dimension
+    t_squared = len(values) * difference @ np.linalg.solve(statistics.covariance, difference)
+    assert abs(t_squared - dimension) < 5 * np.sqrt(2 * dimension)
+    assert np.trace(np.cov(values, rowvar=False)) == pytest.approx(np.trace(statistics.covariance), rel=0.02)
+    expected = metric.features(train.read(held_out[:50]))
+    np.testing.assert_allclose(metric.reference.held_out[:50], expected, rtol=2e-3, atol=2e-2)

@@ -1,0 +1,146 @@
+"""Many images: the same ones whatever the batch size, the number of processes, a kill or a full disk."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GaussianTarget, natural_power
+
+import pds.generation as generation
+from pds.errors import PDSError
+from pds.generation import ImageSampler, generate, shards
+from pds.preconditioning.filters import ParametricFilter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.processes.ladders import geometric_ladder
+from pds.samplers.annealed_langevin import AnnealedLangevin
+
+SHAPE = (1, 8, 8)
+IMAGES = 23
+
+
+def image_sampler(score=None, preconditioner=None, seed=5, **options):
+    sampler = AnnealedLangevin(**{"iterations": 4, "step_size": 0.5, **options})
+    P = preconditioner or FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.8).frequency(SHAPE))
+    score = score or GaussianTarget(natural_power(8), mean=0.5)
+    return ImageSampler(score, sampler, geometric_ladder(1, 0.1, 4), P, SHAPE, seed, torch.device("cpu"))
+
+
+def images_of(folder):
+    return np.concatenate([shard.read()["images"] for shard in shards(folder, IMAGES, 5)])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    generate(image_sampler(), shards(folder, IMAGES, 5), batch_size=5)
+    return images_of(folder)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_images_do_not_depend_on_the_batch_size(tmp_path, unbroken, batch_size):
+    generate(image_sampler(), shards(tmp_path, IMAGES, 5), batch_size)
+    assert np.array_equal(images_of(tmp_path), unbroken)
+    assert len(np.unique(unbroken.reshape(IMAGES, -1), axis=0)) == IMAGES
+
+
+def test_another_seed_gives_other_images(tmp_path, unbroken):
+    generate(image_sampler(seed=6), shards(tmp_path, IMAGES, 5), 5)
+    assert not np.array_equal(images_of(tmp_path), unbroken)
+
+
+def test_a_run_killed_at_any_moment_resumes_to_the_same_images(tmp_path, unbroken):
+    # The child dies without a word (as under SIGKILL) inside its third shard, leaving a half-written file behind.
+    code = f"""
+import os, sys
+sys.path[:0] = {sys.path!r}
+from test_generation import image_sampler, IMAGES
+from pds.generation import generate, shards
+written = []
+def die_in_the_third(images):
+    if len(written) == 2:
+        os._exit(9)
+    return {{}}
+generate(image_sampler(), shards(__import__("pathlib").Path({str(tmp_path)!r}), IMAGES, 5), 5, die_in_the_third,
+         on_shard=lambda shard, seconds: written.append(shard))
+"""
+    child = subprocess.run([sys.executable, "-c", code], check=False, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert child.returncode == 9
+    done = sorted(path.name for path in tmp_path.glob("shard-*.npz"))
+    assert done == ["shard-00000.npz", "shard-00001.npz"]
+    stamps = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("shard-*.npz"))]
+    made = []
+    generate(image_sampler(), shards(tmp_path, IMAGES, 5), 5, on_shard=lambda shard, seconds: made.append(shard.indices))
+    assert [indices.start for indices in made] == [10, 15, 20]
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("shard-*.npz"))[:2]] == stamps
+    assert np.array_equal(images_of(tmp_path), unbroken)
+
+
+def test_two_processes_share_the_shards_of_one_run(tmp_path, unbroken):
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from test_generation import image_sampler, IMAGES
+from pds.generation import Processes, generate, shards
+processes = Processes.join()
+mine = []
+generate(image_sampler(), shards(Path({str(tmp_path)!r}), IMAGES, 5), 5, processes=processes,
+         on_shard=lambda shard, seconds: mine.append(shard.indices.start))
+Path({str(tmp_path)!r}, f"rank-{{processes.rank}}").write_text(" ".join(map(str, mine)))
+assert len(list(Path({str(tmp_path)!r}).glob("shard-*.npz"))) == 5, "a process returned before all shards were there"
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    shares = [Path(tmp_path, f"rank-{rank}").read_text().split() for rank in (0, 1)]
+    assert sorted(shares) == [["0", "10", "20"], ["5", "15"]]
+    assert np.array_equal(images_of(tmp_path), unbroken)
+
+
+def test_images_that_are_not_finite_stop_the_run_and_keep_what_is_done(tmp_path):
+    class Breaks(GaussianTarget):
+        def __call__(self, x, sigma):
+            bad = (x - 0.5).isfinite() & (sigma < 0.2)[:, None, None, None]
+            return torch.where(bad, torch.nan, super().__call__(x, sigma))
+
+    good, bad = image_sampler(), image_sampler(Breaks(natural_power(8)))
+    todo = shards(tmp_path, IMAGES, 5)
+    generate(good, todo[:2], 5)
+    with pytest.raises(PDSError, match=r"not finite after step 4 of 4 \(sigma = 0\.1\).*sampler.step_size"):
+        generate(bad, todo, 5)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeypatch):
+    todo, real = shards(tmp_path, IMAGES, 5), np.savez_compressed
+    calls = []
+
+    def disk_full_at_the_third(file, **arrays):
+        calls.append(1)
+        if len(calls) == 3:
+            file.write(b"half a shard")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(file, **arrays)
+
+    monkeypatch.setattr(generation.np, "savez_compressed", disk_full_at_the_third)
+    with pytest.raises(PDSError, match=r"No space left on device.*run the same command again"):
+        generate(image_sampler(), todo, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-00000.npz", "shard-00001.npz"]
+    generate(image_sampler(), todo, 5)
+    assert np.array_equal(images_of(tmp_path), unbroken)
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+    todo = shards(tmp_path, IMAGES, 5)
+    generate(image_sampler(preconditioner=Identity()), todo, 5)
+    todo[1].path.write_bytes(todo[1].path.read_bytes()[:-40])
+    with pytest.raises(PDSError, match=r"shard-00001\.npz is damaged"):
+        todo[1].read()
+    with pytest.raises(PDSError, match="at least 1"):
+        shards(tmp_path, 0, 5)
