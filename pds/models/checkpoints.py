@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pds.errors import PDSError
@@ -103,7 +103,8 @@ def load_weights(network: nn.Module, path: str | Path) -> Checkpoint:
 def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write weights as safetensors, atomically, with where they come from as metadata."""
     with atomic_path(path) as temporary:
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary, metadata=metadata)
+        # `save_file` would give the file a mode that only its owner can read.
+        temporary.write_bytes(save({name: value.contiguous() for name, value in state.items()}, metadata=metadata))
 
 
 def _first_line(error: Exception) -> str:
