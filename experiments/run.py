@@ -78,7 +78,7 @@ class Experiment:
         sampler.levels(model.sigmas)
         sampler.check(preconditioner)
         metric = build(cfg.metric, **({"device": str(device)} if "device" in cfg.metric else {}))
-        score = model.score.to(device)
+        score = model.score.to(device, memory_format=torch.channels_last)
         sample = ImageSampler(score, sampler, model.sigmas, preconditioner, model.shape, cfg.seed, device)
         label = " + ".join(title for title in (filter.title, solenoid.title) if title)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label)

@@ -22,7 +22,7 @@ from pds.files import write_json
 from pds.logs import log_file, to_terminal
 from pds.models.checkpoints import save_weights
 from pds.models.scores import ScoreModel
-from pds.runs import RunFolder, provenance
+from pds.runs import RunFolder, identity, provenance
 from pds.tracking import MetricsFile
 from pds.training import Trainer
 
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> None:
             folder.status("failed", str(error) or type(error).__name__)
             raise
         weights = folder.path / f"{cfg.name}.safetensors"
-        about = {"config": yaml.safe_dump(config), "iterations": str(trainer.iterations), "weights": "ema"}
+        about = {"config": yaml.safe_dump(identity(config)), "iterations": str(trainer.iterations), "weights": "ema"}
         save_weights({name.removeprefix("network."): value for name, value in ema.items()}, weights, about)
         # Of this process alone: a run that was resumed took longer.
         write_json(folder.path / "result.json", {"seconds": time.perf_counter() - start, **provenance(device)})

