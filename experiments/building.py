@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pds.errors import PDSError
+from pds.logs import to_terminal
+
+log = logging.getLogger(__name__)
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
@@ -28,10 +33,22 @@ def build(node: DictConfig, **arguments: Any) -> Any:
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, all of them given."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise PDSError(f"{missing[0]} has no value: give {missing[0]}=... on the command line")
-    return OmegaConf.to_container(cfg, resolve=True)
+    missing = next(_missing(OmegaConf.to_container(cfg, resolve=False)), None)
+    if missing is not None:
+        raise PDSError(f"{missing} has no value: give {missing}=... on the command line")
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is `???`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else key)
+    elif node == "???":
+        yield prefix
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:
@@ -46,16 +63,26 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise PDSError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise PDSError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise PDSError(f"device={name} asked for, but torch sees {torch.cuda.device_count()} GPUs here: use device=cpu")
     return device
 
 
+@contextlib.contextmanager
+def one_sentence(failures: list[str]) -> Iterator[None]:
+    """Tell a failure that the user can act on in one sentence, and remember it; a sweep goes on with its next point."""
+    to_terminal()
+    try:
+        yield
+    except (PDSError, OSError) as error:
+        log.error("error: %s", error)
+        failures.append(str(error))
+
+
 def entry_point(main: Callable[[], None], failures: list[str]) -> None:
     """Run a Hydra main and leave with status 1 if any of its jobs failed."""
-    try:
-        main()
-    except OmegaConfBaseException as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
+    main()
     sys.exit(1 if failures else 0)

@@ -7,6 +7,7 @@ torchrun --nproc-per-node=2 experiments/run.py filter=statistics images=50000
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from building import build, choose_device, entry_point, resolved
+from building import build, choose_device, entry_point, one_sentence, resolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -26,13 +27,14 @@ from pds.errors import PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
-from pds.logs import log_file, to_terminal
+from pds.logs import log_file
 from pds.models.scores import ScoreModel
+from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.reporting import format_table, image_grid, read_runs, write_report
-from pds.runs import RunFolder, provenance, run_name
+from pds.runs import RunFolder, fingerprint, provenance, run_name
 from pds.samplers.sampler import Sampler
 from pds.tracking import MetricsFile, TrackedRun, Tracker
 
@@ -45,13 +47,9 @@ failures: list[str] = []
 
 @hydra.main(config_path="../conf", config_name="run", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """One point. Its failure is told in one sentence, and does not stop the other points of a sweep."""
-    to_terminal()
-    try:
+    """One point."""
+    with one_sentence(failures):
         run(cfg, HydraConfig.get().overrides.task)
-    except PDSError as error:
-        log.error("error: %s", error)
-        failures.append(str(error))
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,34 @@ class Experiment:
         preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         sampler.levels(model.sigmas)
         sampler.check(preconditioner)
-        metric = build(cfg.metric, **({"device": str(device)} if "device" in cfg.metric else {}))
+        metric: FrechetMetric | None = build(cfg.metric, device=str(device))
+        if metric is not None:
+            metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+            if cfg.images < 2:
+                raise PDSError("images must be at least 2 to measure a distance: give more, or metric=none")
+        if cfg.batch_size < 1:
+            raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
+        ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
         score = model.score.to(device, memory_format=torch.channels_last)
         sample = ImageSampler(score, sampler, model.sigmas, preconditioner, model.shape, cfg.seed, device)
-        label = " + ".join(title for title in (filter.title, solenoid.title) if title)
+        what = " + ".join(title for title in (filter.title, solenoid.title) if title)
+        label = f"{'vanilla' if isinstance(preconditioner, Identity) else what}, {sampler.detail}"
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The filters R ("frequency") and A ("space"), those that there are."""
+        masks = {
+            "frequency": self.filter.frequency(self.model.shape, lambda: self.dataset.statistics),
+            "space": self.filter.space(self.model.shape, lambda: self.dataset.statistics),
+        }
+        return {name: mask for name, mask in masks.items() if mask is not None}
+
+    @property
+    def fingerprint(self) -> dict[str, str | None]:
+        """What the images depend on beyond the values of the configuration: the contents of files."""
+        checkpoint = self.model.checkpoint
+        return {"weights": checkpoint and checkpoint.sha256, "filters": fingerprint(*self.masks.values())}
 
     @property
     def vanilla(self) -> bool:
@@ -97,22 +118,35 @@ def run(cfg: DictConfig, overrides: list[str]) -> None:
     processes = Processes.join()
     config = resolved(cfg)
     experiment = Experiment.build(cfg)
+    config["fingerprint"] = experiment.fingerprint
     folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
     todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
-    if processes.rank:
-        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
-        return
-    folder.claim(config)
-    with log_file(folder.path / "run.log"):
-        if folder.result() is not None:
-            log.info("%s is done already", folder.path)
+    # Every process looks before any goes on, so all of them take the same branch.
+    done = folder.result() is not None
+    error = None
+    if processes.rank == 0:
         try:
-            # A finished run goes through as well: every process must meet at the barriers, and there is nothing to sample.
-            sample_and_measure(cfg, config, experiment, folder, todo, processes)
-        except BaseException as error:
-            folder.status("failed", str(error) or type(error).__name__)
-            write_report(folder.path.parent)
-            raise
+            folder.claim(config)
+        except PDSError as refusal:
+            error = refusal
+    processes.agree(error)
+    if processes.rank:
+        if not done:
+            generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+        return
+    with log_file(folder.path / "run.log"):
+        if done:
+            log.info("%s is done already", folder.path)
+            folder.status("done")
+        else:
+            try:
+                sample_and_measure(cfg, config, experiment, folder, todo, processes)
+            except BaseException as error:
+                # On a full disk these fail as well, and must not hide why.
+                with contextlib.suppress(OSError, PDSError):
+                    folder.status("failed", str(error) or type(error).__name__)
+                    write_report(folder.path.parent)
+                raise
     report = write_report(folder.path.parent)
     print(f"\n{format_table(read_runs(folder.path.parent))}\n")
     print(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
@@ -122,9 +156,6 @@ def sample_and_measure(
     cfg: DictConfig, config: dict[str, Any], experiment: Experiment, folder: RunFolder, todo: list[Shard], processes: Processes
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
-    if folder.result() is not None:
-        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
-        return
     folder.status("running")
     sampler = experiment.sample.sampler
     iterations = len(sampler.levels(experiment.model.sigmas))
@@ -134,8 +165,8 @@ def sample_and_measure(
     with experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config) as tracked:
 
         def on_shard(shard: Shard, seconds: float) -> None:
-            rate = len(shard.indices) / seconds
-            record = {"images_done": shard.indices.stop, "images_per_second": rate}
+            done = sum(len(other.indices) for other in todo if other.path.exists())
+            record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
             metrics_file.append(record)
             tracked.log(record, step_name="images_done")
 
@@ -154,7 +185,7 @@ def sample_and_measure(
             "nfe": int(arrays[0]["nfe"]),
             "images": len(images),
             "seconds": seconds,
-            "images_per_second": len(images) / seconds,
+            "images_per_second": len(images) / seconds,  # of one process: seconds are summed over them
             "seed": cfg.seed,
             "model": experiment.model.title,
             "checkpoint": checkpoint and {"file": checkpoint.path.name, "sha256": checkpoint.sha256},
@@ -186,12 +217,7 @@ def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
     """grid.png of the first images, and filter.npz where there is a filter to draw."""
     with atomic_path(folder / "grid.png") as temporary:
         image_grid(torch.from_numpy(images[:GRID_IMAGES]), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
-    shape = experiment.model.shape
-    masks = {
-        "frequency": experiment.filter.frequency(shape, lambda: experiment.dataset.statistics),
-        "space": experiment.filter.space(shape, lambda: experiment.dataset.statistics),
-    }
-    present = {name: mask.numpy() for name, mask in masks.items() if mask is not None}
+    present = {name: mask.numpy() for name, mask in experiment.masks.items()}
     if present:
         with atomic_path(folder / "filter.npz") as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **present)

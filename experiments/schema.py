@@ -128,16 +128,10 @@ class AnnealedLangevin(Target):
 
 
 @dataclass
-class ClassifierMetric(Target):
-    device: str = MISSING
-
-
-@dataclass
 class CleanFID(Target):
     reference_name: str = MISSING
     resolution: int = MISSING
     split: str = MISSING
-    device: str = MISSING
     cache: str | None = None
 
 
@@ -169,7 +163,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "schema/filter": {"none": Target, "parametric": Parametric, "statistics": Statistics},
     "schema/solenoid": {"none": Target, "fft": FourierSolenoid, "shift": ShiftSolenoid},
     "schema/sampler": {"annealed_langevin": AnnealedLangevin},
-    "schema/metric": {"none": Target, "mnist_classifier": ClassifierMetric, "clean_fid": CleanFID},
+    "schema/metric": {"none": Target, "mnist_classifier": Target, "clean_fid": CleanFID},
     "schema/tracker": {"none": Target, "wandb": Wandb},
     "schema/trainer": {"trainer": Trainer},
 }

@@ -10,8 +10,10 @@ import logging
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +47,22 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """The processes that `torchrun` started (gloo: only barriers are exchanged), or this one alone."""
+        """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone."""
         if "RANK" not in os.environ:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("gloo")
+            # They wait for one another at the end of a run only, for as long as the slowest takes.
+            dist.init_process_group("gloo", timeout=timedelta(days=30))
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def agree(self, error: PDSError | None = None) -> None:
+        """Wait until every process is here, and raise in all of them what went wrong in any."""
+        said: list[str | None] = [None if error is None else str(error)] * self.size
         if self.size > 1:
-            dist.barrier()
+            dist.all_gather_object(said, said[0])
+        first = next(filter(None, said), None)
+        if first is not None:
+            raise error or PDSError(first)
 
 
 @dataclass(frozen=True)
@@ -99,17 +106,20 @@ class ImageSampler:
         levels = self.sampler.levels(self.sigmas)
         x = self.sampler.prior(noise, levels, self.preconditioner)
 
-        def watch(iteration: int, sigma: float, x: Tensor) -> None:
+        def require_finite(x: Tensor, when: str, sigma: float) -> None:
             # One reduction a step: a sum is finite only if every value is.
             if not torch.isfinite(x.sum()):
                 raise PDSError(
-                    f"image values are not finite after step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g}): the step "
-                    "is too large for this filter and solenoid (lower sampler.step_size or solenoid.omega) or the weights are "
-                    "broken"
+                    f"image values are not finite after {when} (sigma = {sigma:.4g}): the step is too large for this filter "
+                    "and solenoid (lower sampler.step_size or solenoid.omega) or the weights are broken"
                 )
+
+        def watch(iteration: int, sigma: float, x: Tensor) -> None:
+            require_finite(x, f"step {iteration + 1} of {len(levels)}", sigma)
             on_step()
 
         x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
+        require_finite(x, "the final denoising", levels[-1].item())
         return x, score.nfe
 
 
@@ -133,7 +143,7 @@ class Shard:
             if len(arrays["images"]) != len(self.indices):
                 raise ValueError(f"{len(arrays['images'])} images instead of {len(self.indices)}")
             return arrays
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise PDSError(f"{self.path} is damaged ({error}): delete it and run the same command again") from None
 
 
@@ -163,7 +173,7 @@ def generate(
         todo: all shards of the run; those whose file exists are skipped.
         batch_size: images sampled at once; it does not change them.
         annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
-        processes: this process among those of the run. All of them return together.
+        processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
 
     Raises:
@@ -173,14 +183,30 @@ def generate(
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
     # Listed before anyone starts: a shard that another process finishes meanwhile does not shift the shares.
     missing = [shard for shard in todo if not shard.path.exists()]
-    processes.wait()
+    processes.agree()
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
     mine = missing[processes.rank :: processes.size]
+    error = None
+    try:
+        _sample_shards(sample, mine, batch_size, annotate, on_shard, show_progress=processes.rank == 0 and bool(mine))
+    except PDSError as raised:
+        error = raised
+    processes.agree(error)
+
+
+def _sample_shards(
+    sample: ImageSampler,
+    mine: list[Shard],
+    batch_size: int,
+    annotate: Callable[[np.ndarray], dict[str, np.ndarray]],
+    on_shard: Callable[[Shard, float], None],
+    show_progress: bool,
+) -> None:
     total = sum(len(shard.indices) for shard in mine)
     steps = len(sample.sampler.levels(sample.sigmas))
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=processes.rank > 0 or not mine) as bar:
+    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=not show_progress) as bar:
         for shard in mine:
             start, parts, nfe = time.perf_counter(), [], 0
             for batch in _batches(shard.indices, batch_size):
@@ -190,13 +216,12 @@ def generate(
             try:
                 with atomic_path(shard.path) as temporary, open(temporary, "wb") as file:
                     np.savez_compressed(file, images=images, nfe=nfe, seconds=seconds, **annotate(images))
+                on_shard(shard, seconds)
             except OSError as error:
                 raise PDSError(
-                    f"cannot write {shard.path} ({error.strerror or error}): make room and run the same command again, "
-                    "finished shards are kept"
+                    f"cannot write {shard.path.parent.parent} ({error.strerror or error}): make room and run the same command "
+                    "again, finished shards are kept"
                 ) from None
-            on_shard(shard, seconds)
-    processes.wait()
 
 
 def _batches(indices: range, size: int) -> Iterator[range]:

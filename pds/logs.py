@@ -19,8 +19,10 @@ def to_terminal() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         handler.pds_terminal = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
+    # A log file on a full disk must not bury the sentence that says so.
+    logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)
-    for name in ("pds", "__main__"):
+    for name in ("pds", "building", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 

@@ -23,18 +23,8 @@ import pds
 from pds.errors import PDSError
 from pds.files import atomic_path, write_json
 
-# What may differ between two commands that make the same images.
-PLACE = {
-    "outputs",
-    "group",
-    "device",
-    "threads",
-    "batch_size",
-    "tracker",
-    "metric.device",
-    "metric.cache",
-    "dataset.source.root",
-}
+# Where and how fast: what may differ between two commands that make the same images, up to the rounding of the device.
+PLACE = {"outputs", "group", "device", "threads", "batch_size", "tracker", "metric.cache", "dataset.source.root"}
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -53,15 +43,25 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
-    """What a run is called: the values given on its command line and 8 digits of the hash of its identity."""
+    """What a run is called: its experiment, the values given on its command line, 8 digits of the hash of its identity."""
     given = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in PLACE | {"experiment", "debug"} and not key.startswith(("hydra", "tracker.")):
+        if key == "experiment":
+            given.append(value)
+        elif key not in PLACE | {"debug"} and not key.startswith(("hydra", "tracker.")):
             given.append(f"{key}={value}")
     slug = re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(sorted(given)))[:100] or "default"
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True, default=str).encode()).hexdigest()
     return f"{slug}-{digest[:8]}"
+
+
+def fingerprint(*tensors: torch.Tensor | None) -> str:
+    """16 digits of the hash of tensors: what a filter is, whatever file or data set it came from."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(b"none" if tensor is None else tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class RunFolder:
             different = next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
             if different is not None:
                 raise PDSError(
-                    f"{self.path} holds a run with {different}={old.get(different)}, not {new.get(different)}: choose another "
-                    "group or delete that folder"
+                    f"{self.path} holds a run with {different}={old.get(different)}, not {new.get(different)}: delete that "
+                    "folder or give this run another name, group or outputs"
                 )
             return
         try:

@@ -103,7 +103,7 @@ class Tracker(Protocol):
             folder: run directory; whatever the tracker writes lies in it.
             name: of the run, within its group.
             group: the comparison that the run belongs to.
-            job_type: kind of work ("sample", "train", ...).
+            job_type: "vanilla" or "pds".
             config: resolved plain Python values (not a DictConfig).
         """
 

@@ -1,9 +1,10 @@
-"""Training of score networks by denoising score matching ([NCSN] Eqs. 5-6), stateless in everything but the weights."""
+"""Training of score networks by denoising score matching ([NCSN] Eqs. 5-6)."""
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,10 @@ class Trainer:
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
             raise PDSError("trainer.iterations, batch_size and checkpoint_every must be at least 1")
+        if not self.learning_rate > 0 or self.seed < 0:
+            raise PDSError(
+                f"trainer.learning_rate must be positive and trainer.seed at least 0, got {self.learning_rate} and {self.seed}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise PDSError(f"trainer.ema_decay must be in [0, 1), got {self.ema_decay}")
 
@@ -85,7 +90,7 @@ class Trainer:
         checkpoint: Path,
         device: torch.device,
         callback: Callable[[dict[str, float]], None] = lambda metrics: None,
-    ) -> dict[str, Tensor]:
+    ) -> tuple[dict[str, Tensor], float]:
         """Train `score` in place, from `checkpoint` if it exists.
 
         Args:
@@ -97,15 +102,16 @@ class Trainer:
             callback: receives {"iteration", "loss", "learning_rate"} every 50 iterations.
 
         Returns:
-            The exponential moving average of the parameters, by name, on the CPU.
+            The exponential moving average of the parameters, by name, on the CPU; and the seconds that training took, those
+            before a restart included.
         """
         score = score.to(device, memory_format=torch.channels_last).train()
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}
-        start = self._restore(checkpoint, parameters, ema, optimizer, device)
+        start, spent, running = self._restore(checkpoint, parameters, ema, optimizer)
         network = torch.compile(score) if self.compile else score
-        running = None
+        clock = time.perf_counter() - spent
         with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:
                 x, sigma, z = (t.to(device) for t in self._batch(iteration, images, sample_sigma))
@@ -131,8 +137,9 @@ class Trainer:
                 if (iteration + 1) % 50 == 0:
                     callback({"iteration": iteration + 1, "loss": running, "learning_rate": self.rate(iteration)})
                 if (iteration + 1) % self.checkpoint_every == 0 or iteration + 1 == self.iterations:
-                    self._save(checkpoint, iteration + 1, parameters, ema, optimizer)
-        return {name: value.cpu() for name, value in ema.items()}
+                    progress = {"iteration": iteration + 1, "seconds": time.perf_counter() - clock, "loss": running}
+                    self._save(checkpoint, progress, parameters, ema, optimizer)
+        return {name: value.cpu() for name, value in ema.items()}, time.perf_counter() - clock
 
     def _batch(
         self, iteration: int, images: ImageSource, sample_sigma: Callable[[int, torch.Generator], Tensor]
@@ -151,28 +158,29 @@ class Trainer:
         parameters: dict[str, nn.Parameter],
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
-        device: torch.device,
-    ) -> int:
+    ) -> tuple[int, float, float | None]:
+        """Iterations done, seconds spent and the running loss."""
         if not checkpoint.exists():
-            return 0
-        state: dict[str, Any] = torch.load(checkpoint, map_location=device, weights_only=True)
+            return 0, 0.0, None
+        # On the CPU: Adam moves its moments to the parameters, and leaves its step counters where they are fast.
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         for name, parameter in parameters.items():
             parameter.data.copy_(state["parameters"][name])
             ema[name].copy_(state["ema"][name])
         optimizer.load_state_dict(state["optimizer"])
         log.info("training continues from iteration %d of %d (%s)", state["iteration"], self.iterations, checkpoint)
-        return state["iteration"]
+        return state["iteration"], state["seconds"], state["loss"]
 
     def _save(
         self,
         checkpoint: Path,
-        iteration: int,
+        progress: dict[str, float],
         parameters: dict[str, nn.Parameter],
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> None:
         state = {
-            "iteration": iteration,
+            **progress,
             "parameters": {name: p.detach() for name, p in parameters.items()},
             "ema": ema,
             "optimizer": optimizer.state_dict(),

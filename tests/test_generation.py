@@ -115,6 +115,36 @@ def test_images_that_are_not_finite_stop_the_run_and_keep_what_is_done(tmp_path)
     with pytest.raises(PDSError, match=r"not finite after step 4 of 4 \(sigma = 0\.1\).*sampler.step_size"):
         generate(bad, todo, 5)
     assert len(list(tmp_path.iterdir())) == 2
+    calls = []
+    late = image_sampler(lambda x, sigma: calls.append(1) or (x * torch.nan if len(calls) == 5 else -x))
+    with pytest.raises(PDSError, match="not finite after the final denoising"):
+        late(range(2))
+
+
+def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from test_generation import image_sampler
+from pds.errors import PDSError
+from pds.generation import Processes, generate, shards
+processes = Processes.join()
+def annotate(images):
+    if processes.rank == 1:
+        raise PDSError("the second process has no disk")
+    return {{}}
+try:
+    generate(image_sampler(), shards(Path({str(tmp_path)!r}), 10, 5), 5, annotate, processes)
+except PDSError as error:
+    Path({str(tmp_path)!r}, f"rank-{{processes.rank}}").write_text(str(error))
+""")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    for rank in (0, 1):
+        assert Path(tmp_path, f"rank-{rank}").read_text() == "the second process has no disk"
+    assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-00000.npz"]
 
 
 def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeypatch):

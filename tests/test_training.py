@@ -63,12 +63,32 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
 
         return trainer.fit(score, images(), sigmas, path, torch.device("cpu"))
 
-    unbroken = fit(tmp_path / "a.pt")
+    unbroken, _ = fit(tmp_path / "a.pt")
     with pytest.raises(Killed):
         fit(tmp_path / "b.pt", stop_at=7)
     assert torch.load(tmp_path / "b.pt", weights_only=True)["iteration"] == 5
-    resumed = fit(tmp_path / "b.pt")
+    resumed, seconds = fit(tmp_path / "b.pt")
+    assert seconds > torch.load(tmp_path / "b.pt", weights_only=True)["seconds"] * 0.99 > 0
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
+    # With one weight seen after every step, the average is the recursion e <- d e + (1 - d) w by hand.
+    score, weights = small(), []
+    start = score.network.end_conv.bias.detach().clone()
+
+    def sigmas(count, generator):
+        weights.append(score.network.end_conv.bias.detach().clone())
+        return sample_sigma(count, generator)
+
+    trainer = Trainer(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=True)
+    ema, _ = trainer.fit(score, images(), sigmas, tmp_path / "t.pt", torch.device("cpu"))
+    expected = start
+    for iteration, after in enumerate([*weights[1:], score.network.end_conv.bias.detach()]):
+        decay = min(0.3, (1 + iteration) / (10 + iteration))
+        expected = decay * expected + (1 - decay) * after
+    torch.testing.assert_close(ema["network.end_conv.bias"], expected)
+    assert not torch.equal(expected, score.network.end_conv.bias)
 
 
 def test_it_learns(tmp_path):
@@ -84,6 +104,8 @@ def test_it_learns(tmp_path):
 def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(PDSError, match="at least 1"):
         Trainer(iterations=0)
+    with pytest.raises(PDSError, match="learning_rate must be positive"):
+        Trainer(iterations=1, learning_rate=-1.0)
     with pytest.raises(PDSError, match="ema_decay"):
         Trainer(iterations=1, ema_decay=1.0)
     with pytest.raises(PDSError, match=r"loss is nan.*lower trainer.learning_rate"):

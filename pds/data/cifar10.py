@@ -12,7 +12,10 @@ import numpy as np
 from pds.data.images import ArrayImages, require_file
 from pds.errors import PDSError
 
-SOURCE = "the folder cifar-10-batches-py or cifar-10-batches-bin of the published archive"
+SOURCE = (
+    "from cifar-10-python.tar.gz, MD5 c58f30108f718f92721af3b95e74349a, or cifar-10-binary.tar.gz, MD5 "
+    "c32a1d4ab5d03f1284b67883e8d87530, at https://www.cs.toronto.edu/~kriz/cifar.html"
+)
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 IMAGES_PER_BATCH = 10_000
 PIXELS = 3 * 32 * 32
@@ -41,7 +44,16 @@ def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         return np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        ImportError,
+    ) as error:
         raise PDSError(f"{path} is not a CIFAR-10 python batch ({error}): fetch it again") from None
 
 

@@ -42,5 +42,11 @@ class Dataset:
     def statistics(self) -> DatasetStatistics:
         """Statistics for the filters: the shipped file, or computed once and kept in the project's cache."""
         if self.statistics_file is not None:
-            return DatasetStatistics.load(self.statistics_file)
+            statistics = DatasetStatistics.load(self.statistics_file)
+            if statistics.provenance["images"] != self.statistics_images:
+                raise PDSError(
+                    f"{self.statistics_file} is of {statistics.provenance['images']} images, dataset.statistics_images is "
+                    f"{self.statistics_images}: set dataset.statistics_file=null to compute them from the data set"
+                )
+            return statistics
         return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")

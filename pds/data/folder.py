@@ -33,7 +33,9 @@ class ImageFolder:
         if self.shape[0] not in (1, 3):
             raise PDSError(f"image folders hold grey (1) or RGB (3) images, not {self.shape[0]} channels")
         if not self.root.is_dir():
-            raise PDSError(f"image folder {self.root} does not exist: set dataset.root to a folder of {self.shape} images")
+            raise PDSError(
+                f"image folder {self.root} does not exist: set dataset.source.root to a folder of {self.shape} images"
+            )
         self.paths = sorted(path for path in self.root.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not self.paths:
             raise PDSError(f"image folder {self.root} holds no images ({', '.join(sorted(SUFFIXES))})")

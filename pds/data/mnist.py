@@ -12,8 +12,14 @@ import numpy as np
 from pds.data.images import ArrayImages, require_file
 from pds.errors import PDSError
 
-SOURCE = "from the MNIST mirror of your choice, e.g. the files that torchvision.datasets.MNIST downloads"
+MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 PREFIXES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+UNPACKED_MD5 = {
+    "train-images-idx3": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1": "27ae3e4e09519cfbb04c329615203637",
+}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -48,7 +54,8 @@ def mnist(root: str | Path, split: str = "train") -> ArrayImages:
     arrays = []
     for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
         names = [f"{prefix}-{kind}-ubyte.gz", f"{prefix}-{kind}-ubyte", f"{prefix}-{kind.replace('-', '.')}-ubyte"]
-        path = require_file(folder, names, f"MNIST {split} {kind.split('-')[0]}", SOURCE)
+        where_from = f"from {MIRROR}, MD5 when unpacked {UNPACKED_MD5[f'{prefix}-{kind}']}"
+        path = require_file(folder, names, f"MNIST {split} {kind.split('-')[0]}", where_from)
         array = read_idx(path)
         if array.shape != shape:
             raise PDSError(f"{path} holds an array of shape {array.shape}, MNIST {split} has {shape}")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,12 +44,6 @@ class DatasetStatistics:
         """(C, H, W)."""
         return tuple(self.power.shape)
 
-    def variance_spectrum(self) -> Tensor:
-        """(C, H, W) variance of each orthonormal Fourier coefficient about the mean image: p(k) of a Gaussian target."""
-        pixels = self.power.shape[-2] * self.power.shape[-1]
-        mean_power = torch.fft.fft2(self.mean.double()).abs().square()
-        return ((self.power.double() - mean_power) / pixels).clamp_min(0).float()
-
     def save(self, path: Path) -> None:
         """Write as npz, atomically; nothing in it is pickled."""
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -67,9 +62,9 @@ class DatasetStatistics:
             with np.load(locate(path), allow_pickle=False) as file:
                 arrays = [torch.from_numpy(file[key]) for key in ("power", "mean", "second_moment")]
                 provenance = json.loads(str(file["provenance"]))
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return cls(provenance["dataset"], *arrays, provenance)
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
-        return cls(provenance["dataset"], *arrays, provenance)
 
 
 def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class FrechetMetric:
         return self.name(len(real)), self.measure(real)
 
 
-def no_metric() -> None:
+def no_metric(device: str = "cpu") -> None:
     """No distance: the images only."""
 
 

@@ -6,7 +6,6 @@ Nothing here unpickles code: `torch.load` runs with `weights_only=True`, and fil
 from __future__ import annotations
 
 import logging
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # A file that is no checkpoint fails in any way the unpickler can fail.
             raise PDSError(
                 f"{path} cannot be read as plain weights ({_first_line(error)}): it is truncated, no checkpoint, or "
                 "holds code, which is never executed here"
@@ -67,7 +66,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         # [NCSN] saves [model state, optimizer state]; its weights are no averages.
         is_list = isinstance(content, (list, tuple)) and len(content) > 0
         state, layout, ema = (content[0], "list", False) if is_list else (content, "state dict", None)
-    if not (isinstance(state, dict) and state and all(isinstance(value, Tensor) for value in state.values())):
+    if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
         raise PDSError(f"{path} holds no table of tensors by name: it is not a checkpoint of a network this project knows")
     plain = {name.removeprefix("module."): value for name, value in state.items()}
     return Checkpoint(plain, layout, ema, path, sha256(path))

@@ -47,7 +47,7 @@ class ConditionalInstanceNorm(nn.Module):
 
 def elu(x: Tensor) -> Tensor:
     """ELU with alpha 1: on a CPU through exp, which is vectorised there and four times faster than torch's expm1."""
-    return F.elu(x) if x.is_cuda else torch.maximum(x.clamp_max(0).exp() - 1, x)
+    return F.elu(x) if x.is_cuda or x.dtype != torch.float32 else torch.maximum(x.clamp_max(0).exp() - 1, x)
 
 
 def _conv(in_channels: int, out_channels: int, bias: bool = True, dilation: int = 1) -> nn.Conv2d:
@@ -236,6 +236,10 @@ def ncsn(
         sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
         checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
     """
+    if len(shape) != 3 or min(shape) < 1:
+        raise PDSError(f"images have a shape (C, H, W) of positive numbers, got {list(shape)}")
+    if width < 1:
+        raise PDSError(f"model.width must be at least 1, got {width}")
     channels, height, wide = shape
     if height % 2 or wide % 2:
         raise PDSError(f"NCSN halves its images once: their height and width must be even, got {height}x{wide}")

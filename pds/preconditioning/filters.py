@@ -27,7 +27,7 @@ class Filter(Protocol):
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """What tables call it; empty for none."""
         ...
 
     def frequency(self, shape: Shape, statistics: LazyStatistics) -> Tensor | None: ...
@@ -39,7 +39,7 @@ class Filter(Protocol):
 class NoFilter:
     """R = A = 1: the vanilla sampler."""
 
-    title = "vanilla"
+    title = ""
 
     def frequency(self, shape: Shape, statistics: LazyStatistics) -> None:
         return None

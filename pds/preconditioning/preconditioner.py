@@ -8,6 +8,7 @@ noise scale. P = I is the vanilla sampler, so samplers are written once, for any
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -96,8 +97,8 @@ class FourierPreconditioner:
         R = _checked(frequency, shape, "frequency")
         _check_parity(R, +1, "frequency filter must be even, R(k) = R(-k)")
         A = _checked(space, shape, "space")
-        if omega < 0:
-            raise PDSError(f"solenoid.omega must be at least 0, got {omega}")
+        if not (omega >= 0 and math.isfinite(omega)):
+            raise PDSError(f"solenoid.omega must be at least 0 and finite, got {omega}")
         h = torch.zeros(self.size) if solenoid is None else solenoid
         if tuple(h.shape) != tuple(self.size):
             raise PDSError(f"a solenoid for {shape} images must have the shape {tuple(self.size)}, got {tuple(h.shape)}")
@@ -160,9 +161,8 @@ def build_preconditioner(
     """
     R, A = filter.frequency(shape, statistics), filter.space(shape, statistics)
     h = solenoid.spectrum(shape[1:])
-    if R is None and A is None and h is None:
-        return Identity()
-    return FourierPreconditioner(shape, R, A, h, solenoid.omega, device)
+    P = FourierPreconditioner(shape, R, A, h, solenoid.omega, device)
+    return Identity() if R is None and A is None and P.solenoid is None else P
 
 
 def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:

@@ -55,12 +55,14 @@ def visit_levels(sigmas: Tensor, iterations: int, steps_per_level: int | None = 
     steps = steps_per_level or max(1, iterations // total)
     unit = steps if steps_per_level or iterations <= total else total
     visited = iterations // steps
-    if iterations % unit or visited > total:
+    if iterations % unit or visited > total or visited == 1 < total:
         below, largest = iterations // unit * unit, None if unit == total else total * steps
-        nearest = sorted({min(max(unit, value), largest or value) for value in (below, below + unit)})
+        least = unit if unit == total else 2 * steps
+        nearest = sorted({min(max(least, value), largest or value) for value in (below, below + unit)})
         raise PDSError(
             f"sampler.iterations={iterations} does not fit {total} noise levels at {steps_per_level or 'equal'} steps a level: "
-            f"use a multiple of {unit}{f' up to {largest}' if largest else ''} (nearest: {', '.join(map(str, nearest))})"
+            f"use a multiple of {unit} from {least}{f' to {largest}' if largest else ' on'} "
+            f"(nearest: {', '.join(map(str, nearest))})"
         )
     chosen = torch.linspace(0, total - 1, visited, dtype=torch.float64).round().long()
     return sigmas.double()[chosen].repeat_interleave(steps)

@@ -90,7 +90,7 @@ def baseline(run: RunSummary, runs: Sequence[RunSummary], metric: str) -> float 
     """Distance of the best vanilla run that `run` may be compared with: same metric, sampler, NFE, images and model."""
     if run.vanilla or metric not in run.metrics:
         return None
-    same = ("sampler", "nfe", "images", "model")
+    same = ("sampler", "nfe", "images", "model", "checkpoint", "seed")
     distances = [
         other.metrics[metric]
         for other in runs

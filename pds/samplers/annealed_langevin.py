@@ -50,6 +50,11 @@ class AnnealedLangevin:
         if not self.step_size > 0:
             raise PDSError(f"sampler.step_size must be positive, got {self.step_size}")
 
+    @property
+    def detail(self) -> str:
+        """The options that comparisons are made over, for tables."""
+        return f"α/σ²={self.step_size:g}" + ("" if self.denoise else ", no denoising")
+
     def levels(self, sigmas: Tensor) -> Tensor:
         """(T,) noise level of each iteration, from a model's (L,) descending ladder."""
         return visit_levels(sigmas, self.iterations, self.steps_per_level)
@@ -60,17 +65,21 @@ class AnnealedLangevin:
 
     def check(self, preconditioner: Preconditioner) -> None:
         """Refuse a step size that no target allows, and say so in the log when not every target allows it."""
-        lowest, highest = preconditioner.stiffness()
-        if self.step_size >= 2 / lowest:
-            raise PDSError(
-                f"sampler.step_size={self.step_size:g} diverges: with this filter and solenoid every step must be below "
-                f"{2 / lowest:.4g}, and below {2 / highest:.4g} it is stable on every target"
-            )
+        self._refuse_divergence(preconditioner)
+        highest = preconditioner.stiffness()[1]
         if self.step_size >= 2 / highest:
             log.warning(
                 "sampler.step_size=%g is stable only where the data have variance: below %.4g it is stable on every target",
                 self.step_size,
                 2 / highest,
+            )
+
+    def _refuse_divergence(self, preconditioner: Preconditioner) -> None:
+        lowest, highest = preconditioner.stiffness()
+        if self.step_size >= 2 / lowest:
+            raise PDSError(
+                f"sampler.step_size={self.step_size:g} diverges: with this filter and solenoid every step must be below "
+                f"{2 / lowest:.4g}, and below {2 / highest:.4g} it is stable on every target"
             )
 
     def __call__(
@@ -95,7 +104,7 @@ class AnnealedLangevin:
         Returns:
             (batch, C, H, W), not clamped.
         """
-        self.check(preconditioner)
+        self._refuse_divergence(preconditioner)
         for iteration, sigma in enumerate(levels.tolist()):
             a = self.step_size * sigma**2
             f = a * score(x, x.new_full((len(x),), sigma))

@@ -30,6 +30,11 @@ class Sampler(Protocol):
     nfe_per_iteration: ClassVar[int]
     stochastic: ClassVar[bool]
 
+    @property
+    def detail(self) -> str:
+        """The options that comparisons are made over, for tables."""
+        ...
+
     def levels(self, sigmas: Tensor) -> Tensor:
         """(T,) noise level of each iteration, from a model's (L,) descending levels."""
         ...

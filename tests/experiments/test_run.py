@@ -1,5 +1,8 @@
 """The whole path as a user walks it: a sweep with a failing point, its files, its report, and the same command again."""
 
+import contextlib
+import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -8,19 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from building import one_sentence
+from PIL import Image
 from run import Experiment, run
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.models.checkpoints import save_weights
+from pds.models.ncsn import NCSN
 from pds.runs import RunFolder, run_name
 from pds.tracking import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
 
-def command(outputs, *overrides):
-    arguments = [sys.executable, "experiments/run.py", *overrides, "debug=tiny", f"outputs={outputs}"]
+def command(script, *overrides):
+    arguments = [sys.executable, f"experiments/{script}", *overrides]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         arguments, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
@@ -30,7 +38,8 @@ def command(outputs, *overrides):
 def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
     # T = 5 visits half of the ladder, T = 15 does not fit it: two points finish, two fail.
     sweep = ["-m", "filter=none,parametric", "sampler.iterations=5,15", "sampler.step_size=1.0", "images=6"]
-    first = command(tmp_path, *sweep)
+    sweep += ["debug=tiny", f"outputs={tmp_path}"]
+    first = command("run.py", *sweep)
     assert first.returncode == 1, first.stderr
     assert first.stderr.count("error: sampler.iterations=15 does not fit 10 noise levels") == 2
     assert "Traceback" not in first.stderr
@@ -54,7 +63,7 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
     assert all(f"{result['metrics']['fid_mnist_classifier_6']:.1f}" in report for result in results)
 
     stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
-    again = command(tmp_path, *sweep)
+    again = command("run.py", *sweep)
     assert again.stderr.count("is done already") == 2
     assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
     assert "fid_mnist_classifier_6" in again.stdout
@@ -63,8 +72,8 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
 def test_runs_are_named_by_what_they_are(tmp_path):
     config = {"filter": {"r": 0.2}, "outputs": "a", "device": "cpu", "seed": 0}
     name = run_name(["filter.r=0.2", "outputs=a", "experiment=x", "hydra.verbose=true"], config)
-    assert name == run_name(["outputs=b", "filter.r=0.2"], config | {"outputs": "b", "device": "cuda"})
-    assert name.startswith("filter.r=0.2-")
+    assert name == run_name(["outputs=b", "filter.r=0.2", "experiment=x"], config | {"outputs": "b", "device": "cuda"})
+    assert name.startswith("filter.r=0.2,x-")
     assert name != run_name(["filter.r=0.2"], config | {"seed": 1})
     assert run_name([], config).startswith("default-")
 
@@ -75,6 +84,90 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
     folder.claim({"seed": 0, "device": "cuda"})
     with pytest.raises(PDSError, match="holds a run with seed=0, not 1"):
         folder.claim({"seed": 1, "device": "cpu"})
+
+
+def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_path, monkeypatch, capsys):
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2")
+    run(cfg, [])
+    (folder,) = (path.parent for path in tmp_path.glob("debug/*/result.json"))
+    # Killed between result.json and status.json, the run is found done, and said to be.
+    (folder / "status.json").write_text('{"state": "running", "message": ""}')
+    capsys.readouterr()
+    run(cfg, [])
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert "fid_mnist_classifier_2" in capsys.readouterr().out
+
+    def disk_full(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pds.runs.write_json", disk_full)
+    failures = []
+    with one_sentence(failures):
+        run(composed("debug=tiny", f"outputs={tmp_path}", "images=3", "sampler.iterations=2"), [])
+    assert len(failures) == 1
+    assert "No space left" in failures[0]
+
+
+def test_other_weights_or_filters_are_another_run(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    names = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_weights(NCSN(1, 4, 10).state_dict(), weights, {})
+        cfg = composed(f"model.checkpoint={weights}", "model.width=4", "filter=parametric")
+        names.add(run_name([], {"fingerprint": Experiment.build(cfg).fingerprint}))
+    assert len(names) == 2
+
+
+def test_the_tracker_mirrors_the_run(tmp_path):
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "filter=parametric")
+    opened = []
+
+    class Recorder:
+        @contextlib.contextmanager
+        def run(self, folder, name, group, job_type, config):
+            record = {"group": group, "job_type": job_type, "config": config, "log": [], "summary": {}, "images": []}
+            opened.append(record)
+
+            class Handle:
+                log = staticmethod(lambda metrics, step_name=None: record["log"].append(metrics))
+                image = staticmethod(lambda name, path: record["images"].append(path.exists()))
+                table = staticmethod(lambda name, columns, rows: record.update(table=(columns, rows)))
+                summary = staticmethod(record["summary"].update)
+
+            yield Handle()
+
+    experiment = Experiment.build(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "build", classmethod(lambda cls, cfg: dataclasses.replace(experiment, tracker=Recorder())))
+        run(cfg, [])
+    (record,) = opened
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("debug/*/result.json"))
+    assert (record["group"], record["job_type"]) == ("debug", "pds")
+    assert record["config"]["filter"]["lam"] == cfg.filter.lam
+    assert record["log"][0]["images_done"] == 2
+    assert record["summary"]["NFE"] == 3
+    assert record["summary"]["fid_mnist_classifier_2"] == result["metrics"]["fid_mnist_classifier_2"]
+    assert record["images"] == [True]
+    assert [len(row) for row in record["table"][1]] == [len(record["table"][0])]
+
+
+def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
+    folder = tmp_path / "stripes"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8), 30 * i, np.uint8)).save(folder / f"{i}.png")
+    data = ["dataset=folder", f"dataset.source.root={folder}", "dataset.shape=[1,8,8]", f"outputs={tmp_path}", "model.width=4"]
+    fast = ["trainer.iterations=3", "trainer.batch_size=4", "trainer.compile=false", "trainer.bf16=false", "name=tiny"]
+    first = command("train.py", *data, *fast)
+    assert first.returncode == 0, first.stderr
+    weights = tmp_path / "train" / "tiny" / "tiny.safetensors"
+    assert "is done already" in command("train.py", *data, *fast).stderr
+    assert "holds a run with" in command("train.py", *data, *fast, "trainer.iterations=4").stderr
+    experiment = Experiment.build(composed(*data, f"model.checkpoint={weights}", "metric=none"))
+    x, nfe = experiment.sample(range(2))
+    assert x.shape == (2, 1, 8, 8)
+    assert nfe == 21
 
 
 def test_a_run_that_fails_midway_says_so_in_its_status_and_report(tmp_path, monkeypatch):

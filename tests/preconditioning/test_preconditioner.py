@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pds.errors import PDSError
-from pds.preconditioning.filters import REGIONS, ParametricFilter
-from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
-from pds.preconditioning.solenoids import FourierSolenoid, ShiftSolenoid
+from pds.preconditioning.filters import REGIONS, NoFilter, ParametricFilter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity, build_preconditioner
+from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 
 SHAPES = [(2, 8, 8), (1, 7, 9), (1, 6, 11), (3, 28, 28)]
 
@@ -144,6 +144,13 @@ def test_parametric_disc_has_radius_sqrt2_r():
     assert R[20, 21] == 2
 
 
+def test_a_filter_or_solenoid_that_does_nothing_is_the_identity():
+    for solenoid in (NoSolenoid(), ShiftSolenoid("S5", 1.0), FourierSolenoid("re_f_minus_ft", 1.0), ShiftSolenoid("S1", 0.0)):
+        assert isinstance(build_preconditioner(NoFilter(), solenoid, (1, 8, 8), lambda: None), Identity)
+    built = build_preconditioner(NoFilter(), ShiftSolenoid("S1", 0.1), (1, 8, 8), lambda: None)
+    assert isinstance(built, FourierPreconditioner)
+
+
 def test_refusals_name_the_fault():
     shape = (1, 8, 8)
     uneven = torch.ones(shape)
@@ -155,6 +162,7 @@ def test_refusals_name_the_fault():
         (lambda: FourierPreconditioner(shape, space=-torch.ones(shape)), "space.*positive"),
         (lambda: FourierPreconditioner(shape, solenoid=torch.ones(8, 8), omega=1.0), "odd"),
         (lambda: FourierPreconditioner(shape, omega=-1.0), "omega"),
+        (lambda: FourierPreconditioner(shape, omega=float("nan")), "omega"),
         (lambda: ParametricFilter(0.2, 0.0), "filter.lam must be positive"),
         (lambda: ParametricFilter(0.6, 1.5), r"filter.r must be in \(0, 0.5\]"),
         (lambda: ParametricFilter(0.2, 1.5, "everywhere"), "outside_low, outside_high, inside_high"),

@@ -28,7 +28,15 @@ def test_iterations_are_spread_over_levels():
 
 
 @pytest.mark.parametrize(
-    ("iterations", "steps", "says"), [(25, None, "20, 30"), (25, 2, "20"), (0, None, "at least 1"), (3, 2, "2, 4")]
+    ("iterations", "steps", "says"),
+    [
+        (25, None, "20, 30"),
+        (25, 2, "20"),
+        (0, None, "at least 1"),
+        (3, 2, "nearest: 4"),
+        (1, None, "nearest: 2"),
+        (5, 5, "nearest: 10"),
+    ],
 )
 def test_an_impossible_T_names_the_possible_ones(iterations, steps, says):
     with pytest.raises(PDSError, match=says) as error:
