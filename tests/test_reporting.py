@@ -185,3 +185,13 @@ def test_damaged_pictures_do_not_cost_the_report(experiment: Path) -> None:
     grid.write_bytes(grid.read_bytes()[:60])
     page = write_report(experiment).read_text()
     assert "grid.png cannot be read" in page and "filter.npz cannot be read" in page and page.count("data:image") == 1
+
+
+def test_a_floor_of_fewer_images_is_shown_under_its_own_name(tmp_path: Path) -> None:
+    root = tmp_path / "made_up"
+    few = {"label": "vanilla", "vanilla": True, "metrics": {METRIC: 10.0}, "floor": {"fid_made_up_99": 2.5}}
+    write_run(root, "a", few, {})
+    expected = "real data (floor): fid_made_up_99 = 2.50"
+    assert expected in format_table(read_runs(root))
+    assert expected in write_report(root).read_text()
+    assert "| real data (floor)" not in format_table(read_runs(root))

@@ -18,7 +18,18 @@ from PIL import Image
 
 from pds.files import atomic_path
 from pds.reporting.pictures import filter_picture, space_picture
-from pds.reporting.runs import FLOOR, MISSING, RunSummary, baseline, differing, floors, metric_names, read_runs, rounded
+from pds.reporting.runs import (
+    FLOOR,
+    MISSING,
+    RunSummary,
+    baseline,
+    differing,
+    floors,
+    metric_names,
+    other_floors,
+    read_runs,
+    rounded,
+)
 
 _INLINE_SIDE = 1600
 """Longest side in pixels of an inlined grid: larger ones are shown scaled, their file is beside the report."""
@@ -212,6 +223,7 @@ def _distances(done: Sequence[RunSummary]) -> str:
     heads = ["run", *plain, "seconds", *(h for name in names for h in (name, "ratio to vanilla"))]
     head = "".join(f'<th scope="col"{"" if h in ("run", "sampler") else " class=number"}>{escape(h)}</th>' for h in heads)
     notes = "".join(f"<p class=note><code>{escape(name)}</code>: {_metric_note(name)}</p>" for name in names)
+    notes += "".join(f"<p class=note>{escape(line)}</p>" for line in other_floors(done))
     return (
         f"<section><h2>Distance to the data</h2><div class=scroll><table class=results><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"

@@ -86,6 +86,13 @@ def floors(runs: Sequence[RunSummary]) -> dict[str, float]:
     return {name: known[name] for name in metric_names(runs) if name in known}
 
 
+def other_floors(runs: Sequence[RunSummary]) -> list[str]:
+    """One line for each floor that no run's metric is named like, since there are fewer real images than samples."""
+    names = metric_names(runs)
+    known = {name: value for run in runs for name, value in run.result.get("floor", {}).items() if name not in names}
+    return [f"{FLOOR}: {name} = {rounded([value])[0]}" for name, value in known.items()]
+
+
 def baseline(run: RunSummary, runs: Sequence[RunSummary], metric: str) -> float | None:
     """Distance of the best vanilla run that `run` may be compared with: same metric, sampler, NFE, images and model."""
     if run.vanilla or metric not in run.metrics:
@@ -136,6 +143,7 @@ def format_table(runs: Sequence[RunSummary]) -> str:
         lines.append(f"| {' | '.join(padded)} |")
     rules = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     lines.insert(1, f"| {' | '.join(rules)} |")
+    lines += ["", *other_floors(runs)] if other_floors(runs) else []
     unfinished = [f"{run.state}: {run.label}: {run.message}" for run in runs if run.state != "done"]
     if unfinished:
         lines += ["", *unfinished]

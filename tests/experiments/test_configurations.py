@@ -43,7 +43,7 @@ def test_every_choice_of_every_group_composes(group):
 
 
 def test_the_paper_row_is_what_it_says():
-    experiment = Experiment.build(composed("experiment=ncsn_mnist_t20"))
+    experiment = Experiment.build(composed("experiment=ncsn_mnist_t20/pds"))
     R = experiment.filter.frequency((1, 28, 28))
     assert (R[0, 0, 0], R[0, 14, 14]) == (1, pytest.approx(1.6))
     levels = experiment.sample.sampler.levels(experiment.model.sigmas)
