@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 .PHONY: run test lint clean
 
 run: .venv/ready
-	.venv/bin/python experiments/run.py -m experiment=quickstart/vanilla,quickstart/pds
+	.venv/bin/python experiments/run.py -m experiment=quickstart/vanilla,quickstart/parametric,quickstart/statistics
 
 test: .venv/ready
 	.venv/bin/python -m pytest
