@@ -40,7 +40,7 @@ from pds.tracking import MetricsFile, TrackedRun, Tracker
 
 log = logging.getLogger(__name__)
 
-GRID_IMAGES, GRID_COLUMNS = 64, 16
+GRID_IMAGES, GRID_COLUMNS = 64, 8
 
 failures: list[str] = []
 

@@ -72,7 +72,7 @@ thead th { font-size: .82rem; color: var(--soft); vertical-align: bottom; }
 .results { width: 100%; }
 .results .number { text-align: right; }
 .results tbody th { min-width: 13rem; }
-.results th .note { display: block; font-weight: 400; }
+.results th .note { display: block; font-weight: 400; max-width: 19rem; overflow-wrap: anywhere; }
 .best td, .best th { background: var(--mark); }
 .tag { display: inline-block; margin-left: .45rem; padding: 0 .45rem; border: 1px solid currentColor;
   border-radius: 99px; font-size: .72rem; font-weight: 600; color: var(--soft); white-space: nowrap; }
@@ -202,7 +202,7 @@ def _distances(done: Sequence[RunSummary]) -> str:
         best = any(finite[n] and run.metrics.get(n) == min(finite[n]) for n in names)
         tags = '<span class="tag">vanilla</span>' if run.vanilla and "vanilla" not in run.label.lower() else ""
         tags += '<span class="tag top">lowest</span>' if best else ""
-        note = f'<span class="note">{escape(str(run.result.get("name", "")))}</span>'
+        note = f'<span class="note">{escape(str(run.result.get("name", ""))).replace(",", ",<wbr>")}</span>'
         cells = [f'<th scope="row">{escape(run.label)}{tags}{note}</th>']
         cells += [_cell(head, escape(str(run.result.get(key, MISSING)))) for head, key in plain.items()]
         cells.append(_cell("seconds", seconds[index]))
