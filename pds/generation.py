@@ -6,6 +6,7 @@ spread over processes gives the images of one that never was.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import time
@@ -53,6 +54,8 @@ class Processes:
         if not dist.is_initialized():
             # They wait for one another at the end of a run only, for as long as the slowest takes.
             dist.init_process_group("gloo", timeout=timedelta(days=30))
+            # A process that leaves with gloo's threads running is now and then aborted on its way out.
+            atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def agree(self, error: PDSError | None = None) -> None:

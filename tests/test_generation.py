@@ -80,6 +80,13 @@ generate(image_sampler(), shards(__import__("pathlib").Path({str(tmp_path)!r}), 
     assert np.array_equal(images_of(tmp_path), unbroken)
 
 
+def two_processes(script):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=False, timeout=300, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
 def test_two_processes_share_the_shards_of_one_run(tmp_path, unbroken):
     code = f"""
 import sys
@@ -96,8 +103,7 @@ assert len(list(Path({str(tmp_path)!r}).glob("shard-*.npz"))) == 5, "a process r
 """
     script = tmp_path / "script.py"
     script.write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    two_processes(script)
     shares = [Path(tmp_path, f"rank-{rank}").read_text().split() for rank in (0, 1)]
     assert sorted(shares) == [["0", "10", "20"], ["5", "15"]]
     assert np.array_equal(images_of(tmp_path), unbroken)
@@ -140,8 +146,7 @@ try:
 except PDSError as error:
     Path({str(tmp_path)!r}, f"rank-{{processes.rank}}").write_text(str(error))
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    two_processes(script)
     for rank in (0, 1):
         assert Path(tmp_path, f"rank-{rank}").read_text() == "the second process has no disk"
     assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-00000.npz"]

@@ -195,3 +195,13 @@ def test_a_floor_of_fewer_images_is_shown_under_its_own_name(tmp_path: Path) -> 
     assert expected in format_table(read_runs(root))
     assert expected in write_report(root).read_text()
     assert "| real data (floor)" not in format_table(read_runs(root))
+
+
+def test_distances_that_hardly_differ_are_called_level(tmp_path: Path) -> None:
+    for slug, value in (("a", 9.9), ("b", 9.5)):
+        root = tmp_path / slug
+        write_run(root, "v", {"label": "vanilla", "vanilla": True, "metrics": {METRIC: 10.0}}, {})
+        write_run(root, "p", {"label": "PDS", "vanilla": False, "metrics": {METRIC: value}}, {"r": 1})
+        page = write_report(root).read_text()
+        assert ("Level: " in page) == (slug == "a")
+        assert ("is closest to the data" in page) == (slug == "b")

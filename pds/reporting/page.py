@@ -34,6 +34,9 @@ from pds.reporting.runs import (
 _INLINE_SIDE = 1600
 """Longest side in pixels of an inlined grid: larger ones are shown scaled, their file is beside the report."""
 
+LEVEL = 0.03
+"""Relative difference of two distances below which the page calls them level."""
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -172,6 +175,11 @@ def _verdict(done: Sequence[RunSummary], metric: str) -> str:
         return ""
     texts = _column(done, metric)
     value, reference_text = texts[pds.metrics[metric]], texts[reference]
+    if abs(pds.metrics[metric] - reference) < LEVEL * reference:
+        return (
+            f"Level: {metric} {value} at best with PDS ({pds.label}), {reference_text} without preconditioning; a single "
+            f"measurement cannot tell apart what differs by less than {LEVEL:.0%}."
+        )
     if pds.metrics[metric] < reference:
         return f"{pds.label} is closest to the data: {metric} {value}, against {reference_text} without preconditioning."
     return (
