@@ -4,6 +4,7 @@ import torch
 from conftest import Golden
 
 import pds.data.statistics as statistics_module
+from pds.data.cifar10 import cifar10
 from pds.data.dataset import Dataset
 from pds.data.images import ArrayImages
 from pds.data.mnist import mnist
@@ -22,6 +23,17 @@ def test_the_published_masks_of_mnist(data_root):
     statistics = dataset_statistics(mnist(data_root))
     torch.testing.assert_close(torch.log1p(statistics.power), golden["freq_mask"], rtol=1e-5, atol=0)
     torch.testing.assert_close(statistics.second_moment, golden["space_mask"], rtol=1e-5, atol=1e-9)
+
+
+def test_the_published_masks_of_cifar10(data_root):
+    try:
+        images = cifar10(data_root)
+    except PDSError as missing:
+        pytest.skip(str(missing))
+    golden = Golden("filter/cifar")
+    statistics = dataset_statistics(images)
+    torch.testing.assert_close(torch.log1p(statistics.power), golden["freq_mask"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(statistics.second_moment, golden["space_mask"], rtol=1e-5, atol=0)
 
 
 def test_the_shipped_file_has_the_published_masks_of_mnist():
