@@ -56,11 +56,11 @@ def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
     return f"{slug}-{digest[:8]}"
 
 
-def fingerprint(*tensors: torch.Tensor | None) -> str:
+def fingerprint(*tensors: torch.Tensor) -> str:
     """16 digits of the hash of tensors: what a filter is, whatever file or data set it came from."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(b"none" if tensor is None else tensor.contiguous().cpu().numpy().tobytes())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

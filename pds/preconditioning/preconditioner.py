@@ -107,7 +107,8 @@ class FourierPreconditioner:
         self.inverse_A = None if space is None else (1 / A.double()).float().to(device)
         turn = omega * h.double()
         self.solenoid = (1j * turn[..., :half]).to(torch.complex64).to(device) if turn.abs().max() > 0 else None
-        # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2.
+        # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. Exact without a space filter;
+        # with a space filter and a solenoid, which do not commute, an estimate.
         gain_R, gain_A = R.double() ** -2, A.double() ** -2
         low, high = (gain_R * a + turn**2 / (gain_R * a) for a in (gain_A.min(), gain_A.max()))
         self._stiffness = (min(low.min(), high.min()).item(), max(low.max(), high.max()).item())
