@@ -9,7 +9,7 @@ import shutil
 import urllib.request
 from pathlib import Path
 
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.files import atomic_path, sha256
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
             if checksum and (found := sha256(temporary)) != checksum:
                 raise OSError(f"what arrived has the sha256 {found}")
     except (OSError, http.client.HTTPException) as error:
-        raise PDSError(
+        raise MissingError(
             f"{what} is missing and could not be downloaded ({error}): put the file from {url} ({expected}) at {path}"
         ) from None
     return path

@@ -6,3 +6,7 @@ class PDSError(ValueError):
 
     Entry points print its message without a traceback; every other exception is a defect of this library.
     """
+
+
+class MissingError(PDSError):
+    """A file that only the user can provide is not there: a checkpoint, a data set, a network that must be downloaded."""

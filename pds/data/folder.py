@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -119,7 +119,7 @@ class ImageFolder(EncodedImages):
         self.root = Path(root).expanduser()
         super().__init__(name or self.root.name, split, shape, preprocess)
         if not self.root.is_dir():
-            raise PDSError(
+            raise MissingError(
                 f"image folder {self.root} does not exist: set dataset.source.root to a folder of {self.shape} images"
             )
         self.paths = sorted(

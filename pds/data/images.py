@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.errors import MissingError
 
 
 class ImageSource(Protocol):
@@ -78,8 +78,10 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def require_file(root: Path, candidates: Sequence[str], what: str, where_from: str) -> Path:
-    """The first of `candidates` that exists under `root`, else a `PDSError` that says where to get it and put it."""
+    """The first of `candidates` that exists under `root`, else a `MissingError` that says where to get it and put it."""
     for name in candidates:
         if (root / name).is_file():
             return root / name
-    raise PDSError(f"{what} not found: put {candidates[0]} into {root} ({where_from}), or set PDS_DATA or dataset.source.root")
+    raise MissingError(
+        f"{what} not found: put {candidates[0]} into {root} ({where_from}), or set PDS_DATA or dataset.source.root"
+    )

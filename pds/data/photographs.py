@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pds.data.folder import SUFFIXES, EncodedImages
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Photographs(ABC):
             own or (root / "data.mdb").is_file() or any(p.suffix.lower() in SUFFIXES for p in root.iterdir())
         ):
             return root
-        raise PDSError(
+        raise MissingError(
             f"{what} not found: put the folder {' or '.join(candidates[:2])} into {root} ({where_from}), or set PDS_DATA or "
             "dataset.source.root"
         )

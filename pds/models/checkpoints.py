@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.files import atomic_path, locate, sha256
 from pds.models.diffusers_layout import as_published
 
@@ -142,7 +142,7 @@ def _read(path: Path, trainable: list[str]) -> _Weights:
     if path.is_file() and path.stem == DIFFUSERS:
         return _read_diffusers(path.parent)
     if not path.is_file():
-        raise PDSError(f"checkpoint {path} does not exist: set model.checkpoint to a weights file")
+        raise MissingError(f"checkpoint {path} does not exist: set model.checkpoint to a weights file")
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
         return _Weights("safetensors", True if metadata.get("weights") == "ema" else None, path, state, _trained_as(metadata))
