@@ -11,8 +11,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,14 @@ from omegaconf import DictConfig
 from schema import register
 
 from pds.data.dataset import Dataset
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
-from pds.logs import log_file
+from pds.logs import log_file, to_terminal
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise
+from pds.points import Points
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
@@ -43,15 +47,45 @@ from pds.tracking import MetricsFile, TrackedRun, Tracker
 log = logging.getLogger(__name__)
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
+REPORT_EVERY = 60
+"""Seconds between two reports while a sweep goes on."""
 
 failures: list[str] = []
 
 
 @hydra.main(config_path="../conf", config_name="run", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """One point."""
-    with one_sentence(failures):
-        run(cfg, HydraConfig.get().overrides.task)
+    """One run, or one point of a sweep."""
+    overrides = HydraConfig.get().overrides.task
+    if cfg.sweep.number is None or os.environ.get("RANK", "0") != "0":
+        with one_sentence(failures):
+            run(cfg, overrides)
+    else:
+        run_point(cfg, overrides)
+
+
+def run_point(cfg: DictConfig, overrides: list[str]) -> None:
+    """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
+    to_terminal()
+    folder = Path(cfg.outputs) / cfg.group
+    points = Points(folder)
+    point = points.planned(overrides)
+    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
+    log.info("%s: %s", title, point.title)
+    try:
+        with points.running(point) as started:
+            run(cfg, overrides, started)
+    except MissingError as error:
+        log.warning("%s is skipped: %s", title, error)
+    except (PDSError, OSError) as error:
+        log.error("error: %s", error)
+    except Exception:
+        log.exception("%s failed", title)
+    report = folder / "report.html"
+    if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
+        write_report(folder)
+    if left := points.time_left(cfg.sweep.since):
+        log.info("about %s left for the sweep", timedelta(seconds=round(left)))
 
 
 @dataclass(frozen=True)
@@ -124,9 +158,13 @@ class Experiment:
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
 
 
-def run(cfg: DictConfig, overrides: list[str]) -> None:
-    """Sample, measure and report one configuration; a finished one is only reported."""
+def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:
+    """Sample, measure and report one configuration; a finished one is only reported.
+
+    `started` is called with the name of the run folder and whether it was done before.
+    """
     processes = Processes.join()
+    in_sweep = cfg.sweep.number is not None  # whose end, and now and then its points, write the report
     config = resolved(cfg)
     experiment = Experiment.build(cfg)
     config["fingerprint"] = experiment.fingerprint
@@ -141,6 +179,7 @@ def run(cfg: DictConfig, overrides: list[str]) -> None:
         except PDSError as refusal:
             error = refusal
     processes.agree(error)
+    started(folder.path.name, done)
     if processes.rank:
         if not done:
             generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
@@ -151,20 +190,30 @@ def run(cfg: DictConfig, overrides: list[str]) -> None:
             folder.status("done")
         else:
             try:
-                sample_and_measure(cfg, config, experiment, folder, todo, processes)
+                command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep."))]
+                sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
             except BaseException as error:
                 # On a full disk these fail as well, and must not hide why.
                 with contextlib.suppress(OSError, PDSError):
                     folder.status("failed", str(error) or type(error).__name__)
-                    write_report(folder.path.parent)
+                    if not in_sweep:
+                        write_report(folder.path.parent)
                 raise
+    if in_sweep:
+        return
     report = write_report(folder.path.parent)
     print(f"\n{format_table(read_runs(folder.path.parent))}\n")
     print(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
 
 
 def sample_and_measure(
-    cfg: DictConfig, config: dict[str, Any], experiment: Experiment, folder: RunFolder, todo: list[Shard], processes: Processes
+    cfg: DictConfig,
+    config: dict[str, Any],
+    experiment: Experiment,
+    folder: RunFolder,
+    todo: list[Shard],
+    processes: Processes,
+    command: list[str],
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
     folder.status("running")
@@ -210,7 +259,7 @@ def sample_and_measure(
             },
             **measure(experiment.metric, arrays),
             "doubts": experiment.doubts,
-            **provenance(experiment.sample.device),
+            **provenance(experiment.sample.device, command),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         draw(experiment, folder.path, images)

@@ -15,6 +15,15 @@ from omegaconf import MISSING
 
 
 @dataclass
+class Sweep:
+    name: str | None = None
+    number: int | None = None
+    points: int | None = None
+    since: float | None = None
+    command: str | None = None
+
+
+@dataclass
 class Run:
     model: Any = MISSING
     dataset: Any = MISSING
@@ -24,6 +33,7 @@ class Run:
     metric: Any = MISSING
     tracker: Any = MISSING
     published: Any = None
+    sweep: Sweep = field(default_factory=Sweep)
     group: str = MISSING
     images: int = MISSING
     seed: int = MISSING

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,6 @@ from typing import Any
 
 from pds.errors import MissingError, PDSError
 from pds.files import write_json
-from pds.runs import PLACE
 
 STATES = ("waiting", "running", "done", "skipped", "failed")
 
@@ -30,7 +30,7 @@ class Point:
             can provide is missing) or "failed".
         message: why it was skipped or failed.
         run: name of its run folder, beside `points/`; empty until it has one.
-        seconds: it took; 0 until it ended.
+        seconds: it took, when it was not found done; 0 until it ended.
         ended: seconds since the epoch; 0 until it ended.
     """
 
@@ -46,9 +46,7 @@ class Point:
     @classmethod
     def of(cls, overrides: Sequence[str], **values: Any) -> Point:
         """The point of a command line."""
-        place = PLACE | {"sweep.name", "sweep.number", "sweep.points"}
-        kept = [o for o in overrides if (key := o.lstrip("+~").partition("=")[0]) not in place and not key.startswith("hydra")]
-        return cls(tuple(kept), **values)
+        return cls(tuple(_what(overrides)), **values)
 
     @property
     def digest(self) -> str:
@@ -58,6 +56,24 @@ class Point:
     @property
     def title(self) -> str:
         return " ".join(self.overrides) or "the defaults"
+
+
+def sweep_name(swept: Sequence[str], fixed: Sequence[str]) -> str:
+    """What a sweep is called: the keys swept over and 8 digits of the hash of all else that was given.
+
+    Not the values: a sweep with one more value finds what the smaller one did.
+    """
+    digest = hashlib.sha256(json.dumps([sorted(swept), sorted(_what(fixed))]).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._+-]', '_', '+'.join(sorted(swept)))[:80] or 'sweep'}-{digest}"
+
+
+def _what(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say what a point is; the others say where it runs and what wrote it down."""
+    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    return [o for o, key in keys.items() if key not in WHERE and not key.startswith(("hydra", "sweep.", "tracker"))]
+
+
+WHERE = ("outputs", "group", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -83,44 +99,57 @@ class Points:
 
     def write(self, point: Point) -> None:
         """Say what has become of a point."""
-        write_json(self.folder / "points" / f"{point.digest}.json", asdict(point))
+        write_json(self._file(point.digest), asdict(point))
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / "points" / f"{digest}.json"
 
     def plan(self, points: Sequence[Point]) -> None:
-        """Announce a sweep; what an earlier one did of it stays done."""
+        """Announce a sweep; what an earlier one did of it stays done, and what it did not begin is forgotten."""
         known = {point.digest: point for point in self.read()}
+        for digest, point in known.items():
+            if point.state in ("waiting", "running"):
+                self._file(digest).unlink()
         for point in points:
             old = known.get(point.digest, point)
-            ended = old if old.state == "done" else replace(point, state="waiting")
-            self.write(replace(ended, number=point.number, work=point.work))
+            self.write(replace(old if old.state == "done" else point, number=point.number, work=point.work))
+
+    def planned(self, overrides: Sequence[str]) -> Point:
+        """The point of a command line, as it was announced."""
+        point = Point.of(overrides)
+        return next((other for other in self.read() if other.digest == point.digest), point)
 
     @contextlib.contextmanager
-    def running(self, point: Point) -> Iterator[Callable[[str], None]]:
-        """Write what becomes of a point while the block runs it, and let errors pass; the block may name its run folder."""
+    def running(self, point: Point) -> Iterator[Callable[[str, bool], None]]:
+        """Write what becomes of a point while the block runs it, and let errors pass.
+
+        The block is given a function to tell the name of its run folder, and whether that was done before.
+        """
         start = time.time()
-        run = ""
+        now = replace(point, state="running", message="", run="")
+        self.write(now)
 
-        def write(state: str, message: str = "", **values: float) -> None:
-            self.write(replace(point, state=state, message=message, run=run, **values))
+        def started(run: str, done: bool) -> None:
+            nonlocal now
+            # A point that an earlier sweep did says nothing of the pace of this one.
+            now = replace(now, run=run, seconds=point.seconds if done else 0.0, ended=point.ended if done else 0.0)
+            self.write(now)
 
-        def started(name: str) -> None:
-            nonlocal run
-            run = name
-            write("running")
+        def end(state: str, message: str = "") -> None:
+            if not now.ended:
+                self.write(replace(now, state=state, message=message, seconds=time.time() - start, ended=time.time()))
+            else:
+                self.write(replace(now, state=state, message=message))
 
-        def ended(state: str, message: str = "") -> None:
-            now = time.time()
-            write(state, message, seconds=now - start, ended=now)
-
-        write("running")
         try:
             yield started
         except MissingError as error:
-            ended("skipped", str(error))
+            end("skipped", str(error))
             raise
         except BaseException as error:
-            ended("failed", str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}")
+            end("failed", str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}")
             raise
-        ended("done")
+        end("done")
 
     def time_left(self, since: float) -> float | None:
         """Seconds that the rest of the sweep takes at the pace of what ended after `since`; None before anything did."""

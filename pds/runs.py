@@ -27,6 +27,7 @@ from pds.files import atomic_path, write_json
 PLACE = {
     "outputs",
     "group",
+    "sweep",
     "device",
     "threads",
     "batch_size",
@@ -59,7 +60,7 @@ def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key == "experiment":
             given.append(value)
-        elif key not in PLACE | {"debug"} and not key.startswith(("hydra", "tracker.")):
+        elif key not in PLACE | {"debug"} and not key.startswith(("hydra", "tracker.", "sweep.")):
             given.append(f"{key}={value}")
     slug = re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(sorted(given)))[:100] or "default"
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True, default=str).encode()).hexdigest()
@@ -116,15 +117,15 @@ class RunFolder:
         return json.loads(file.read_text()) if file.exists() else None
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
-    """Device, versions, commit and command of this process, as they stand in result.json."""
+def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Device, versions, commit and command, for result.json; the command is this process's own if none is given."""
     packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "device": _device_name(device),
         "versions": {"pds": pds.__version__, "python": platform.python_version(), **versions},
         "commit": _commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *(command or sys.argv)]),
     }
 
 

@@ -1,0 +1,89 @@
+"""The sweeper of `run.py -m`: Hydra's own, with a plan on disk, and an end that tells of every point.
+
+Hydra finds sweepers in packages called hydra_plugins only, whence this folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from pds.points import Point, Points, sweep_name
+from pds.reporting import format_table, read_runs, write_report
+
+
+class PointsSweeper(BasicSweeper):
+    """Every combination of the values given, or of them with each of the listed points, run by any of Hydra's launchers.
+
+    A point that fails does not stop the others; at the end the table, the report and every failure are shown, and the
+    exit status is 1 if a point failed or none was done.
+
+    Attributes:
+        points: overrides of each point; null is one point that adds none.
+        command: the command that started all this; null is this process's own.
+    """
+
+    def __init__(self, points: Sequence[Sequence[str]] | None = None, command: str | None = None) -> None:
+        super().__init__(max_batch_size=None)
+        self.points = [list(point) for point in points] if points is not None else [[]]
+        self.command = command or shlex.join(["python", *sys.argv])
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run them all."""
+        since = time.time()
+        given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        (combinations,) = self.split_arguments(given, None)
+        swept = [override.get_key_element() for override in given if override.is_sweep_override()]
+        fixed = [override.input_line for override in given if not override.is_sweep_override()]
+        listed = [[*combination, *point] for point in self.points for combination in combinations]
+        common = [f"sweep.name={sweep_name(swept, fixed)}", f"sweep.points={len(listed)}", f"sweep.since={since}"]
+        common.append(f"sweep.command={_quoted(self.command)}")
+        jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
+        # Whatever cannot be composed is refused here, before the first image.
+        plan: dict[Path, list[Point]] = {}
+        for number, job in enumerate(jobs, 1):
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(Point.of(job, number=number, work=_work(cfg)))
+        leader = os.environ.get("RANK", "0") == "0"
+        if leader:
+            for folder, points in plan.items():
+                Points(folder).plan(points)
+        # Workers that a launcher starts import what this process imported.
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [*map(os.path.abspath, sys.path), os.environ.get("PYTHONPATH")])
+        )
+        results = self.launcher.launch(jobs, initial_job_idx=0)
+        if leader:
+            succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
+            if not all(succeeded):
+                sys.exit(1)
+        return results
+
+
+def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
+    """Show what became of the points of one folder."""
+    report = write_report(folder)
+    print(f"\n{format_table(read_runs(folder))}\n\nreport   {report}")
+    digests = {point.digest for point in planned}
+    states = [point.state for point in Points(folder).read() if point.digest in digests]
+    return "done" in states and set(states) <= {"done", "skipped"}
+
+
+def _work(cfg: DictConfig) -> float:
+    """Images times iterations: what a point's time is proportional to, network and size being equal."""
+    return float(cfg.images) * (OmegaConf.select(cfg, "sampler.iterations") or 1)
+
+
+def _quoted(text: str) -> str:
+    """A value as Hydra's command line takes it, whatever is in it."""
+    escaped = text.replace("\\'", "\\\\\\'").replace("'", "\\'").replace("${", "\\${")
+    return f"'{escaped}'"
