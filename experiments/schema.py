@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 @dataclass
 class Sweep:
-    name: str | None = None
+    name: str = "runs"
     number: int | None = None
     points: int | None = None
     since: float | None = None
@@ -211,9 +211,17 @@ class Parametric(Target):
 
 
 @dataclass
+class AlphaReference:
+    alpha: float | None = None
+    iterations: int | None = None
+
+
+@dataclass
 class Statistics(Target):
-    alpha: float = MISSING
+    alpha: Any = MISSING  # a number or "auto"
     pixels: str = MISSING
+    iterations: int = MISSING
+    reference: AlphaReference = field(default_factory=AlphaReference)
 
 
 @dataclass

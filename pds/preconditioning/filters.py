@@ -7,7 +7,7 @@ pixels. Both are positive, and 1 leaves the sampler as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -145,3 +145,41 @@ class StatisticsFilter:
 
 
 PIXELS = ("none", "released", "paper")
+
+
+def statistics_filter(
+    alpha: float | str,
+    pixels: Literal["none", "released", "paper"],
+    iterations: int,
+    reference: Mapping[str, float | None],
+) -> StatisticsFilter:
+    """A `StatisticsFilter` whose alpha may be "auto": alpha_ref T / T_ref, the relation alpha ~ T of [IJCV].
+
+    With few steps a sampler leaves a relative excess of about 2 ln(sigma_max/sigma_min) / T of high-frequency variance at
+    every level, and the filter cancels it with 1/R^2 - 1, which falls as 1/alpha.
+
+    Args:
+        alpha: a number, see `StatisticsFilter`, or "auto".
+        pixels: see `StatisticsFilter`.
+        iterations: T.
+        reference: "alpha" that is known to be good at "iterations"; None where none is.
+
+    Raises:
+        PDSError: "auto" without a reference, or with so few iterations that alpha would not be above 1.
+    """
+    if alpha != "auto":
+        if not isinstance(alpha, (int, float)):
+            raise PDSError(f"filter.alpha must be a number of at least 1 or auto, got {alpha!r}")
+        return StatisticsFilter(float(alpha), pixels)
+    if not (reference["alpha"] and reference["iterations"]):
+        raise PDSError(
+            "filter.alpha=auto scales an alpha that is known to be good, and none was published for this model and data set: "
+            "set filter.reference.alpha and filter.reference.iterations, or filter.alpha to a number"
+        )
+    scaled = reference["alpha"] * iterations / reference["iterations"]
+    if scaled <= 1:
+        raise PDSError(
+            f"filter.alpha=auto gives {scaled:.3g} at sampler.iterations={iterations}, and must be above 1: take more than "
+            f"{reference['iterations'] / reference['alpha']:.0f} iterations, or set filter.alpha to a number"
+        )
+    return StatisticsFilter(scaled, pixels)

@@ -208,6 +208,9 @@ IMPOSSIBLE = [
     (["filter=parametric", "filter.r=0.7"], r"filter.r must be in \(0, 0.5\]"),
     (["filter=parametric", "filter.region=left"], "outside_low, outside_high, inside_high"),
     (["filter=statistics", "filter.alpha=0.5"], "filter.alpha must be at least 1"),
+    (["filter=statistics", "filter.alpha=many"], "filter.alpha must be a number of at least 1 or auto, got 'many'"),
+    (["filter=statistics", "filter.alpha=auto"], "none was published for this model and data set: set filter.reference"),
+    (["model=ncsnpp_small", "filter=statistics", "filter.alpha=auto", "sampler.iterations=20"], "take more than 20 iterations"),
     (["filter=statistics", "filter.pixels=paper"], "use filter.pixels=released or none"),
     (["filter=statistics", "dataset.shape=[1,32,32]"], r"filter has the shape \(1, 28, 28\).*\(1, 32, 32\)"),
     (["sampler.iterations=25"], r"nearest: 20, 30"),
@@ -351,3 +354,18 @@ def test_the_training_configuration_builds():
     assert build(cfg.trainer).rate(cfg.trainer.warmup // 2) < build(cfg.trainer).learning_rate
     assert build(cfg.model).checkpoint is None
     assert choose_device("cpu", None).type == "cpu"
+
+
+# What auto makes of the published pairs; at 256 pixels nobody published one for FFHQ.
+@pytest.mark.parametrize(
+    ("choice", "alpha"),
+    [
+        ("model=ncsnpp dataset=cifar10 sampler.iterations=200", 10.0),
+        ("model=ncsnpp dataset=lsun sampler.iterations=80", 2.41),
+        ("model=ncsnpp dataset=ffhq sampler.iterations=132", 10.0),
+        ("model=ncsnpp_small sampler.iterations=20 filter.reference.alpha=3 filter.reference.iterations=10", 6.0),
+    ],
+)
+def test_auto_scales_alpha_with_the_iterations(choice, alpha):
+    cfg = composed(*choice.split(), "filter=statistics", "filter.alpha=auto", "model.checkpoint=null")
+    assert build(cfg.filter).alpha == pytest.approx(alpha, rel=2e-3)
