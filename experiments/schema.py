@@ -73,6 +73,37 @@ class Benchmark:
 
 
 @dataclass
+class SmallForm:
+    another_model: bool = True  # than the printed one
+    base: list[str] = field(default_factory=list)
+    cells: list[Any] = MISSING
+
+
+@dataclass
+class Table:
+    title: str = MISSING
+    source: str = MISSING
+    quantity: str = MISSING
+    metric: str = MISSING
+    images: int = MISSING
+    note: str = ""
+    base: list[str] = field(default_factory=list)
+    cells: list[Any] = MISSING
+    small: SmallForm = field(default_factory=SmallForm)
+
+
+@dataclass
+class Reproduce:
+    table: Table = field(default_factory=Table)
+    small: bool = MISSING
+    seeds: list[int] = MISSING
+    images: int | None = None
+    outputs: str = MISSING
+    checkpoints: str = MISSING
+    origins: dict[str, str] = MISSING
+
+
+@dataclass
 class Target:
     _target_: str = MISSING
 
@@ -298,7 +329,7 @@ class Trainer(Target):
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "schema": {"run": Run, "train": Train, "benchmark": Benchmark},
+    "schema": {"run": Run, "train": Train, "benchmark": Benchmark, "reproduce": Reproduce},
     "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp},
     "schema/model/process": {"ve": VE, "vp": VP},
     "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},

@@ -136,10 +136,9 @@ class Points:
             self.write(now)
 
         def end(state: str, message: str = "") -> None:
-            if not now.ended:
-                self.write(replace(now, state=state, message=message, seconds=time.time() - start, ended=time.time()))
-            else:
-                self.write(replace(now, state=state, message=message))
+            at = time.time()
+            pace = {} if now.ended else {"seconds": at - start, "ended": at}
+            self.write(replace(now, state=state, message=message, **pace))
 
         try:
             yield started

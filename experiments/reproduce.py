@@ -1,0 +1,116 @@
+"""Reproduce a table or figure of the papers: printed, measured, difference.
+
+python experiments/reproduce.py table=ncsnpp_cifar10 small=true
+PDS_CHECKPOINTS=/checkpoints python experiments/reproduce.py table=clean_fid seeds=[0,1,2] hydra/launcher=joblib
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from building import one_sentence, resolved
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from schema import Reproduce, register
+
+from pds.errors import PDSError
+from pds.points import Point
+from pds.reporting.tables import Cell, Table, markdown, table_lines
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+OURS = [field.name for field in dataclasses.fields(Reproduce)]
+SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
+
+
+def main(arguments: list[str]) -> None:
+    """Write down what a table asks for and run its cells as one sweep, whose end shows the table.
+
+    Arguments are of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
+    """
+    failures: list[str] = []
+    with one_sentence(failures):
+        keys = {argument: argument.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] for argument in arguments}
+        ours = [argument for argument, key in keys.items() if key in OURS]
+        engine = [argument for argument, key in keys.items() if key == "hydra"]
+        runs = [argument for argument, key in keys.items() if key not in {*OURS, "hydra"}]
+        names = [argument.partition("=")[2] for argument, key in keys.items() if key == "table"]
+        if not names or names[0] not in TABLES:
+            raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = resolved(compose("reproduce", ours))
+        group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
+        folder = Path(config["outputs"]) / group
+        table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
+        table.write(folder)
+        if not points:
+            print(f"\n{markdown(table, table_lines(folder, table))}")
+            raise PDSError("no cell of this table can run here; its small form can: small=true")
+        node = {"_target_": "hydra_plugins.points.PointsSweeper", "points": points, "command": table.command}
+        ConfigStore.instance().store(group="hydra/sweeper", name="table", node=node)
+        given = [f"group={group}", f"outputs={config['outputs']}", *engine]
+        sys.argv = [str(Path(__file__).with_name("run.py")), "-m", "hydra/sweeper=table", *given]
+        # As a program: Hydra finds conf/ from the file it runs, and workers are sent its functions.
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit(1 if failures else 0)
+
+
+def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table, list[list[str]]]:
+    """The table that a resolved configuration asks for, and the overrides of each run that fills it."""
+    form = config["table"]["small"] if config["small"] else config["table"]
+    printed = config["table"]["images"]
+    specs, cells, points = list(expanded(form["cells"])), [], []
+    for spec in specs:
+        checkpoint, missing = find_checkpoint(spec.get("checkpoint"), config)
+        runs = []
+        if "run" in spec and not missing:
+            images = [f"images={config['images']}"] if config["images"] else [] if config["small"] else [f"images={printed}"]
+            common = [*form["base"], *spec["run"], *checkpoint, *images, *given]
+            last = {override.partition("=")[0]: override for override in common}
+            runs = [[*last.values(), f"seed={seed}"] for seed in config["seeds"]]
+        points += runs
+        digests = tuple(Point.of(overrides).digest for overrides in runs)
+        cells.append(Cell(spec["row"], spec["column"], spec.get("printed"), digests, missing))
+    lacking = {spec["checkpoint"] for spec, cell in zip(specs, cells, strict=True) if cell.missing}
+    where = [f"{name}.pth: {config['origins'][name]}; put it into {config['checkpoints']}" for name in sorted(lacking)]
+    about = {key: config["table"][key] for key in ("title", "source", "quantity", "metric", "images", "note")}
+    another = config["small"] and form["another_model"]
+    about["title"] += " (small form: what ships with this package)" if config["small"] else ""
+    return Table(**about, another_model=another, command=command, cells=tuple(cells), missing=where), points
+
+
+def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells with `vary` become one for each combination of its values; `{key}` in row and column is the value."""
+    for cell in cells:
+        vary = cell.get("vary", {})
+        for values in itertools.product(*vary.values()):
+            chosen = dict(zip(vary, values, strict=True))
+            row, column = cell["row"], cell["column"]
+            for key, value in chosen.items():
+                row, column = (text.replace(f"{{{key}}}", str(value)) for text in (row, column))
+            overrides = {"run": [*cell["run"], *(f"{k}={v}" for k, v in chosen.items())]} if "run" in cell else {}
+            yield {**cell, **overrides, "row": row, "column": column}
+
+
+def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str], str]:
+    """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
+    if name is None:
+        return [], ""
+    folder = Path(config["checkpoints"]).expanduser()
+    for suffix in SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.exists():
+            return [f"model.checkpoint={path}"], ""
+    return [], f"checkpoint {name}"
+
+
+if __name__ == "__main__":
+    register()
+    main(sys.argv[1:])
