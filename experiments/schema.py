@@ -276,6 +276,11 @@ class AnnealedLangevin(Target):
 
 
 @dataclass
+class MomentumLangevin(AnnealedLangevin):
+    gamma: Any = MISSING  # a number or several
+
+
+@dataclass
 class PredictorCorrector(Target):
     iterations: int = MISSING
     predictor: Any = MISSING
@@ -340,7 +345,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "schema/filter": {"none": Target, "parametric": Parametric, "statistics": Statistics},
     "schema/solenoid": {"none": Target, "fft": FourierSolenoid, "shift": ShiftSolenoid},
-    "schema/sampler": {"annealed_langevin": AnnealedLangevin, "predictor_corrector": PredictorCorrector},
+    "schema/sampler": {
+        "annealed_langevin": AnnealedLangevin,
+        "mild": MomentumLangevin,
+        "predictor_corrector": PredictorCorrector,
+    },
     "schema/sampler/predictor": {
         "reverse_diffusion": Discretisation,
         "euler_maruyama": Discretisation,

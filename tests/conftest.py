@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pds.models.ncsn import NCSN
+from pds.models.ncsnv2 import NCSNv2
+from pds.models.scores import LadderScore
+
 torch.set_num_threads(int(os.environ.get("PDS_TEST_THREADS", "2")))
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +47,35 @@ class RecordedNoise:
         return next(self.draws)
 
     uniform = normal
+
+
+def golden_score(golden, sigmas):
+    rule = golden.json("meta")["score"]
+    if rule["type"] == "network":
+        weights = Golden(rule["weights_file"].removeprefix("public/").removesuffix(".npz"))
+        config = weights.json("config")
+        channels, width = config["data"]["channels"], config["model"]["ngf"]
+        if weights.json("meta")["model"] == "NCSNv2":
+            network = NCSNv2(channels, width, "base", sigmas)
+        else:
+            network = NCSN(channels, width, config["model"]["num_classes"])
+        network.load_state_dict(weights.under("w/"))
+        return LadderScore(network.eval(), sigmas)
+    table = golden["sigmas"].float()
+    labelled = lambda x, label: -(x - golden["mu"]) / (rule["c"] + table[label].square()[:, None, None, None])  # noqa: E731
+    return Labelled(labelled, sigmas)
+
+
+class Labelled(torch.nn.Module):
+    """A function of (x, label) as a score of (x, sigma), through the adapter that networks use."""
+
+    def __init__(self, function, sigmas):
+        super().__init__()
+        self.adapter = LadderScore(torch.nn.Identity(), sigmas)
+        self.function = function
+
+    def forward(self, x, sigma):
+        return self.function(x, self.adapter.label(sigma))
 
 
 class GaussianTarget:

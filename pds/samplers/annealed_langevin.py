@@ -50,6 +50,11 @@ class AnnealedLangevin:
             raise PDSError(f"sampler.step_size must be positive, got {self.step_size}")
 
     @property
+    def limit(self) -> float:
+        """What step_size times the largest gain must be below to be stable on every target."""
+        return 2.0
+
+    @property
     def detail(self) -> str:
         """The options that comparisons are made over, for tables."""
         return f"α/σ²={self.step_size:g}" + ("" if self.denoise else ", no denoising")
@@ -66,19 +71,19 @@ class AnnealedLangevin:
         """Refuse a step size that no target allows, and say so when not every target allows it."""
         self._refuse_divergence(preconditioner)
         highest = preconditioner.stiffness()[1]
-        if self.step_size < 2 / highest:
+        if self.step_size < self.limit / highest:
             return []
         return [
-            f"sampler.step_size={self.step_size:g} is stable only where the data have variance: below {2 / highest:.4g} it is "
-            "stable on every target"
+            f"sampler.step_size={self.step_size:g} is stable only where the data have variance: below "
+            f"{self.limit / highest:.4g} it is stable on every target"
         ]
 
     def _refuse_divergence(self, preconditioner: Preconditioner) -> None:
         lowest, highest = preconditioner.stiffness()
-        if self.step_size >= 2 / lowest:
+        if self.step_size >= self.limit / lowest:
             raise PDSError(
                 f"sampler.step_size={self.step_size:g} diverges: with this filter and solenoid every step must be below "
-                f"{2 / lowest:.4g}, and below {2 / highest:.4g} it is stable on every target"
+                f"{self.limit / lowest:.4g}, and below {self.limit / highest:.4g} it is stable on every target"
             )
 
     def __call__(
@@ -109,7 +114,10 @@ class AnnealedLangevin:
             f = a * score(x, x.new_full((len(x),), sigma))
             x = preconditioner.at(iteration).step(x, f, (2 * a) ** 0.5, noise.normal())
             callback(iteration, sigma, x)
-        if self.denoise:
-            sigma = levels[-1].item()
-            x = x + sigma**2 * score(x, x.new_full((len(x),), sigma))
-        return x
+        return self._denoised(score, x, levels)
+
+    def _denoised(self, score: Score, x: Tensor, levels: Tensor) -> Tensor:
+        if not self.denoise:
+            return x
+        sigma = levels[-1].item()
+        return x + sigma**2 * score(x, x.new_full((len(x),), sigma))

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from conftest import GaussianTarget, Golden, RecordedNoise, mode_variance, natural_power
+from conftest import GaussianTarget, Golden, RecordedNoise, golden_score, mode_variance, natural_power
 
 from pds.errors import PDSError
-from pds.models.ncsn import NCSN
-from pds.models.ncsnv2 import NCSNv2
-from pds.models.scores import LadderScore
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -16,36 +13,6 @@ from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import geometric_ladder
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.score import CountedScore
-
-
-def golden_score(golden, sigmas):
-    rule = golden.json("meta")["score"]
-    if rule["type"] == "network":
-        weights = Golden(rule["weights_file"].removeprefix("public/").removesuffix(".npz"))
-        config = weights.json("config")
-        channels, width = config["data"]["channels"], config["model"]["ngf"]
-        if weights.json("meta")["model"] == "NCSNv2":
-            network = NCSNv2(channels, width, "base", sigmas)
-        else:
-            network = NCSN(channels, width, config["model"]["num_classes"])
-        network.load_state_dict(weights.under("w/"))
-        return LadderScore(network.eval(), sigmas)
-    table = golden["sigmas"].float()
-    labelled = lambda x, label: -(x - golden["mu"]) / (rule["c"] + table[label].square()[:, None, None, None])  # noqa: E731
-    return Labelled(labelled, sigmas)
-
-
-class Labelled(torch.nn.Module):
-    """A function of (x, label) as a score of (x, sigma), through the adapter that networks use."""
-
-    def __init__(self, function, sigmas):
-        super().__init__()
-        self.adapter = LadderScore(torch.nn.Identity(), sigmas)
-        self.function = function
-
-    def forward(self, x, sigma):
-        return self.function(x, self.adapter.label(sigma))
-
 
 CASES = [
     "ncsn_ald_analytic",

@@ -1,0 +1,116 @@
+"""MILD against its published trajectories, the exact Gaussian recursion of (x, v), and the law it really has."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import GaussianTarget, Golden, RecordedNoise, golden_score, mode_variance, natural_power
+
+from pds.errors import PDSError
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import ParametricFilter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.preconditioning.solenoids import FourierSolenoid
+from pds.processes.forward import VarianceExploding
+from pds.processes.ladders import geometric_ladder
+from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.momentum_langevin import MomentumLangevin
+from pds.score import CountedScore
+
+
+@pytest.mark.parametrize("case", ["mild_gamma0.1_analytic", "mild_gamma0.38_analytic", "mild_gamma0.38_network"])
+def test_published_trajectories(case):
+    golden = Golden(f"sampler/{case}")
+    hyper = golden.json("meta")["hyper"]
+    sigmas = geometric_ladder(hyper["sigma_begin"], hyper["sigma_end"], hyper["num_classes"])
+    sampler = MomentumLangevin(
+        iterations=hyper["num_classes"] * hyper["n_steps_each"],
+        step_size=hyper["step_lr"] / hyper["sigma_end"] ** 2,
+        denoise=hyper["denoise"],
+        gamma=hyper["gamma"],
+    )
+    score = CountedScore(golden_score(golden, sigmas))
+    noise = RecordedNoise(list(golden.under("noise/").values()))
+    process = VarianceExploding(hyper["sigma_end"], hyper["sigma_begin"], hyper["num_classes"])
+    x = sampler.prior(noise, process, Identity())
+    assert torch.equal(x, golden["x_init"])
+    steps = []
+    with torch.no_grad():
+        final = sampler(score, x, sampler.levels(process), Identity(), noise, lambda i, sigma, x: steps.append(x))
+    tolerance = {"rtol": 0, "atol": 1e-3 * golden["steps/x"].abs().max().item()}
+    torch.testing.assert_close(torch.stack(steps), golden["steps/x"], **tolerance)
+    torch.testing.assert_close(final, golden["final"], rtol=0, atol=1e-3 * golden["final"].abs().max().item())
+    assert score.nfe == len(golden["net/labels"])
+
+
+SIZE = 8
+SHAPE = (1, SIZE, SIZE)
+R = ParametricFilter(0.2, 0.8).frequency(SHAPE)
+TURN = 0.5 * FourierSolenoid("spectral", 1.0).spectrum((SIZE, SIZE))
+PRECONDITIONERS = {
+    "vanilla": Identity(),
+    "P": FourierPreconditioner(SHAPE, R),
+    "P and S": FourierPreconditioner(SHAPE, R, solenoid=TURN, omega=1.0),
+}
+
+
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_the_variance_of_every_frequency_follows_the_exact_recursion(name):
+    power, levels, images = natural_power(SIZE), geometric_ladder(1, 0.1, 4).repeat_interleave(2), 12_000
+    sampler = MomentumLangevin(iterations=8, step_size=0.4, denoise=False, gamma=[0.2, 0.6])
+    noise = ImageNoise(3, torch.arange(images), SHAPE)
+    final = sampler(GaussianTarget(power), noise.normal(), levels, PRECONDITIONERS[name], noise)
+    m2 = R[0].double().numpy() ** -2 if "P" in name else np.ones((SIZE, SIZE))
+    turn = TURN.double().numpy() if "S" in name else np.zeros((SIZE, SIZE))
+    covariance = np.zeros((SIZE, SIZE, 2, 2), complex)  # of (x, v), by frequency
+    covariance[..., 0, 0] = 1
+    for sigma, gamma in zip(levels.tolist(), np.linspace(0.2, 0.6, 8), strict=True):
+        a = 0.4 * sigma**2
+        c = a * (m2 + 1j * turn) / (power.numpy() + sigma**2)
+        step = np.stack([np.stack([1 - c, gamma * (1 - c)], -1), np.stack([-c, gamma * (1 - c)], -1)], -2)
+        covariance = step @ covariance @ step.conj().swapaxes(-1, -2)
+        covariance[..., 0, 0] += 2 * a * m2
+    v = torch.from_numpy(covariance[..., 0, 0].real)
+    torch.testing.assert_close(mode_variance(final) / v, torch.ones_like(v), rtol=0, atol=5 * (2 / images) ** 0.5)
+
+
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_the_law_is_that_of_mild_whatever_the_preconditioner(name):
+    # Small steps: a Gaussian of variance q comes out with (1 - gamma) q, with P and S as without.
+    power, sigma, images, gamma, shape = natural_power(4) / 16, 0.5, 4_000, 0.5, (1, 4, 4)
+    R4, S4 = ParametricFilter(0.3, 0.8).frequency(shape), 0.5 * FourierSolenoid("spectral", 1.0).spectrum((4, 4))
+    P = {
+        "vanilla": Identity(),
+        "P": FourierPreconditioner(shape, R4),
+        "P and S": FourierPreconditioner(shape, R4, solenoid=S4, omega=1.0),
+    }[name]
+    noise = ImageNoise(4, torch.arange(images), shape)
+    sampler = MomentumLangevin(iterations=300, step_size=0.02, denoise=False, gamma=gamma)
+    final = sampler(GaussianTarget(power), 0.5 * noise.normal(), torch.full((300,), sigma), P, noise)
+    ratio = mode_variance(final) / ((1 - gamma) * (power + sigma**2))
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.05 + 5 * (2 / images) ** 0.5)
+
+
+def test_without_momentum_it_is_annealed_langevin():
+    levels, score = geometric_ladder(1, 0.1, 4), GaussianTarget(natural_power(SIZE))
+    P, finals = PRECONDITIONERS["P and S"], []
+    for sampler in (MomentumLangevin(4, 0.6, gamma=0.0), AnnealedLangevin(4, 0.6)):
+        noise = ImageNoise(0, torch.arange(3), SHAPE)
+        finals.append(sampler(score, noise.uniform(), levels, P, noise))
+    torch.testing.assert_close(*finals, rtol=0, atol=1e-5)
+
+
+def test_the_stability_bound_is_the_one_that_diverges():
+    growth = {}
+    limit = 2 * 1.4 / 1.8 / PRECONDITIONERS["P"].stiffness()[1]
+    for factor in (0.98, 1.02):
+        noise = ImageNoise(0, torch.arange(2), SHAPE)
+        sampler = MomentumLangevin(iterations=600, step_size=factor * limit, denoise=False, gamma=0.4)
+        assert len(sampler.check(torch.ones(600), PRECONDITIONERS["P"])) == (factor > 1)
+        target = GaussianTarget(torch.zeros(SIZE, SIZE))
+        growth[factor] = sampler(target, noise.normal(), torch.ones(600), PRECONDITIONERS["P"], noise).abs().max().item()
+    assert growth[0.98] < 100
+    assert growth[1.02] > 1e6
+    with pytest.raises(PDSError, match=r"step_size=1.6 diverges.*below 1.556"):
+        MomentumLangevin(10, 1.6, gamma=0.4).check(torch.ones(10), Identity())
+    with pytest.raises(PDSError, match=r"sampler.gamma must be in \[0, 1\)"):
+        MomentumLangevin(10, 0.5, gamma=[0.5, 1.0])
