@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from pds.errors import PDSError
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class TrackedRun(Protocol):
         """A picture file."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table; every row has one value a column."""
+        """A table; every row has one value a column: a number, a text, None, or an image as (C, H, W) uint8 array."""
 
     def summary(self, values: dict[str, Any]) -> None:
         """Final values of the run."""
@@ -180,7 +182,7 @@ class WandbTracker:
             mode = os.environ.get("WANDB_MODE", mode)
         if mode == "disabled":
             return []
-        if mode == "offline" or (mode == "auto" and not _has_api_key()):
+        if mode == "offline" or (mode == "auto" and not has_api_key()):
             return ["offline"]
         return ["online", "offline"]
 
@@ -236,7 +238,7 @@ class _WandbRun:
         with _warn("logging a table", self._warned):
             import wandb
 
-            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+            table = wandb.Table(columns=list(columns), data=[list(map(_cell, row)) for row in rows])
             # W&B would stage tables for a later upload in the user's home, apart from the run that needs them.
             with _environment("WANDB_DATA_DIR", str(self._folder)):
                 self._run.log({name: table})
@@ -255,6 +257,13 @@ class _WandbRun:
             with _warn("naming the run's folder"):
                 command = shlex.join(["wandb", "sync", os.path.abspath(self._run.sync_dir)])
                 log.info("the Weights & Biases run is kept on this machine; to upload it: %s", command)
+
+
+def _cell(value: Any) -> Any:
+    """What W&B takes for the value of a table's cell."""
+    import wandb
+
+    return wandb.Image(value.transpose(1, 2, 0)) if isinstance(value, np.ndarray) else value
 
 
 @contextlib.contextmanager
@@ -282,8 +291,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _has_api_key() -> bool:
-    """Whether W&B can log in without asking, by the environment or a netrc file."""
+def has_api_key() -> bool:
+    """Whether W&B can log in without asking: the environment or a netrc file has a key."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()

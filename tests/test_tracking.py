@@ -61,38 +61,66 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
-def test_offline_runs_hold_what_was_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Two runs open in one process, the second one failing: each has its own config, numbers and exit code."""
+def logged(found: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """The keys a user can draw: those of history and summary, without what W&B adds."""
+    keys = {key for h in found["history"] for key in h["item"]} | {key for s in found["summary"] for key in s["update"]}
+    return {key.removesuffix("._type") for key in keys if "._type" in key or not ("." in key or key.startswith("_"))}
+
+
+def table(found: dict[str, list[dict[str, Any]]], name: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A logged table, and where the files of its artifact are kept."""
+    (artifact,) = (a for a in found["artifact"] if a["name"].endswith(f"-{name}"))
+    files = {entry["path"]: Path(entry["local_path"]) for entry in artifact["manifest"]["contents"]}
+    return json.loads(files[f"{name}.table.json"].read_text()), files
+
+
+def test_two_points_of_a_sweep_read_back_as_two_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Vanilla and PDS, both open at once in one process, the second one failing: each has what was logged to it, no more."""
     caplog.set_level(logging.INFO, logger="pds")
     Image.new("L", (8, 8)).save(tmp_path / "grid.png")
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), np.uint8)
+    images[0] //= 4  # an image is kept as it is, however dark
     tracker = WandbTracker(project="pds-test")  # auto, and there is no key
-    with tracker.run(tmp_path / "a", "vanilla", "quickstart", "sample", {"filter": {"r": 0.2}}) as run:
+    with tracker.run(tmp_path / "a", "T=20", "sweep", "vanilla", {"filter": {"r": 0.2}, "images": 64}) as run:
         run.log({"images_done": 64, "images_per_second": 7.5}, step_name="images_done")
-        run.image("grid", tmp_path / "grid.png")
-        run.table("comparison", ["run", "distance"], [["vanilla", 2.5], ["failed", None]])
+        run.image("samples", tmp_path / "grid.png")
+        run.table("result", ["run", "distance"], [["vanilla", 2.5], ["failed", None]])
+        run.table("sample_table", ["index", "image"], [[i, image] for i, image in enumerate(images)])
         run.summary({"fid_test_64": 12.25})
         with (
             pytest.raises(RuntimeError, match="the sampler"),
-            tracker.run(tmp_path / "b", "pds", "quickstart", "sample", {"filter": {"r": 0.3}}) as other,
+            tracker.run(tmp_path / "b", "T=20", "sweep", "pds", {"filter": {"r": 0.3}}) as other,
         ):
-            other.log({"images_per_second": 8.5})
+            other.table("sample_table", ["index", "image"], [[7, images[1, :1]]])
+            other.log({"fid_test_2048": 8.5})
             raise RuntimeError("the sampler")
 
     first, second = records(tmp_path / "a"), records(tmp_path / "b")
-    header = first["run"][0]
-    assert (header["display_name"], header["run_group"], header["job_type"]) == ("vanilla", "quickstart", "sample")
-    assert header["config"]["update"]["filter"] == {"r": 0.2}
-    history = [h["item"] for h in first["history"]]
-    assert (history[0]["images_done"], history[0]["images_per_second"]) == (64, 7.5)
+    headers = [found["run"][0] for found in (first, second)]
+    assert [(h["run_group"], h["job_type"], h["display_name"]) for h in headers] == [
+        ("sweep", "vanilla", "T=20"),
+        ("sweep", "pds", "T=20"),
+    ]
+    assert headers[0]["run_id"] != headers[1]["run_id"]
+    configs = [{k: v for k, v in h["config"]["update"].items() if k != "_wandb"} for h in headers]
+    assert configs == [{"filter": {"r": 0.2}, "images": 64}, {"filter": {"r": 0.3}}]
+    assert logged(first) == {"images_done", "images_per_second", "samples", "result", "sample_table", "fid_test_64"}
+    assert logged(second) == {"sample_table", "fid_test_2048"}
+    assert (first["history"][0]["item"]["images_done"], first["history"][0]["item"]["images_per_second"]) == (64, 7.5)
     assert {"name": "images_per_second", "step_metric": "images_done"}.items() <= first["metric"][-1].items()
-    assert any("grid._type" in item for item in history) and any("comparison._type" in item for item in history)
-    assert first["artifact"][0]["manifest"]["contents"][0]["local_path"].startswith(str(tmp_path / "a"))
     assert any(s["update"].get("fid_test_64") == 12.25 for s in first["summary"])
-    assert first["exit"][0].get("exit_code", 0) == 0
+    assert [found["exit"][0].get("exit_code", 0) for found in (first, second)] == [0, 1]
 
-    assert second["run"][0]["config"]["update"]["filter"] == {"r": 0.3}
-    assert [h["item"]["images_per_second"] for h in second["history"]] == [8.5]
-    assert second["exit"][0]["exit_code"] == 1
+    samples, files = table(first, "sample_table")
+    assert all(path.is_relative_to(tmp_path / "a") for path in files.values())
+    assert samples["column_types"]["params"]["type_map"]["image"]["params"]["allowed_types"][0]["wb_type"] == "image-file"
+    assert [row[0] for row in samples["data"]] == [0, 1]
+    for image, (_, cell) in zip(images, samples["data"], strict=True):
+        assert np.array_equal(np.asarray(Image.open(files[cell["path"]])), image.transpose(1, 2, 0))
+    samples, files = table(second, "sample_table")
+    ((index, cell),) = samples["data"]
+    assert index == 7 and np.array_equal(np.asarray(Image.open(files[cell["path"]])), images[1, 0])
+    assert table(first, "result")[0]["data"] == [["vanilla", 2.5], ["failed", None]]
     for folder in ("a", "b"):
         hints = [m for m in caplog.messages if f"wandb sync {tmp_path / folder / 'wandb'}/offline-run-" in m]
         assert len(hints) == 1
