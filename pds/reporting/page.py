@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
+import itertools
 import json
 import math
-import zipfile
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from pds.files import atomic_path
-from pds.reporting.pictures import filter_picture, space_picture
+from pds.points import Point, Points
+from pds.reporting import charts, swept
+from pds.reporting.charts import Chart
+from pds.reporting.images import MANY, filters_section, images_section
 from pds.reporting.runs import (
     FLOOR,
     MISSING,
     RunSummary,
     baseline,
+    common,
     differing,
     floors,
     metric_names,
@@ -32,9 +32,8 @@ from pds.reporting.runs import (
     rounded,
     several_models,
 )
-
-_INLINE_SIDE = 1600
-"""Longest side in pixels of an inlined grid: larger ones are shown scaled, their file is beside the report."""
+from pds.reporting.summary import write_summary
+from pds.reporting.swept import Panel, panels, symbol
 
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
@@ -78,6 +77,10 @@ thead th { font-size: .82rem; color: var(--soft); vertical-align: bottom; }
 .results .number { text-align: right; }
 .results tbody th { min-width: 13rem; }
 .results th .note { display: block; font-weight: 400; max-width: 19rem; overflow-wrap: anywhere; }
+.many th, .many td, .seeds th, .seeds td { padding-top: .25rem; padding-bottom: .25rem; }
+.many th { font-size: .92rem; }
+.seeds tbody th { min-width: 11rem; }
+.results.many th .note { max-width: 30rem; font-size: .78rem; }
 .best td, .best th { background: var(--mark); }
 .tag { display: inline-block; margin-left: .45rem; padding: 0 .45rem; border: 1px solid currentColor;
   border-radius: 99px; font-size: .72rem; font-weight: 600; color: var(--soft); white-space: nowrap; }
@@ -89,6 +92,20 @@ thead th { font-size: .82rem; color: var(--soft); vertical-align: bottom; }
 .bar b { position: absolute; top: -3px; width: 1.5px; height: 10px; background: var(--soft); }
 .failed { margin: 1.2rem 0; padding: .2rem 1rem; border-left: 3px solid var(--bad); background: var(--panel); }
 .failed strong { color: var(--bad); }
+.skipped { margin: 1.2rem 0; padding: .2rem 1rem; border-left: 3px solid var(--line); color: var(--soft); }
+.failed code, .skipped code { font-size: .8em; }
+h3 { margin: 1.6rem 0 .6rem; font-size: 1rem; }
+.number { text-align: right; }
+details { margin: .8rem 0; }
+summary { cursor: pointer; color: var(--soft); }
+.chart { margin: 0 0 1.8rem; }
+.chart svg { display: block; max-width: 100%; height: auto; }
+.maps { display: flex; flex-wrap: wrap; gap: .4rem 2rem; }
+.maps .chart { max-width: 100%; margin-bottom: 1rem; }
+.strips figure { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 1rem; align-items: center;
+  margin-bottom: .5rem; }
+.strips figcaption { font-size: .88rem; margin: 0; }
+.strips img { width: auto; }
 .figures { display: grid; align-items: end; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
   gap: 2rem 1.4rem; }
 figure { margin: 0; }
@@ -100,6 +117,7 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .3re
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 44rem) {
+  .strips figure { grid-template-columns: 1fr; gap: .2rem; margin-bottom: .9rem; }
   body { padding-top: 1.5rem; }
   .results thead { display: none; }
   .results tr { display: block; padding: .8rem .9rem; border: 1px solid var(--line); border-radius: 8px;
@@ -133,19 +151,34 @@ $sections
 def write_report(folder: Path) -> Path:
     """Write `folder`/report.html, atomically: the comparison of all runs of the experiment in `folder`.
 
-    The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting.
+    The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting. Beside it
+    go summary.csv, one row a run, and the charts as `figures/*.svg`.
 
     Returns:
         Path of the page.
 
     Raises:
-        PDSError: there is no run in `folder`.
+        PDSError: there is neither a run nor a sweep in `folder`.
     """
-    runs = read_runs(folder)
+    runs, points = read_runs(folder), Points(folder).read()
     done = [run for run in runs if run.state == "done"]
     title = next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name)
-    sections = [_failures(runs), _distances(done), _images(done), _filters(done), _differences(runs), _provenance(runs)]
+    shown = _swept(runs)
+    sections = [
+        _failures(runs, points),
+        _distances(done),
+        *(section for section, _ in shown),
+        images_section(done, lambda run: ", ".join(f"{n} {_column(done, n)[v]}" for n, v in run.metrics.items())),
+        filters_section(done),
+        _differences(runs),
+        _provenance(done),
+        _again(runs, points),
+    ]
     page = _PAGE.substitute(title=escape(str(title)), lede=_lede(done), sections="\n".join(filter(None, sections)))
+    for chart in (chart for _, charts_ in shown for chart in charts_):
+        with atomic_path(folder / "figures" / f"{chart.name}.svg") as temporary:
+            temporary.write_text(chart.on_paper(), encoding="utf-8")
+    write_summary(folder / "summary.csv", runs)
     path = folder / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -155,8 +188,8 @@ def write_report(folder: Path) -> Path:
 def _lede(done: Sequence[RunSummary]) -> str:
     if not done:
         return '<p class="lede">No run has finished yet.</p>'
-    facts = {key: _common(run.result.get(key) for run in done) for key in ("model", "sampler", "iterations", "nfe")}
-    images, seed = (_common(run.result.get(key) for run in done) for key in ("images", "seed"))
+    facts = {key: common(run.result.get(key) for run in done) for key in ("model", "sampler", "iterations", "nfe")}
+    images, seed = (common(run.result.get(key) for run in done) for key in ("images", "seed"))
     steps = f"{facts['iterations']} iterations ({facts['nfe']} score evaluations)" if facts["nfe"] else "several lengths"
     noise = f"from the same noise (seed {seed})" if seed is not None else "from different seeds"
     text = (
@@ -206,13 +239,23 @@ def _verdict(done: Sequence[RunSummary], metric: str) -> str:
     )
 
 
-def _failures(runs: Sequence[RunSummary]) -> str:
-    items = [
-        f"<p><strong>{escape(run.state)}</strong> <code>{escape(run.folder.name)}</code><br>{escape(run.message)}</p>"
-        for run in runs
-        if run.state != "done"
-    ]
-    return f'<div class="failed">{"".join(items)}</div>' if items else ""
+def _failures(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
+    def items(shown: Sequence[RunSummary]) -> str:
+        return "".join(
+            f"<p><strong>{escape(run.state)}</strong> <code>{escape(run.label)}</code><br>{escape(run.message)}</p>"
+            for run in shown
+        )
+
+    failed = [run for run in runs if run.state == "failed"]
+    # Those of a sweep are counted below.
+    unfinished = [run for run in runs if run.state not in ("done", "failed", "skipped") and not run.overrides]
+    skipped = [run for run in runs if run.state == "skipped"]
+    waiting, running = (sum(point.state == state for point in points) for state in ("waiting", "running"))
+    html = f'<div class="failed">{items(failed)}</div>' if failed else ""
+    html += f'<div class="skipped">{items([*unfinished, *skipped])}</div>' if unfinished or skipped else ""
+    if waiting or running:
+        html += f"<p>Of the {len(points)} points of the sweep {waiting} wait and {running} run (or were killed).</p>"
+    return html
 
 
 def _distances(done: Sequence[RunSummary]) -> str:
@@ -224,7 +267,7 @@ def _distances(done: Sequence[RunSummary]) -> str:
     seconds = rounded([run.result.get("seconds") for run in done])
     plain = {"model": "model"} if several_models(done) else {}
     plain |= {"sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images"}
-    rows = []
+    rows: dict[Path, str] = {}
     for index, run in enumerate(done):
         best = any(finite[n] and run.metrics.get(n) == min(finite[n]) for n in names)
         tags = '<span class="tag">vanilla</span>' if run.vanilla and "vanilla" not in run.label.lower() else ""
@@ -240,22 +283,33 @@ def _distances(done: Sequence[RunSummary]) -> str:
                 text += _bar(value, max(finite[name]), floor.get(name))
             ratio = f"{value / reference:.2f}×" if value is not None and reference else ""
             cells += [_cell(name, text, "distance" if value is not None else "empty"), _cell("ratio to vanilla", ratio)]
-        rows.append(f"<tr{' class=best' if best else ''}>{''.join(cells)}</tr>")
+        rows[run.folder] = f"<tr{' class=best' if best else ''}>{''.join(cells)}</tr>"
+    last = ""
     if floor:
         cells = [f'<th scope="row" class="soft">{FLOOR}</th>', *(_cell("", "") for _ in range(len(plain) + 1))]
         for name in names:
             text = texts[name][floor[name]] if name in floor else ""
             cells += [_cell(name, text, "distance"), _cell("", "")]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+        last = f"<tr>{''.join(cells)}</tr>"
     heads = ["run", *plain, "seconds", *(h for name in names for h in (name, "ratio to vanilla"))]
     head = "".join(
         f'<th scope="col"{"" if h in ("run", "model", "sampler") else " class=number"}>{escape(h)}</th>' for h in heads
     )
     notes = "".join(f"<p class=note><code>{escape(name)}</code>: {_metric_note(name)}</p>" for name in names)
     notes += "".join(f"<p class=note>{escape(line)}</p>" for line in other_floors(done))
+
+    def table(shown: Iterable[RunSummary], kind: str) -> str:
+        body = "".join(rows[run.folder] for run in shown) + last
+        return f"<div class=scroll><table class='{kind}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+    if len(done) > MANY:
+        tables = table(_foremost(done), "results many") + _folded(
+            f"The lowest are shown; all {len(done)} runs", table(done, "results many")
+        )
+    else:
+        tables = table(done, "results")
     return (
-        f"<section><h2>Distance to the data</h2><div class=scroll><table class=results><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<section><h2>Distance to the data</h2>{tables}"
         "<p class=note>Lower is closer. Each distance is the Fréchet distance between Gaussians fitted to the features "
         "of generated and of reference images. Its name says which features and how many images: only equal names may "
         "be compared, since fewer images give a larger distance even to a perfect sampler. The floor is that effect: "
@@ -263,6 +317,137 @@ def _distances(done: Sequence[RunSummary]) -> str:
         "model, sampler, NFE and image count. These are single measurements: repeat with other seeds before trusting a "
         f"small difference. T is iterations, NFE is evaluations of the score network.</p>{notes}</section>"
     )
+
+
+def _swept(runs: Sequence[RunSummary]) -> list[tuple[str, list[Chart]]]:
+    """The sections that show what the group was swept over, each with its charts."""
+    found = panels(runs)
+    names: dict[str, int] = {}
+
+    def name(text: str) -> str:
+        """Of a file: metrics of several models share one."""
+        text = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
+        names[text] = names.get(text, 0) + 1
+        return text if names[text] == 1 else f"{text}-{names[text]}"
+
+    return [
+        section
+        for make in (_seeds, _curves, _heat_maps, _best_alphas)
+        if (section := make(found, name, several_models(runs)))[0]
+    ]
+
+
+Namer = Callable[[str], str]
+
+
+def _of(panel: Panel, several: bool) -> str:
+    return f"{panel.metric}, {panel.model}" if several else panel.metric
+
+
+def _figure(chart: Chart, caption: str) -> str:
+    caption = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure class=chart>{caption}<div class=scroll>{chart.on_page()}</div></figure>"
+
+
+def _seeds(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, list[Chart]]:
+    tables = []
+    for panel in (panel for panel in found if panel.seeds[1] > 1):
+        settings = sorted(panel.settings, key=lambda s: (not s.vanilla, s.distance))
+        means = rounded([s.distance for s in settings])
+        decimals = len(means[0].partition(".")[2])
+        rows = "".join(
+            f'<tr><th scope="row">{escape(panel.label([s]))}</th><td class=number>{mean}'
+            f"{f' ± {s.spread:.{decimals}f}' if len(s.runs) > 1 else ''}</td><td class=number>{len(s.runs)}</td></tr>"
+            for s, mean in zip(settings, means, strict=True)
+        )
+        head = f"<th scope=col>setting</th><th scope=col class=number>{escape(_of(panel, several))}</th>"
+        head += "<th scope=col class=number>seeds</th>"
+        tables.append(f"<div class=scroll><table class=seeds><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+    if not tables:
+        return "", []
+    note = "<p class=note>Runs that differ in their seed only, taken together: mean ± standard deviation.</p>"
+    return f"<section><h2>Over the seeds</h2>{note}{''.join(tables)}</section>", []
+
+
+def _curves(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, list[Chart]]:
+    drawn, figures = [], []
+    for panel in found:
+        for x in panel.axes:
+            curves = panel.curves(x)
+            if curves is None:
+                continue
+            draw = charts.against_iterations if x == swept.T else charts.against
+            chart = draw(name(f"{panel.metric}-against-{symbol(x) if x == swept.T else x}"), panel, curves)
+            more = (
+                f"; of {len(curves.lines) + curves.left_out} lines those with the lowest distances" if curves.left_out else ""
+            )
+            what = "T, NFE and seconds" if x == swept.T else symbol(x)
+            caption = f"Against {escape(what)} <span class=note>{escape(_of(panel, several) + more)}</span>"
+            drawn.append(chart)
+            figures.append(_figure(chart, caption))
+    if not drawn:
+        return "", []
+    note = "Lower is closer to the data. Grey and dashed is vanilla."
+    note += " Bars are a standard deviation over the seeds." * any(panel.seeds[1] > 1 for panel in found)
+    return f"<section><h2>Curves</h2><p class=note>{note}</p>{''.join(figures)}</section>", drawn
+
+
+def _heat_maps(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, list[Chart]]:
+    drawn, parts = [], []
+    for panel in found:
+        for x, y in itertools.combinations(panel.axes, 2):
+            kept, left_out = panel.heat_maps(x, y)
+            if not kept:
+                continue
+            shades = charts.shades(kept)
+            names = [name(f"{panel.metric}-over-{x}-and-{y}") for _ in kept]
+            pictures = [charts.heat_map(n, panel, m, shades) for n, m in zip(names, kept, strict=True)]
+            drawn += pictures
+            facts = [_of(panel, several)]
+            vanilla = [s for s in panel.settings if s.vanilla and x not in s.values and y not in s.values]
+            facts += [f"{panel.label([s])} {charts.significant(s.distance)}" for s in vanilla[:4]]
+            facts += [f"of {len(kept) + left_out} maps those with the lowest distances"] if left_out else []
+            head = f"Over {escape(symbol(x))} and {escape(symbol(y))} <span class=note>{escape('; '.join(facts))}</span>"
+            parts.append(f"<p>{head}</p><div class=maps>{''.join(_figure(chart, '') for chart in pictures)}</div>")
+    if not drawn:
+        return "", []
+    note = "Dark is closer to the data; the frame marks the lowest of a map. Hatched cells have no result."
+    note += " Means over the seeds, ± a standard deviation." * any(panel.seeds[1] > 1 for panel in found)
+    return f"<section><h2>Heat maps</h2><p class=note>{note}</p>{''.join(parts)}</section>", drawn
+
+
+def _best_alphas(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, list[Chart]]:
+    drawn, figures = [], []
+    for panel in found:
+        lines = panel.best_alphas()
+        if lines:
+            chart = charts.best_alphas(name(f"{panel.metric}-best-alpha-against-T"), panel, lines, panel.references())
+            drawn.append(chart)
+            figures.append(_figure(chart, f"<span class=note>by {escape(_of(panel, several))}</span>"))
+    if not drawn:
+        return "", []
+    note = (
+        "The α with the lowest distance at each T. The grid is discrete: the bar reaches to the neighbours of the best, "
+        "between which the optimum lies. An open marker stands at an edge of its grid and is only a bound."
+    )
+    note += " The dashed line is α ∝ T through the reference of the configuration." * any(p.references() for p in found)
+    return f"<section><h2>The best α against T</h2><p class=note>{note}</p>{''.join(figures)}</section>", drawn
+
+
+def _foremost(done: Sequence[RunSummary]) -> list[RunSummary]:
+    """Of each model and metric the lowest runs, some of them vanilla; in the order of `done`."""
+    kept: set[Path] = set()
+    for group in {(model(run), name, run.vanilla) for run in done for name in run.metrics}:
+        ranked = sorted(
+            (
+                r
+                for r in done
+                if (model(r), r.vanilla) == (group[0], group[2]) and math.isfinite(r.metrics.get(group[1], math.nan))
+            ),
+            key=lambda r: r.metrics[group[1]],
+        )
+        kept |= {run.folder for run in ranked[: MANY // 3]}
+    return [run for run in done if run.folder in kept]
 
 
 def _column(done: Sequence[RunSummary], metric: str) -> dict[float, str]:
@@ -290,89 +475,9 @@ def _bar(value: float, longest: float, floor: float | None) -> str:
     return f'<span class="bar" aria-hidden="true"><i style="width:{percent(value)}"></i>{mark}</span>'
 
 
-def _images(done: Sequence[RunSummary]) -> str:
-    figures = []
-    for run in done:
-        path = run.folder / "grid.png"
-        if path.exists():
-            distances = ", ".join(f"{n} {_column(done, n)[v]}" for n, v in run.metrics.items())
-            title = model(run) if several_models(done) else ""
-            facts = ", ".join(filter(None, (title, str(run.result.get("sampler", "")), distances)))
-            caption = f"{escape(run.label)}<br><span class=note>{escape(facts)}</span>"
-            figures.append(f"<figure><figcaption>{caption}</figcaption>{_grid(path, run.label)}</figure>")
-    if not figures:
-        return ""
-    same = _common(run.result.get("seed") for run in done) is not None
-    note = (
-        "Images at the same place started from the same noise."
-        if same
-        else "The runs have different seeds: images at the same place are unrelated."
-    )
-    note += " The first images, not chosen ones."
-    return f"<section><h2>Images</h2><p class=note>{note}</p><div class=figures>{''.join(figures)}</div></section>"
-
-
-def _grid(path: Path, label: str) -> str:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-            if max(width, height) <= _INLINE_SIDE:
-                kind, content = "png", path.read_bytes()
-            else:
-                small = image.convert("RGB")
-                small.thumbnail((_INLINE_SIDE, _INLINE_SIDE), Image.Resampling.LANCZOS)
-                buffer = io.BytesIO()
-                small.save(buffer, "JPEG", quality=92)
-                kind, content = "jpeg", buffer.getvalue()
-    except (OSError, SyntaxError) as error:  # Pillow calls a damaged PNG a SyntaxError
-        return f"<p>grid.png cannot be read ({escape(str(error))})</p>"
-    # Few pixels are shown as pixels; many are left to the browser's smooth scaling.
-    style = "pixels" if width < 700 else "photo"
-    return _picture(kind, content, f"Grid of generated images: {label}", style, width, height)
-
-
-def _filters(done: Sequence[RunSummary]) -> str:
-    figures = []
-    for run in done:
-        path = run.folder / "filter.npz"
-        if not path.exists():
-            continue
-        try:
-            with np.load(path) as arrays:
-                drawings = [(n, d(arrays[n])) for n, d in _DRAWINGS.items() if n in arrays]
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            figures.append(f"<p>{escape(run.label)}: filter.npz cannot be read ({escape(str(error))})</p>")
-            continue
-        for name, picture in drawings:
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG", optimize=True)
-            alt = f"{name} filter of {run.label}"
-            image = _picture("png", buffer.getvalue(), alt, "plot", picture.width // 2, picture.height // 2)
-            caption = f"{escape(run.label)}<br><span class=note>{_SYMBOLS[name]}</span>"
-            figures.append(f"<figure><figcaption>{caption}</figcaption>{image}</figure>")
-    if not figures:
-        return ""
-    return (
-        "<section><h2>Filters</h2><p class=note>Zero frequency is in the centre. At each frequency PDS multiplies the "
-        "noise by 1/R and the drift by 1/R²: where R &lt; 1 a coordinate moves faster than in the vanilla sampler, "
-        "where R &gt; 1 slower; R = 1 everywhere is vanilla.</p>"
-        f"<div class=figures>{''.join(figures)}</div></section>"
-    )
-
-
-_DRAWINGS = {"frequency": filter_picture, "space": space_picture}
-_SYMBOLS = {"frequency": "R, frequency plane", "space": "A, pixel plane"}
-
-
-def _picture(kind: str, content: bytes, alt: str, style: str, width: int, height: int) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<img class={style} width={width} height={height} alt="{escape(alt)}" src="data:image/{kind};base64,{data}">'
-
-
 def _differences(runs: Sequence[RunSummary]) -> str:
     runs = [run for run in runs if run.config]
-    rows = differing([run.config for run in runs])
+    rows = differing([{k: v for k, v in run.config.items() if k != "sweep"} for run in runs])
     if not rows:
         return ""
     return (
@@ -381,8 +486,7 @@ def _differences(runs: Sequence[RunSummary]) -> str:
     )
 
 
-def _provenance(runs: Sequence[RunSummary]) -> str:
-    done = [run for run in runs if run.state == "done"]
+def _provenance(done: Sequence[RunSummary]) -> str:
     if not done:
         return ""
     facts = [_facts(run) for run in done]
@@ -390,13 +494,30 @@ def _provenance(runs: Sequence[RunSummary]) -> str:
     shared = {key: value for key, value in facts[0].items() if key not in rows}
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(_text(value))}</dd>" for key, value in shared.items())
     own = {**rows, "run directory": [run.folder.name for run in done]}
-    commands = "".join(
-        f"<div>{escape(run.label)}<pre>{escape(str(run.result['command']))}</pre></div>"
-        for run in done
-        if run.result.get("command")
+    return f"<section><h2>Where the numbers come from</h2><dl>{pairs}</dl>{_comparison(done, own)}</section>"
+
+
+def _again(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
+    swept_by = dict.fromkeys(command for run in runs if (command := (run.config.get("sweep") or {}).get("command")))
+    own: dict[str, list[str]] = {}
+    for run in runs:
+        if run.result.get("command"):
+            own.setdefault(str(run.result["command"]), []).append(run.label)
+    if not swept_by and not own:
+        return ""
+    html = f"<p>The sweep has {len(points)} points.</p>" if points else ""
+    html += "".join(f"<pre>{escape(command)}</pre>" for command in swept_by)
+    listed = "".join(
+        f"<div>{escape(labels[0]) if len(labels) == 1 else f'{len(labels)} runs'}<pre>{escape(command)}</pre></div>"
+        for command, labels in own.items()
     )
-    again = f"<section><h2>Run it again</h2>{commands}</section>" if commands else ""
-    return f"<section><h2>Where the numbers come from</h2><dl>{pairs}</dl>{_comparison(done, own)}</section>{again}"
+    if listed:
+        html += _folded(f"The commands of the {len(own)} runs, one by one", listed) if len(own) > MANY else listed
+    return f"<section><h2>Run it again</h2>{html}</section>"
+
+
+def _folded(summary: str, html: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
 def _facts(run: RunSummary) -> dict[str, Any]:
@@ -417,23 +538,21 @@ def _facts(run: RunSummary) -> dict[str, Any]:
 
 
 def _comparison(runs: Sequence[RunSummary], rows: dict[str, list[Any]]) -> str:
+    """A table of values by key and run, the longer of the two downwards; folded where there are many runs."""
     states = ["" if run.state == "done" else f'<span class="tag">{escape(run.state)}</span>' for run in runs]
-    head = "".join(f'<th scope="col">{escape(run.label)}{state}</th>' for run, state in zip(runs, states, strict=True))
-    body = "".join(
-        f'<tr><th scope="row"><code>{escape(key)}</code></th>'
-        + "".join(f"<td><code>{escape(_text(value))}</code></td>" for value in values)
-        + "</tr>"
-        for key, values in rows.items()
-    )
+    labels = [escape(run.label) + state for run, state in zip(runs, states, strict=True)]
+    keys = [f"<code>{escape(key)}</code>" for key in rows]
+    cells = [[f"<td><code>{escape(_text(value))}</code></td>" for value in values] for values in rows.values()]
+    if len(runs) > len(rows):
+        heads, sides, cells = keys, labels, list(zip(*cells, strict=True))
+    else:
+        heads, sides = labels, keys
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "".join(f'<tr><th scope="row">{s}</th>{"".join(row)}</tr>' for s, row in zip(sides, cells, strict=True))
     table = f"<table class=facts><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div class=scroll>{table}</div>"
+    html = f"<div class=scroll>{table}</div>"
+    return _folded(f"{len(runs)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}", html) if len(runs) > MANY else html
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _common(values: Iterable[Any]) -> Any:
-    """The value that all share, or None."""
-    first, *others = values
-    return first if all(other == first for other in others) else None

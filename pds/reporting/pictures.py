@@ -82,7 +82,7 @@ def _panels(
     draw = ImageDraw.Draw(picture)
     for number, panel in enumerate(panels):
         x0 = left + number * (width + apart)
-        heat = Image.fromarray(_colour((panel - low) / (high - low) if high > low else np.full_like(panel, 0.5)))
+        heat = Image.fromarray(colours((panel - low) / (high - low) if high > low else np.full_like(panel, 0.5)))
         picture.paste(heat.resize((width, height), Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX), (x0, top))
         draw.rectangle((x0 - 1, top - 1, x0 + width, top + height), outline=_INK)
         for position, text in x_ticks:
@@ -98,7 +98,7 @@ def _panels(
         draw.text((left - 16, y), text, _INK, font, anchor="rm")
     x = left + len(panels) * (width + apart)
     shades = np.linspace(1, 0, height) if high > low else np.full(height, 0.5)
-    picture.paste(Image.fromarray(_colour(np.repeat(shades[:, None], bar, axis=1))), (x, top))
+    picture.paste(Image.fromarray(colours(np.repeat(shades[:, None], bar, axis=1))), (x, top))
     draw.rectangle((x - 1, top - 1, x + bar, top + height), outline=_INK)
     draw.text((x + bar / 2, top - 8), symbol, _INK, font, anchor="mb")
     marks = [low, high] if high > low else [low]
@@ -111,7 +111,7 @@ def _panels(
     return picture
 
 
-def _colour(values: np.ndarray) -> np.ndarray:
+def colours(values: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 colours of `values` in [0, 1]."""
     anchors = np.linspace(0, 1, len(_COLOURS))
     return np.stack([np.interp(values, anchors, c) for c in _COLOURS.T], axis=-1).round().astype(np.uint8)

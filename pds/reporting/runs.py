@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pds.errors import PDSError
+from pds.points import Point, Points
 
 MISSING = "–"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where PyYAML has it; a report reads every configuration of a group."""
 FLOOR = "real data (floor)"
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run directory.
+    """One run directory, or a point of a sweep that ended before it had one.
 
     Attributes:
-        folder: the run directory.
-        state: "done", "failed" or "running" (which is also what a killed run says).
-        message: why it failed, or what it was doing.
+        folder: the run directory; of such a point, where it would be.
+        state: "done", "failed", "skipped" or "running" (which is also what a killed run says).
+        message: why it failed or was skipped, or what it was doing.
         result: content of result.json; empty unless done.
         config: resolved configuration; empty if it cannot be read.
+        overrides: what the command line of its point gave; empty of a run outside a sweep.
     """
 
     folder: Path
@@ -34,11 +38,12 @@ class RunSummary:
     message: str
     result: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """What to call the run in a table."""
-        return str(self.result.get("label") or self.result.get("name") or self.folder.name)
+        return str(self.result.get("label") or self.result.get("name") or " ".join(self.overrides) or self.folder.name)
 
     @property
     def vanilla(self) -> bool:
@@ -52,17 +57,19 @@ class RunSummary:
 
 
 def read_runs(folder: Path) -> list[RunSummary]:
-    """All runs of the experiment in `folder`: vanilla first, then by distance, unfinished and failed runs last.
+    """All runs of the experiment in `folder`: vanilla first, then by distance, failed, skipped and unfinished ones last.
 
     Runs of different metrics are ordered one after the other, never by comparing the two; those of a model stay together.
+    A point of a sweep that failed or was skipped is among them, once, whether or not it came to a run directory.
 
     Raises:
-        PDSError: there is no run in `folder`.
+        PDSError: there is neither a run nor a sweep in `folder`.
     """
     folders = sorted(p for p in folder.glob("*/") if (p / "status.json").exists() or (p / "result.json").exists())
-    if not folders:
+    points = Points(folder).read()
+    if not folders and not points:
         raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
-    runs = [_read_run(p) for p in folders]
+    runs = _with_points(folder, [_read_run(p) for p in folders], points)
     order = {name: index for index, name in enumerate(metric_names(runs))}
 
     def distance(run: RunSummary) -> tuple[int, float]:
@@ -71,11 +78,31 @@ def read_runs(folder: Path) -> list[RunSummary]:
 
     best = {title: min(distance(run) for run in runs if model(run) == title) for title in map(model, runs)}
 
-    def key(run: RunSummary) -> tuple[bool, int, float, str, bool, float, str]:
+    def key(run: RunSummary) -> tuple[int, int, float, str, bool, float, str]:
         metric, value = distance(run)
-        return run.state != "done", metric, best[model(run)][1], model(run), not run.vanilla, value, run.label
+        state = _STATES.index(run.state) if run.state in _STATES else len(_STATES)
+        return state, metric, best[model(run)][1], model(run), not run.vanilla, value, run.label
 
     return sorted(runs, key=key)
+
+
+_STATES = ("done", "failed", "skipped")
+
+
+def _with_points(folder: Path, runs: Sequence[RunSummary], points: Sequence[Point]) -> list[RunSummary]:
+    """`runs` with what the points of a sweep know of them, and the points that ended without a run directory."""
+    by_name = {run.folder.name: run for run in runs}
+    for point in points:
+        run = by_name.get(point.run)
+        if run is not None:
+            # A run that was repeated alone is done, whatever its point said before.
+            ended = point.state in ("failed", "skipped") and run.state != "done"
+            told = {"state": point.state, "message": point.message} if ended else {}
+            by_name[point.run] = replace(run, overrides=point.overrides or (point.title,), **told)
+        elif point.state in ("failed", "skipped"):
+            name = point.run or f"points/{point.digest}"
+            by_name[name] = RunSummary(folder / name, point.state, point.message, overrides=point.overrides or (point.title,))
+    return list(by_name.values())
 
 
 def model(run: RunSummary) -> str:
@@ -132,8 +159,12 @@ def format_table(runs: Sequence[RunSummary]) -> str:
     """The comparison as a Markdown table that also reads well in a terminal.
 
     One column a metric, under its full name; then a row for real data against real data, where known, and a line for
-    each run that has no result.
+    each run that has no result, with its message.
     """
+    unfinished = [f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done"]
+    runs = [run for run in runs if run.state == "done"]
+    if not runs:
+        return "\n".join(unfinished)
     names, floor = metric_names(runs), floors(runs)
     columns = {
         "run": [run.label for run in runs],
@@ -161,7 +192,6 @@ def format_table(runs: Sequence[RunSummary]) -> str:
     rules = ["-" * w if left else "-" * (w - 1) + ":" for left, w in zip(worded, widths, strict=True)]
     lines.insert(1, f"| {' | '.join(rules)} |")
     lines += ["", *other_floors(runs)] if other_floors(runs) else []
-    unfinished = [f"{run.state}: {run.label}: {run.message}" for run in runs if run.state != "done"]
     if unfinished:
         lines += ["", *unfinished]
     return "\n".join(lines)
@@ -169,16 +199,23 @@ def format_table(runs: Sequence[RunSummary]) -> str:
 
 def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The dotted keys on which nested dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
-    flat = [_flatten(value) for value in values]
+    flat = [flatten(value) for value in values]
     rows = {key: [f.get(key, MISSING) for f in flat] for key in dict.fromkeys(key for f in flat for key in f)}
     return {key: row for key, row in rows.items() if any(type(v) is not type(row[0]) or v != row[0] for v in row)}
 
 
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def common(values: Iterable[Any]) -> Any:
+    """The value that all share, or None."""
+    first, *others = values
+    return first if all(other == first for other in others) else None
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, dict) and item:
-            flat |= _flatten(item, f"{prefix}{key}.")
+            flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = item
     return flat
@@ -189,7 +226,7 @@ def _read_run(folder: Path) -> RunSummary:
     config: dict[str, Any] = {}
     try:
         if (folder / "config.yaml").exists():
-            config = yaml.safe_load((folder / "config.yaml").read_text()) or {}
+            config = yaml.load((folder / "config.yaml").read_text(), _LOADER) or {}
         status = json.loads((folder / "status.json").read_text())
         state, message = str(status["state"]), str(status.get("message", ""))
         result = json.loads((folder / "result.json").read_text()) if state == "done" else {}
