@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pds.errors import PDSError
-from pds.reporting import format_table, read_runs, write_report
+from pds.reporting import overview, write_report
 
 
 def main(arguments: list[str]) -> None:
@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"usage: {__doc__.split(': ')[1]}")
     for folder in map(Path, arguments):
         try:
-            print(f"{format_table(read_runs(folder))}\nreport  {write_report(folder)}")
+            print(f"{overview(folder)}\nreport  {write_report(folder)}")
         except PDSError as error:
             sys.exit(f"error: {error}")
 

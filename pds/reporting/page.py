@@ -34,6 +34,7 @@ from pds.reporting.runs import (
 )
 from pds.reporting.summary import write_summary
 from pds.reporting.swept import Panel, panels, symbol
+from pds.reporting.tables import HEADS, Line, Table, about_table, table_lines, texts, write_table
 
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
@@ -74,6 +75,10 @@ td code { display: block; min-width: 8rem; max-width: 24rem; }
 .facts tbody th code { white-space: nowrap; }
 thead th { font-size: .82rem; color: var(--soft); vertical-align: bottom; }
 .results { width: 100%; }
+.printed { font-size: .9rem; }
+.printed th, .printed td { padding: .3rem .8rem; white-space: nowrap; }
+.printed .number { text-align: right; }
+.printed td:last-child { min-width: 14rem; white-space: normal; color: var(--soft); }
 .results .number { text-align: right; }
 .results tbody th { min-width: 13rem; }
 .results th .note { display: block; font-weight: 400; max-width: 19rem; overflow-wrap: anywhere; }
@@ -152,7 +157,8 @@ def write_report(folder: Path) -> Path:
     """Write `folder`/report.html, atomically: the comparison of all runs of the experiment in `folder`.
 
     The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting. Beside it
-    go summary.csv, one row a run, and the charts as `figures/*.svg`.
+    go summary.csv, one row a run, the charts as `figures/*.svg`, and, where the runs fill a paper's table, that as table.md
+    and table.csv.
 
     Returns:
         Path of the page.
@@ -164,8 +170,10 @@ def write_report(folder: Path) -> Path:
     done = [run for run in runs if run.state == "done"]
     title = next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name)
     shown = _swept(runs)
+    table = write_table(folder)
     sections = [
         _failures(runs, points),
+        "" if table is None else _table(table, table_lines(folder, table)),
         _distances(done),
         *(section for section, _ in shown),
         images_section(done, lambda run: ", ".join(f"{n} {_column(done, n)[v]}" for n, v in run.metrics.items())),
@@ -256,6 +264,22 @@ def _failures(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
     if waiting or running:
         html += f"<p>Of the {len(points)} points of the sweep {waiting} wait and {running} run (or were killed).</p>"
     return html
+
+
+def _table(table: Table, lines: Sequence[Line]) -> str:
+    rows = texts(lines)
+    # A figure of images has nothing printed, and a table that waits nothing measured.
+    shown = [i for i, head in enumerate(HEADS) if head == "note" or any(row[i] != MISSING for row in rows)]
+    number = [' class="number"' if HEADS[i] not in ("row", "column", "metric", "note") else "" for i in shown]
+    head = "".join(f'<th scope="col"{n}>{HEADS[i]}</th>' for i, n in zip(shown, number, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{n}>{escape(row[i])}</td>' for i, n in zip(shown, number, strict=True))}</tr>" for row in rows
+    )
+    about = "".join(f"<p class=note>{escape(sentence)}</p>" for sentence in about_table(table))
+    return (
+        f"<section><h2>{escape(table.title)}</h2>{about}<div class=scroll><table class=printed><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
 
 
 def _distances(done: Sequence[RunSummary]) -> str:

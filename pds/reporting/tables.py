@@ -14,7 +14,7 @@ from typing import Any
 from pds.errors import PDSError
 from pds.files import atomic_path, write_json
 from pds.points import Point, Points
-from pds.reporting.runs import MISSING, RunSummary, read_runs, rounded
+from pds.reporting.runs import MISSING, RunSummary, format_table, read_runs, rounded
 
 FILE = "table.json"
 
@@ -186,9 +186,20 @@ def markdown(table: Table, lines: Sequence[Line]) -> str:
     rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
     padded = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in rows]
     body = "\n".join(f"| {' | '.join(row)} |" for row in padded)
-    about = f"Printed: {table.source}." + (f" {table.note[0].upper()}{table.note[1:]}." if table.note else "")
-    missing = "".join(f"\n- missing: {line}" for line in table.missing)
-    return f"**{table.title}**\n\n{body}\n\n{about}\n{missing}\n"
+    return f"**{table.title}**\n\n{body}\n\n" + "\n".join(f"- {sentence}" for sentence in about_table(table)) + "\n"
+
+
+def about_table(table: Table) -> list[str]:
+    """What a reader must know beside the numbers."""
+    note = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note else []
+    origin = "Printed" if any(cell.printed is not None for cell in table.cells) else "Source"
+    return [f"{origin}: {table.source}.", *note, *(f"Missing: {line}." for line in table.missing)]
+
+
+def overview(folder: Path) -> str:
+    """What a terminal shows of a folder of runs: the paper's table they fill, else the comparison of all of them."""
+    table = Table.read(folder)
+    return format_table(read_runs(folder)) if table is None else markdown(table, table_lines(folder, table))
 
 
 def write_table(folder: Path) -> Table | None:

@@ -115,7 +115,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
         notes = {(row["row"].split(",")[0], row["column"]): row["note"] for row in csv.DictReader(file)}
     assert notes["NCSN++ bedroom 256²", "vanilla"] == "missing: checkpoint ncsnpp_bedroom"
     assert notes["NCSNv2 tower 128²", "PDS"].startswith("failed: ")
-    assert "missing: ncsnpp_bedroom.pth: score_sde_pytorch, ve/bedroom_ncsnpp_continuous" in result.stdout
+    assert "Missing: ncsnpp_bedroom.pth: score_sde_pytorch, ve/bedroom_ncsnpp_continuous" in result.stdout
     nothing = command("reproduce.py", "table=r_lambda", f"outputs={tmp_path}", f"checkpoints={tmp_path}")
     assert nothing.returncode == 1
     assert "no cell of this table can run here" in nothing.stderr
@@ -157,6 +157,9 @@ def test_a_small_form_end_to_end_and_again(tmp_path):
         assert float(row["measured"]) == pytest.approx(sum(metrics["fid_mnist_classifier_2"] for metrics in mine) / 2)
         assert row["metric"] == "fid_mnist_classifier_2"
         assert "another model" in row["note"]
-    assert (folder / "table.md").read_text().splitlines()[-6] in first.stdout
+    report = (folder / "report.html").read_text()
+    for row in rows:
+        assert f"{float(row['measured']):.1f} ±" in report
+        assert f"{float(row['measured']):.1f} ±" in first.stdout
     again = command("reproduce.py", *arguments)
     assert again.stderr.count("is done already") == 12

@@ -86,8 +86,8 @@ def test_the_files_of_a_table(tmp_path):
     assert write_table(tmp_path) == asked
     text = (tmp_path / "table.md").read_text()
     assert "| DDIM \\| x | T = 100 |    6.08 |" in text
-    assert "Printed: [X]. Other code." in text
-    assert "missing: x.pth: somewhere" in text
+    assert "- Printed: [X].\n- Other code.\n" in text
+    assert "Missing: x.pth: somewhere" in text
     assert "python r.py" in text
     (row,) = csv.DictReader((tmp_path / "table.csv").open())
     assert (row["row"], row["printed"], row["measured"], row["note"]) == ("DDIM | x", "6.08", "", "as printed")
