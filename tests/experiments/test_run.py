@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from test_configurations import composed
 from pds.errors import PDSError
 from pds.models.checkpoints import save_weights
 from pds.models.ncsn import NCSN
+from pds.points import Points
 from pds.runs import RunFolder, run_name
 from pds.tracking import read_metrics
 
@@ -67,6 +69,34 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
     assert again.stderr.count("is done already") == 2
     assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
     assert "fid_mnist_classifier_6" in again.stdout
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    sweep = ["-m", "seed=0,1,2", "images=16", "shard_size=4", "sampler.iterations=10", "tracker=none", f"outputs={tmp_path}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(
+        [sys.executable, "experiments/run.py", *sweep],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while killed.poll() is None and not list(tmp_path.glob("seed-*/*seed=1*/samples/*.npz")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    (group,) = tmp_path.glob("seed-*")
+    points = Points(group)
+    assert [point.state for point in points.read()][::2] == ["done", "waiting"]
+    before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
+    assert 5 <= len(before) < 9
+    again = command("run.py", *sweep)
+    assert again.returncode == 0
+    assert [point.state for point in points.read()] == ["done"] * 3
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert "point 3 of 3" in again.stderr
+    assert "left for the sweep" in again.stderr
+    assert len(list(group.glob("*/result.json"))) == 3
 
 
 def test_runs_are_named_by_what_they_are(tmp_path):
