@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from gpus import free_gpu
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +23,11 @@ from pds.errors import PDSError
 from pds.logs import to_terminal
 
 log = logging.getLogger(__name__)
+
+# Files of conf/hydra/launcher are named as the plugins' own, which Hydra takes for their types and would warn of.
+warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
+# There, ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
+OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
@@ -66,8 +74,13 @@ def choose_device(name: str, threads: int | None) -> torch.device:
             raise PDSError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if name == "auto":
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device(f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        gpus = torch.cuda.device_count()
+        if "LOCAL_RANK" in os.environ:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % gpus)
+        uuids = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(gpus))
+        return torch.device("cuda", free_gpu(uuids) if gpus > 1 else 0)
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -47,6 +47,7 @@ from pds.tracking import MetricsFile, TrackedRun, Tracker
 log = logging.getLogger(__name__)
 
 GRID_IMAGES, GRID_COLUMNS = 64, 8
+TABLE_IMAGES = 16
 REPORT_EVERY = 60
 """Seconds between two reports while a sweep goes on."""
 
@@ -57,8 +58,10 @@ failures: list[str] = []
 def main(cfg: DictConfig) -> None:
     """One run, or one point of a sweep."""
     overrides = HydraConfig.get().overrides.task
-    if cfg.sweep.number is None or os.environ.get("RANK", "0") != "0":
-        with one_sentence(failures):
+    leader = os.environ.get("RANK", "0") == "0"
+    if cfg.sweep.number is None or not leader:
+        # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
+        with one_sentence(failures if leader else []):
             run(cfg, overrides)
     else:
         run_point(cfg, overrides)
@@ -67,6 +70,12 @@ def main(cfg: DictConfig) -> None:
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
     to_terminal()
+    if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
+        # Points run side by side: each line says whose it is, and bars would overwrite one another.
+        to_terminal(f"{cfg.sweep.number}: ")
+        os.environ["TQDM_DISABLE"] = "1"
+        # A worker of a cluster starts in another folder, and paths may be relative.
+        os.chdir(HydraConfig.get().runtime.cwd)
     folder = Path(cfg.outputs) / cfg.group
     points = Points(folder)
     point = points.planned(overrides)
@@ -165,20 +174,16 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     """
     processes = Processes.join()
     in_sweep = cfg.sweep.number is not None  # whose end, and now and then its points, write the report
-    config = resolved(cfg)
-    experiment = Experiment.build(cfg)
-    config["fingerprint"] = experiment.fingerprint
-    folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
-    todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
-    # Every process looks before any goes on, so all of them take the same branch.
-    done = folder.result() is not None
-    error = None
-    if processes.rank == 0:
-        try:
+    with processes.together():
+        config = resolved(cfg)
+        experiment = Experiment.build(cfg)
+        config["fingerprint"] = experiment.fingerprint
+        folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
+        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
+        # Every process looks before any goes on, so all of them take the same branch.
+        done = folder.result() is not None
+        if processes.rank == 0:
             folder.claim(config)
-        except PDSError as refusal:
-            error = refusal
-    processes.agree(error)
     started(folder.path.name, done)
     if processes.rank:
         if not done:
@@ -192,7 +197,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             try:
                 command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep."))]
                 sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
-            except BaseException as error:
+            except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
                 # On a full disk these fail as well, and must not hide why.
                 with contextlib.suppress(OSError, PDSError):
                     folder.status("failed", str(error) or type(error).__name__)
@@ -236,6 +241,7 @@ def sample_and_measure(
         arrays = [shard.read() for shard in todo]
         images = np.concatenate([a["images"] for a in arrays])
         seconds = float(sum(a["seconds"] for a in arrays))
+        nfe = float(sum(a["nfe"] * len(a["images"]) for a in arrays)) / len(images)
         checkpoint = experiment.model.checkpoint
         result: dict[str, Any] = {
             "name": folder.path.name,
@@ -244,7 +250,7 @@ def sample_and_measure(
             "vanilla": experiment.vanilla,
             "sampler": sampler.title,
             "iterations": iterations,
-            "nfe": int(arrays[0]["nfe"]),
+            "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
             "images": len(images),
             "seconds": seconds,
             "images_per_second": len(images) / seconds,  # of one process: seconds are summed over them
@@ -298,6 +304,14 @@ def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any]) -> None:
     floors = {f"floor/{name}": value for name, value in result["floor"].items()}
     tracked.log({"images_done": result["images"], **result["metrics"]}, step_name="images_done")
     tracked.summary({**numbers, **result["metrics"], **floors, "images_per_second": result["images_per_second"]})
+    images: list[np.ndarray] = []
+    for path in sorted((folder / "samples").glob("shard-*.npz")):
+        if len(images) < TABLE_IMAGES:
+            with np.load(path, allow_pickle=False) as shard:
+                images += list(shard["images"])
+    # Runs of one seed start image i from the same noise: their rows correspond.
+    rows = [[index, result["seed"], image] for index, image in enumerate(images[:TABLE_IMAGES])]
+    tracked.table("sample_table", ["index", "seed", "image"], rows)
     tracked.table(
         "result", ["run", *numbers, *result["metrics"]], [[result["label"], *numbers.values(), *result["metrics"].values()]]
     )

@@ -291,6 +291,61 @@ class PredictorCorrector(Target):
 
 
 @dataclass
+class KarrasLevels(Target):
+    iterations: int = MISSING
+    order: int = MISSING
+    rho: float = MISSING
+
+
+@dataclass
+class EDM(KarrasLevels):
+    S_churn: float = MISSING
+    S_min: float = MISSING
+    S_max: float = MISSING
+    S_noise: float = MISSING
+
+
+@dataclass
+class DPMSolver(KarrasLevels):
+    eta: float = MISSING
+
+
+@dataclass
+class AdaptiveSDE(Target):
+    iterations: int = MISSING
+    eps_rel: float = MISSING
+    eps_abs: float = MISSING
+
+
+@dataclass
+class AcceleratedDeterministic(Target):
+    iterations: int = MISSING
+    schedule: Any = MISSING
+    denoise: bool = MISSING
+
+
+@dataclass
+class DDIM(AcceleratedDeterministic):
+    order: int = MISSING
+
+
+@dataclass
+class AcceleratedStochastic(AcceleratedDeterministic):
+    second_noise: str = MISSING
+
+
+@dataclass
+class ProcessTimes(Target):
+    end: float | None = None
+
+
+@dataclass
+class LearningRates(Target):
+    c0: float | None = None
+    c1: float | None = None
+
+
+@dataclass
 class Discretisation(Target):
     probability_flow: bool = MISSING
 
@@ -349,7 +404,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "annealed_langevin": AnnealedLangevin,
         "mild": MomentumLangevin,
         "predictor_corrector": PredictorCorrector,
+        "edm": EDM,
+        "dpm_solver": DPMSolver,
+        "adaptive": AdaptiveSDE,
+        "ddim": DDIM,
+        "accelerated_deterministic": AcceleratedDeterministic,
+        "accelerated_stochastic": AcceleratedStochastic,
     },
+    "schema/sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},
     "schema/sampler/predictor": {
         "reverse_diffusion": Discretisation,
         "euler_maruyama": Discretisation,

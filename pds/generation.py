@@ -7,6 +7,7 @@ spread over processes gives the images of one that never was.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import time
@@ -59,14 +60,24 @@ class Processes:
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
-    def agree(self, error: PDSError | None = None) -> None:
+    def agree(self, error: Exception | None = None) -> None:
         """Wait until every process is here, and raise in all of them what went wrong in any."""
-        said: list[str | None] = [None if error is None else str(error)] * self.size
+        said: list[str | None] = [None if error is None else str(error) or type(error).__name__] * self.size
         if self.size > 1:
             dist.all_gather_object(said, said[0])
         first = next(filter(None, said), None)
         if first is not None:
             raise error or PDSError(first)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait for one another at the end of the block, and raise in all processes what went wrong in any."""
+        error = None
+        try:
+            yield
+        except Exception as raised:  # whatever it is: the others would wait for this one
+            error = raised
+        self.agree(error)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class ImageSampler:
     data_range: tuple[float, float] = (0.0, 1.0)
 
     @torch.no_grad()
-    def __call__(self, indices: range, on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, int]:
+    def __call__(self, indices: range, on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
         """Images by index.
 
         Args:
@@ -102,7 +113,8 @@ class ImageSampler:
             on_step: called after each iteration.
 
         Returns:
-            (len(indices), C, H, W) float32, black at 0 and white at 1, not clamped; and the score evaluations each took.
+            (len(indices), C, H, W) float32, black at 0 and white at 1, not clamped; and the score evaluations that an image
+            took, on average.
 
         Raises:
             PDSError: when a step gives values that are not finite: with the step, the level and the likely cause.
@@ -127,7 +139,8 @@ class ImageSampler:
         x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
         require_finite(x, "the final denoising")
         black, white = self.data_range
-        return (x - black) / (white - black), score.nfe
+        # Not the calls: an adaptive sampler evaluates an image no more once it has arrived.
+        return (x - black) / (white - black), score.images / len(indices)
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,8 @@ class Shard:
 
     Attributes:
         indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe`, `seconds` (of sampling) and what it was annotated with.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling) and what it was
+            annotated with.
     """
 
     indices: range
@@ -194,12 +208,8 @@ def generate(
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
     mine = missing[processes.rank :: processes.size]
-    error = None
-    try:
+    with processes.together():
         _sample_shards(sample, mine, batch_size, annotate, on_shard, show_progress=processes.rank == 0 and bool(mine))
-    except PDSError as raised:
-        error = raised
-    processes.agree(error)
 
 
 def _sample_shards(
@@ -213,16 +223,21 @@ def _sample_shards(
     total = sum(len(shard.indices) for shard in mine)
     steps = len(sample.sampler.levels(sample.process))
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=not show_progress) as bar:
+    disable = not show_progress or "TQDM_DISABLE" in os.environ
+    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar:
         for shard in mine:
-            start, parts, nfe = time.perf_counter(), [], 0
+            start, parts, evaluations = time.perf_counter(), [], 0.0
             for batch in _batches(shard.indices, batch_size):
-                # Shares of an image add up to a little more than the whole.
-                x, nfe = sample(batch, lambda share=len(batch) / steps: bar.update(min(share, total - bar.n)))
+                before = bar.n
+                x, nfe = sample(batch, lambda share=len(batch) / steps: bar.update(share))
+                # Shares do not add up to the whole exactly, and an adaptive sampler may need fewer steps.
+                bar.update(before + len(batch) - bar.n)
+                evaluations += nfe * len(batch)
                 parts.append(to_uint8(x).cpu())
             images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
             try:
                 with atomic_path(shard.path) as temporary, open(temporary, "wb") as file:
+                    nfe = evaluations / len(images)
                     np.savez_compressed(file, images=images, nfe=nfe, seconds=seconds, **annotate(images))
                 on_shard(shard, seconds)
             except OSError as error:

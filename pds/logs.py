@@ -11,14 +11,19 @@ from pathlib import Path
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def to_terminal() -> None:
-    """Show this library's log lines, and warnings of others, on standard error; once a process."""
+def to_terminal(prefix: str = "") -> None:
+    """Show this library's log lines, and warnings of others, on standard error; once a process.
+
+    Args:
+        prefix: begins each line, to tell the lines of processes apart.
+    """
     logger = logging.getLogger()
-    if not any(getattr(handler, "pds_terminal", False) for handler in logger.handlers):
+    handler = next((handler for handler in logger.handlers if getattr(handler, "pds_terminal", False)), None)
+    if handler is None:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
         handler.pds_terminal = True  # type: ignore[attr-defined]
         logger.addHandler(handler)
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     # A log file on a full disk must not bury the sentence that says so.
     logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)

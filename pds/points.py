@@ -93,6 +93,8 @@ class Points:
             try:
                 values = json.loads(path.read_text())
                 points.append(Point(**{**values, "overrides": tuple(values["overrides"])}))
+            except FileNotFoundError:  # another process announces its sweep at this moment
+                continue
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise PDSError(f"{path} is damaged ({error}): delete it and run the sweep again") from None
         return sorted(points, key=lambda point: (point.number, point.overrides))
@@ -145,7 +147,7 @@ class Points:
         except MissingError as error:
             end("skipped", str(error))
             raise
-        except BaseException as error:
+        except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
             end("failed", str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}")
             raise
         end("done")

@@ -15,10 +15,11 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from pds.points import Point, Points, sweep_name
-from pds.reporting import format_table, read_runs, write_report
+from pds.reporting import overview, write_report
 
 
 class PointsSweeper(BasicSweeper):
@@ -36,6 +37,17 @@ class PointsSweeper(BasicSweeper):
         super().__init__(max_batch_size=None)
         self.points = [list(point) for point in points] if points is not None else [[]]
         self.command = command or shlex.join(["python", *sys.argv])
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Get ready, the launcher too; one that is not installed ends the program in one sentence."""
+        try:
+            super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        except RuntimeError as error:
+            if "Unknown plugin class" not in str(error):
+                raise
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            extra = "slurm" if name.startswith("submitit") else name
+            sys.exit(f"error: hydra/launcher={name} is not installed: pip install -c .ci/constraints.txt -e '.[{extra}]'")
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run them all."""
@@ -61,9 +73,18 @@ class PointsSweeper(BasicSweeper):
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, [*map(os.path.abspath, sys.path), os.environ.get("PYTHONPATH")])
         )
-        results = self.launcher.launch(jobs, initial_job_idx=0)
+        if logs := OmegaConf.select(self.config, "hydra.launcher.submitit_folder"):
+            print(f"logs     {logs.replace('%j', '*')}/*_log.err", flush=True)
+        results, error = [], None
+        try:
+            results = self.launcher.launch(jobs, initial_job_idx=0)
+        except Exception as raised:  # a worker that was killed, no SLURM here: launchers raise what they like
+            error = raised
         if leader:
             succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
+            if error is not None:
+                said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+                sys.exit(f"error: the launcher gave up: {said}; the same command goes on from here")
             if not all(succeeded):
                 sys.exit(1)
         return results
@@ -72,7 +93,7 @@ class PointsSweeper(BasicSweeper):
 def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
     """Show what became of the points of one folder."""
     report = write_report(folder)
-    print(f"\n{format_table(read_runs(folder))}\n\nreport   {report}")
+    print(f"\n{overview(folder)}\nreport   {report}")
     digests = {point.digest for point in planned}
     states = [point.state for point in Points(folder).read() if point.digest in digests]
     return "done" in states and set(states) <= {"done", "skipped"}

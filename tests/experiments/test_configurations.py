@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,8 @@ IMPOSSIBLE = [
     (["model=ncsnpp_small", "model.fir=true"], "of a network with fir False, the model has True"),
     (["model.rescale=false"], "of a network with rescale True, the model has False"),
     (["model=ncsnpp", "dataset=ffhq", "dataset.resolution=512", "model.checkpoint=null"], "256px, 1024px, not for 512px"),
+    (["model=ncsnpp_small", "sampler=edm", "filter=statistics"], "takes no filter: set filter=none solenoid=none"),
+    (["sampler=mild", "sampler.gamma=1"], r"sampler.gamma must be in \[0, 1\)"),
     (["model=ncsnpp_small", "sampler/predictor=none"], "choose a predictor, a corrector or both"),
     (["model=ncsnpp_small", "sampler/corrector=langevin", "sampler.corrector.snr=-1"], "corrector.snr must be positive"),
     (
@@ -334,6 +337,25 @@ def test_too_few_or_unreadable_images_fail_before_anything_is_written(tmp_path, 
         with pytest.raises(PDSError, match=r"1\.png cannot be read as an image"):
             Experiment.build(composed(*data, *asked))
     assert not (tmp_path / "cache").exists()
+
+
+def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choice(tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    seen = ["GPU-test-a"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=seen[index]))
+    assert choose_device("auto", None) == torch.device("cuda:0")
+    seen.append("GPU-test-b")
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "3")
+        assert choose_device("auto", None) == torch.device("cuda:1")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr("building.free_gpu", lambda uuids: uuids.index("GPU-test-b"))
+    assert choose_device("auto", None) == torch.device("cuda:1")
+    seen.clear()
+    assert choose_device("auto", None) == torch.device("cpu")
 
 
 def test_the_model_says_whose_preprocessing_its_data_had():

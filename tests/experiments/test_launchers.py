@@ -4,14 +4,17 @@ import json
 import os
 import re
 import stat
+import subprocess
 import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from schema import register
 from test_configurations import CONF
-from test_run import command
+from test_run import ROOT, command
 
+from pds.generation import Processes
 from pds.points import Points
 
 TINY = ["filter=statistics", "debug=tiny", "model=ncsnpp_small", "sampler.iterations=2", "images=4"]
@@ -33,7 +36,7 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     points = Points(tmp_path / "debug").read()
     assert [(point.state, point.message) for point in points] == [("failed", refusal), *[("done", "")] * 3]
     assert f"1: error: {refusal}" in logs
-    assert re.search(r"^3: point 3 of 4: .*filter.alpha=4 ", logs, re.MULTILINE)
+    assert re.search(r"^3: point 3 of 4: .*filter.alpha=4$", logs, re.MULTILINE)
     for noise in ("Traceback", "Warning", "img/s"):
         assert noise not in logs + first.stderr
     runs = [tmp_path / "debug" / point.run for point in points[1:]]
@@ -44,11 +47,74 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     assert f"report   {tmp_path}/debug/report.html" in first.stdout
     assert launcher == "joblib" or f"logs     {tmp_path}/.submitit/*/*_log.err" in first.stdout
 
-    stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
-    again = swept(*sweep[1:])
-    assert again.stderr.count("is done already") == 3
-    assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
-    assert [json.loads((run / "result.json").read_text())["metrics"]["fid_mnist_classifier_4"] for run in runs] == distances
+    if launcher == "joblib":  # and again, in one process: there is nothing left to do but what failed
+        stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
+        again = swept("filter.alpha=0.5,2,4,6", f"outputs={tmp_path}")
+        assert (again.returncode, again.stderr.count("is done already"), again.stderr.count("error: ")) == (1, 3, 1)
+        assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
+
+
+def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp_path):
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "experiments/run.py", "-m", *TINY]
+    torchrun += ["images=8", "filter.alpha=0.5,2", f"outputs={tmp_path}"]
+    done = subprocess.run(
+        torchrun, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 1
+    points = Points(tmp_path / "debug").read()
+    assert [point.state for point in points] == ["failed", "done"]
+    assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
+    # The first process to fail ends the others, so this may be only the one that writes.
+    assert "(exitcode: 1) local_rank: 0" in done.stderr
+    assert "(exitcode: 1) local_rank: 1" not in done.stderr
+    assert f"report   {tmp_path}/debug/report.html" in done.stdout
+
+
+def test_whatever_goes_wrong_in_one_process_reaches_all(monkeypatch):
+    said = []
+
+    def gather(heard, mine):
+        said.append(mine)
+        heard[:] = [None, mine]
+
+    monkeypatch.setattr("pds.generation.dist.all_gather_object", gather)
+    with pytest.raises(MemoryError), Processes(1, 2).together():
+        raise MemoryError
+    assert said == ["MemoryError"]
+
+
+HOLD = "from gpus import free_gpu; print(free_gpu(('GPU-a', 'GPU-b')), free_gpu(('GPU-a', 'GPU-b')), flush=True); input()"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock")
+def test_each_process_has_a_gpu_of_its_own_until_it_ends(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+
+    def started():
+        environment = os.environ | {"PYTHONPATH": path, "PDS_CACHE": str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-c", HOLD], text=True, env=environment, **pipes)
+        return process, process.stdout.readline().split()
+
+    processes = []
+    try:
+        for gpu in ("0", "1"):
+            process, got = started()
+            processes.append(process)
+            assert got == [gpu, gpu]
+        third, got = started()
+        processes.append(third)
+        assert got == [str(third.pid % 2)] * 2
+        processes[0].kill()
+        processes[0].wait()
+        fourth, got = started()
+        processes.append(fourth)
+        assert got == ["0", "0"]
+        assert [process.communicate("\n")[1].count("no GPU of 2 is free") for process in processes[1:]] == [0, 1, 0]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 # Does what SLURM does with a job array, on this machine and at once.
@@ -104,10 +170,12 @@ def test_a_launcher_that_is_not_installed_says_how_to_get_it(tmp_path):
     assert refused.stderr.startswith("error: hydra/launcher=absent is not installed: pip install")
 
 
+@pytest.mark.filterwarnings(r"ignore:\s.hydra/launcher")
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
 def test_our_file_of_a_launcher_stands_before_the_plugins_own(launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
     option = "verbose" if launcher == "joblib" else "mem_gb"  # one of the plugin that our file leaves out
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         given = [f"hydra/launcher={launcher}", f"hydra.launcher.{option}=7"]
         node = compose("run", given, return_hydra_config=True).hydra.launcher
