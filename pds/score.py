@@ -19,12 +19,14 @@ class Score(Protocol):
 
 
 class CountedScore:
-    """A score that counts its evaluations: `nfe` is the number of network calls since its making."""
+    """A score that counts its evaluations since its making: `nfe` network calls, of `images` images in all."""
 
     def __init__(self, score: Score) -> None:
         self.score = score
         self.nfe = 0
+        self.images = 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         self.nfe += 1
+        self.images += len(x)
         return self.score(x, sigma)

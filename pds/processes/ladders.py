@@ -30,6 +30,25 @@ def geometric_ladder(sigma_begin: float, sigma_end: float, levels: int) -> Tenso
     return torch.linspace(math.log(sigma_begin), math.log(sigma_end), levels, dtype=torch.float64).exp()
 
 
+def karras_levels(sigma_min: float, sigma_max: float, levels: int, rho: float) -> Tensor:
+    """Noise levels evenly spaced in sigma^(1 / rho), both ends included (Karras et al., NeurIPS 2022, Eq. 5).
+
+    Args:
+        sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
+        levels: number of levels, at least 1; a single one is `sigma_max`.
+        rho: exponent > 0, the larger the finer the steps at small levels: 7 in the paper, 1 is even in sigma, inf in log sigma.
+
+    Returns:
+        (levels,) float64, descending.
+    """
+    geometric = geometric_ladder(sigma_max, sigma_min, levels)
+    if not rho > 0:
+        raise PDSError(f"sampler.rho must be positive (inf: levels evenly spaced in log sigma), got {rho}")
+    if rho == math.inf:
+        return geometric
+    return torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), levels, dtype=torch.float64) ** rho
+
+
 def visit_levels(sigmas: Tensor, iterations: int, steps_per_level: int | None = None) -> Tensor:
     """The noise level of each of T iterations, when a ladder is walked down with a fixed number of steps a level.
 

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from conftest import Golden
 
 from pds.errors import PDSError
-from pds.processes.ladders import geometric_ladder, visit_levels
+from pds.processes.ladders import geometric_ladder, karras_levels, visit_levels
 
 
 def test_published_ladders_and_step_sizes():
@@ -42,3 +44,15 @@ def test_an_impossible_T_names_the_possible_ones(iterations, steps, says):
     with pytest.raises(PDSError, match=says) as error:
         visit_levels(geometric_ladder(1, 0.01, 10), iterations, steps)
     assert "\n" not in str(error.value)
+
+
+def test_karras_levels():
+    # Eq. 5 by hand: (80^(1/7) + i / 4 (0.002^(1/7) - 80^(1/7)))^7.
+    expected = [80.0, 17.52783, 2.515219, 0.1697528, 0.002]
+    assert karras_levels(0.002, 80.0, 5, 7.0).tolist() == pytest.approx(expected, rel=1e-4)
+    assert karras_levels(1.0, 5.0, 5, 1.0).tolist() == pytest.approx([5, 4, 3, 2, 1])
+    torch.testing.assert_close(karras_levels(0.01, 1.0, 9, 1e6), geometric_ladder(1.0, 0.01, 9), rtol=1e-4, atol=0)
+    assert torch.equal(karras_levels(0.01, 1.0, 9, math.inf), geometric_ladder(1.0, 0.01, 9))
+    assert karras_levels(0.01, 1.0, 1, 7.0).tolist() == [1.0]
+    with pytest.raises(PDSError, match=r"sampler\.rho must be positive"):
+        karras_levels(0.01, 1.0, 9, -1.0)

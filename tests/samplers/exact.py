@@ -1,0 +1,77 @@
+"""Exact means and variances of samplers on Gaussian targets, without random numbers, and a target that is no Gaussian."""
+
+import itertools
+import math
+
+import torch
+from conftest import GaussianTarget
+
+from pds.noise import ImageNoise
+from pds.preconditioning.preconditioner import Identity
+from pds.samplers.edm import EDM
+
+SIZE = 8
+SHAPE = (1, SIZE, SIZE)
+
+
+class Impulses:
+    """Draw d is 1 at one pixel of image d and 0 elsewhere; the last image gets none."""
+
+    def __init__(self, draws):
+        self.total, self.draws = draws, 0
+
+    def normal(self):
+        z = torch.zeros(self.total + 1, *SHAPE, dtype=torch.float64)
+        z[self.draws, 0, 0, 0] = 1
+        self.draws += 1
+        return z
+
+
+def exact_moments(sampler, process, power, mean, draws):
+    """(mean, (H, W) variance of every mode) that the sampler has on N(mean, power), which must draw `draws` times.
+
+    On a Gaussian target a sampler is affine in its noise: its answers to impulses, of flat spectrum, add up to its covariance.
+    """
+    noise = Impulses(draws)
+    x = sampler.prior(noise, process, Identity())
+    final = sampler(GaussianTarget(power, mean), x, sampler.levels(process), Identity(), noise)
+    assert noise.draws == draws
+    response = torch.fft.fft2((final[:-1] - final[-1:])[:, 0])
+    return final[-1].mean().item(), response.abs().square().sum(0)
+
+
+class MixtureTarget:
+    """Three Gaussians in the plane, images of 1 x 1 x 2: the exact score."""
+
+    centres = torch.tensor([[1.0, 0.5], [-0.6, 0.8], [0.2, -1.1]], dtype=torch.float64)
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    variance = 0.09
+
+    def __call__(self, x, sigma):
+        v = (self.variance + sigma.square())[:, None]
+        away = self.centres - x.flatten(1)[:, None]
+        shares = torch.softmax(self.weights.log() - away.square().sum(-1) / (2 * v), dim=1)
+        return ((shares[..., None] * away).sum(1) / v).reshape(x.shape)
+
+
+def measured_orders(sampler, process):
+    """[order from 64 to 128 iterations, from 128 to 256] on the mixture down to the smallest level, against 4000 Heun steps."""
+    start = process.prior_std * ImageNoise(0, torch.arange(32), (1, 1, 2)).normal().double()
+
+    def end(solver):
+        return solver(MixtureTarget(), start, solver.levels(process)[:-1], Identity(), None)
+
+    fine = end(EDM(4001))
+    errors = [(end(sampler(count + 1)) - fine).abs().mean().item() for count in (64, 128, 256)]
+    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+
+
+def ddim(target, x, process, sampler):
+    """Song et al., ICLR 2021, Eq. 12 with eta = 0, in the variables of a VP process; the state in sigma-space."""
+    sigmas = [level.sigma for level in sampler.levels(process)]
+    abar = [1 / (1 + sigma**2) for sigma in sigmas] + [1.0]
+    x = abar[0] ** 0.5 * x
+    for sigma, now, after in zip(sigmas, abar, abar[1:], strict=False):
+        noise = -sigma * target(x / now**0.5, torch.full((len(x),), sigma, dtype=x.dtype))
+        x = after**0.5 * (x - (1 - now) ** 0.5 * noise) / now**0.5 + (1 - after) ** 0.5 * noise
+    return x

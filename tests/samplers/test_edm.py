@@ -1,0 +1,114 @@
+"""Euler and Heun against the exact recursion of Algorithm 2, a fine solution, DDIM's step, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+from conftest import GaussianTarget, natural_power
+from samplers.exact import SHAPE, SIZE, MixtureTarget, ddim, exact_moments, measured_orders
+
+from pds.errors import PDSError
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import ParametricFilter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
+from pds.samplers.edm import EDM
+from pds.score import CountedScore
+
+VE, VP = VarianceExploding(0.05, 4.0, 100), VariancePreserving(0.1, 12.0, 100)
+SUB_VP = SubVariancePreserving(0.1, 12.0, 100)
+T = 9
+
+
+def karras(i, rho=7):
+    """Level i of T, from the paper's Eq. 5; 0 after the last."""
+    return (4 ** (1 / rho) + i / (T - 1) * (0.05 ** (1 / rho) - 4 ** (1 / rho))) ** rho if i < T else 0.0
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(
+    ("churn", "churned"),
+    [({}, 0), ({"S_churn": 2.0, "S_min": 0.1, "S_max": 1.5, "S_noise": 1.1}, 5), ({"S_churn": 40.0}, 9)],
+    ids=["none", "some", "most"],
+)
+def test_mean_and_variance_follow_the_exact_recursion(order, churn, churned):
+    power, mean = natural_power(SIZE), 0.4
+    sampler = EDM(T, order=order, **churn)
+    low, high = churn.get("S_min", 0), churn.get("S_max", math.inf)
+    steps = [i for i in range(T) if churn and low <= karras(i) <= high]
+    assert len(steps) == churned
+    found_mean, found = exact_moments(sampler, VE, power, mean, draws=1 + churned)
+
+    v, away = torch.full_like(power, 16.0), -torch.full_like(power, mean)
+    for i in range(T):
+        sigma, below = karras(i), karras(i + 1)
+        gamma = min(churn.get("S_churn", 0) / T, 2**0.5 - 1) if i in steps else 0
+        hat = sigma * (1 + gamma)
+        v = v + churn.get("S_noise", 1) ** 2 * (hat**2 - sigma**2)
+        slope = hat / (power + hat**2)  # d = (x - D) / sigma^ of a mode
+        factor = 1 + (below - hat) * slope
+        if order == 2 and below > 0:
+            factor = 1 + (below - hat) * (slope + factor * below / (power + below**2)) / 2
+        v, away = factor**2 * v, factor * away
+    torch.testing.assert_close(found, v, rtol=1e-10, atol=1e-12)
+    assert found_mean == pytest.approx(mean + away[0, 0].item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("process", [VarianceExploding(0.01, 50.0, 100), VP, SUB_VP], ids=lambda process: process.title)
+def test_many_steps_reach_the_data_of_every_process(process):
+    power = natural_power(SIZE) / 4
+    mean, variance = exact_moments(EDM(200), process, power, 0.4, draws=1)
+    torch.testing.assert_close(variance, power, rtol=0.01, atol=0)
+    assert mean == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("rho", [7.0, math.inf])
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_order_of_convergence(order, rho):
+    assert measured_orders(lambda T: EDM(T, rho, order=order), VE) == pytest.approx([order, order], abs=0.1)
+
+
+def test_euler_is_ddim():
+    x, sampler = 4 * ImageNoise(0, torch.arange(3), (1, 1, 2)).normal().double(), EDM(6, order=1)
+    for process in (VE, VP):
+        expected = ddim(MixtureTarget(), x, process, sampler)
+        final = sampler(MixtureTarget(), x, sampler.levels(process), Identity(), None)
+        torch.testing.assert_close(final, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("sampler", "nfe"), [(EDM(5, order=1), 5), (EDM(5), 9), (EDM(5, S_churn=3.0), 9)])
+def test_evaluations_are_what_it_says_and_neighbours_change_nothing(sampler, nfe):
+    score, seen = CountedScore(GaussianTarget(natural_power(SIZE))), []
+
+    def sample(indices):
+        noise = ImageNoise(1, torch.tensor(indices), SHAPE)
+        x = sampler.prior(noise, VE, Identity())
+        return sampler(score, x, sampler.levels(VE), Identity(), noise, lambda i, sigma, x: seen.append((i, sigma)))
+
+    alone = sample([7])
+    assert score.nfe == nfe
+    assert [i for i, _ in seen] == list(range(5))
+    assert (seen[0][1], seen[-1][1]) == (pytest.approx(4.0), pytest.approx(0.05))
+    torch.testing.assert_close(sample([4, 7, 9])[1:2], alone, rtol=1e-6, atol=1e-6)
+    assert sampler.stochastic == (sampler.S_churn > 0)
+
+
+def test_what_it_refuses():
+    P = FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.85).frequency(SHAPE))
+    sampler = EDM(4)
+    assert sampler.check(sampler.levels(VE), Identity()) == []
+    with pytest.raises(PDSError, match=r"EDM Heun solves.*filter=none solenoid=none"):
+        sampler.check(sampler.levels(VE), P)
+    with pytest.raises(PDSError, match="filter=none"):
+        sampler(GaussianTarget(natural_power(SIZE)), torch.zeros(1, *SHAPE), sampler.levels(VE), P, None)
+    for options, says in (
+        ({"iterations": 0}, "sampler.iterations must be at least 1"),
+        ({"order": 3}, r"sampler.order must be 1 \(Euler\) or 2 \(Heun\), got 3"),
+        ({"S_churn": -1.0}, "sampler.S_churn must be at least 0"),
+        ({"S_min": 2.0, "S_max": 1.0}, "0 <= S_min <= S_max"),
+        ({"S_noise": 0.0}, "S_noise positive"),
+    ):
+        with pytest.raises(PDSError, match=says):
+            EDM(**{"iterations": 4, **options})
+    with pytest.raises(PDSError, match=r"sampler\.rho must be positive"):
+        EDM(4, rho=0).levels(VE)
