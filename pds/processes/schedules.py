@@ -1,0 +1,122 @@
+"""Which noise levels a sampler of T iterations visits, where it is free to choose: sigma = sqrt(1 / abar - 1) of a VP state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.processes.forward import Process, integration_times
+
+
+class Schedule(Protocol):
+    """A way to choose noise levels."""
+
+    @property
+    def detail(self) -> str:
+        """What tables call it."""
+        ...
+
+    def sigmas(self, process: Process, count: int) -> Tensor:
+        """(count,) float64 noise levels, descending, within those of the process."""
+        ...
+
+
+@dataclass(frozen=True)
+class ProcessTimes:
+    """The levels of the process at uniform times, from 1 to `end`.
+
+    Attributes:
+        end: last time, in (0, 1); None for the published 1e-5 N / count (VE), 1e-3 N / count (VP).
+    """
+
+    end: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.end is not None and not 0 < self.end < 1:
+            raise PDSError(f"sampler.schedule.end, the last time of the integration, must be in (0, 1), got {self.end:g}")
+
+    @property
+    def detail(self) -> str:
+        return "uniform times" + ("" if self.end is None else f" to {self.end:g}")
+
+    def sigmas(self, process: Process, count: int) -> Tensor:
+        return process.sigma(integration_times(process, count, self.end))
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """1 - alpha_1 = beta_1 = T^-c0, 1 - alpha_t = r min(beta_1 (1 + r)^t, 1) with r = c1 log T / T < 1, t = 2..T ([LI]).
+
+    The noise variance first grows by the factor 1 + r a level; once it is of order 1, abar falls by the factor 1 - r a level,
+    so that abar_T is about T^(c0 - c1) / e. [LI] takes c0 and c1 as large as the proofs need; a network knows a range of
+    noise only: c0 <= log(1 + sigma_min^-2) / log T, and c1 - c0 up to about (2 log sigma_max - 1) / log T. For the
+    published VP process and T = 50 these are c0 <= 2.330 and, with that c0, c1 <= 4.492; at T = 1000, 1.319 and 2.625.
+
+    Attributes:
+        c0, c1: positive; None for the largest that the ladder of the process allows, which makes the levels span it.
+    """
+
+    c0: float | None = None
+    c1: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("c0", self.c0), ("c1", self.c1)):
+            if value is not None and not value > 0:
+                raise PDSError(f"sampler.schedule.{name} must be positive, or null for the largest possible, got {value:g}")
+
+    @property
+    def detail(self) -> str:
+        given = (f"{symbol}={value:g}" for symbol, value in (("c₀", self.c0), ("c₁", self.c1)) if value is not None)
+        return ", ".join(["learning rates", *given])
+
+    def sigmas(self, process: Process, count: int) -> Tensor:
+        if count < 2:
+            raise PDSError(f"learning rates need sampler.iterations of at least 2, got {count}")
+        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        log_T, limit = math.log(count), math.log1p(smallest**-2) / math.log(count)
+        c0 = limit if self.c0 is None else self.c0
+        r = _rate(count**-c0, largest, count) if self.c1 is None else self.c1 * log_T / count
+        if r >= 1:
+            raise PDSError(
+                f"the learning rate c1 log T / T must be below 1, and is not at T = {count}: use more sampler.iterations, "
+                "smaller sampler.schedule.c0 and c1, or sampler/schedule=process"
+            )
+        sigmas = _sigmas(count**-c0, r, count)
+        # Where c0 or c1 is the largest possible, the end is the model's own up to rounding.
+        if not smallest * (1 - 1e-6) <= sigmas[-1] <= sigmas[0] <= largest * (1 + 1e-6):
+            c0 = min(c0, _rounded_down(limit))
+            c1 = _rounded_down(_rate(count**-c0, largest, count) * count / log_T)
+            raise PDSError(
+                f"the learning rates give noise levels from {sigmas[0]:.4g} to {sigmas[-1]:.4g}, outside those of the model, "
+                f"{largest:.4g} to {smallest:.4g}: at T = {count} use sampler.schedule.c0 up to {_rounded_down(limit):g} and "
+                f"with c0 = {c0:g} sampler.schedule.c1 up to {c1:g}, or null"
+            )
+        return sigmas
+
+
+def _rounded_down(value: float) -> float:
+    """To three digits after the point, so that a limit that is printed can be used."""
+    return math.floor(1000 * value) / 1000
+
+
+def _sigmas(beta_1: float, r: float, count: int) -> Tensor:
+    """(count,) sigma_T, ..., sigma_1."""
+    t = torch.arange(2, count + 1, dtype=torch.float64)
+    rates = torch.cat([torch.tensor([beta_1], dtype=torch.float64), r * (beta_1 * (1 + r) ** t).clamp(max=1)])
+    return (-(-rates).log1p()).cumsum(0).expm1().sqrt().flip(0)
+
+
+def _rate(beta_1: float, largest: float, count: int) -> float:
+    """The largest r in (0, 1] with sigma_T <= `largest`."""
+    low, high = 0.0, 1.0
+    if _sigmas(beta_1, high, count)[0] <= largest:
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _sigmas(beta_1, middle, count)[0] <= largest else (low, middle)
+    return low

@@ -1,0 +1,326 @@
+"""DDIM and the accelerated deterministic and stochastic samplers of [LI]: Li, Huang, Efimov, Wei, Chi & Chen, ICML 2024.
+
+They are written for a VP state Y_t = sqrt(abar_t) (x_0 + sigma_t z), abar = 1 / (1 + sigma^2), alpha_t = abar_t / abar_{t-1}.
+Scores know sigma only, so a model of any process has such states: the samplers keep x_t = Y_t / sqrt(abar_t) and the score
+S_t(x) = sqrt(abar_t) s_t(Y) of data plus sigma_t noise. With h_t = sigma_t^2 - sigma_{t-1}^2 = (1 - alpha_t) / abar_t the rules
+of the papers lose their scales, and the start Y_T ~ N(0, I) is x_T = sqrt(1 + sigma_T^2) z.
+
+The last iteration of `denoise` goes to sigma_0 = 0, by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1) (DDIM of order 2: by
+its own rule, which ends there as well). It costs one evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.noise import NoiseSource
+from pds.preconditioning.preconditioner import Identity, Preconditioner
+from pds.processes.forward import Process
+from pds.processes.schedules import Schedule
+from pds.samplers.predictor_corrector import LEFT_OVER
+from pds.samplers.sampler import Callback
+from pds.score import Score
+
+
+class Level(NamedTuple):
+    """Noise levels of one iteration.
+
+    Attributes:
+        sigma: sigma_t, of the state before it.
+        below: sigma_{t-1}, of the state after it; 0 in the last iteration of `denoise`.
+        above: sigma_{t+1}; infinite for a first iteration that has no use for it.
+    """
+
+    sigma: float
+    below: float
+    above: float
+
+
+@dataclass(frozen=True)
+class _VariancePreserving:
+    """What the three samplers share.
+
+    Attributes:
+        iterations: T, at least 2.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
+    """
+
+    mixes_batch: ClassVar[bool] = False
+    source: ClassVar[str] = "Li et al., ICML 2024"
+    title: ClassVar[str]
+    levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
+
+    iterations: int
+    schedule: Schedule
+    denoise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.iterations < 2:
+            raise PDSError(f"sampler.iterations must be at least 2, got {self.iterations}")
+
+    @property
+    def detail(self) -> str:
+        """The options that comparisons are made over, for tables."""
+        return self.schedule.detail + ("" if self.denoise else ", noisy end")
+
+    def levels(self, process: Process) -> list[Level]:
+        """Noise levels of each of the T iterations."""
+        count = self.iterations + self.levels_above + (not self.denoise)
+        sigmas = self.schedule.sigmas(process, count).tolist() + [0.0] * self.denoise
+        above = sigmas if self.levels_above else [math.inf, *sigmas]
+        sigmas = sigmas[self.levels_above :]
+        return [Level(*row) for row in zip(sigmas[:-1], sigmas[1:], above, strict=False)]
+
+    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
+        """x_T = sqrt(1 + sigma_T^2) P z: the prior goes through P, as in the other samplers."""
+        return (1 + self.levels(process)[0].sigma ** 2) ** 0.5 * preconditioner.noise(noise.normal())
+
+
+@dataclass(frozen=True)
+class _Deterministic(_VariancePreserving):
+    stochastic: ClassVar[bool] = False
+
+    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
+        """Refuse a preconditioner."""
+        self._refuse(preconditioner)
+        return []
+
+    def _refuse(self, preconditioner: Preconditioner) -> None:
+        if not isinstance(preconditioner, Identity):
+            raise PDSError(
+                f"the {self.title} sampler follows an ODE, which has no noise to balance a filter or a solenoid: use "
+                "filter=none and solenoid=none, or another sampler"
+            )
+
+
+@dataclass(frozen=True)
+class DDIM(_Deterministic):
+    """DDIM, and the accelerated sampler of [LI] in its practical form: one evaluation an iteration.
+
+    The noise prediction is e_t = -sqrt(1 - abar_t) s_t(Y) = -sigma_t S_t(x). In the paper's variable gamma = abar the ODE is
+
+        x_{t-1} = x_t - 1/2 int e_gamma / sqrt(gamma^3 (1 - gamma)) dgamma, gamma from abar_t to abar_{t-1}.
+
+    As gamma = 1 / (1 + sigma^2), dgamma / sqrt(gamma^3 (1 - gamma)) = -2 dsigma, and x_{t-1} = x_t + int e dsigma. With e = e_t
+    constant (`order` 1) this is DDIM, x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t. With e linear in gamma through the last two
+    evaluations (`order` 2), e_t + (gamma - abar_t) d with d = (e_t - e_{t+1}) / (abar_t - abar_{t+1}), there is one integral
+    more, int gamma dsigma = arctan sigma:
+
+        x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t + (arctan sigma_{t-1} - arctan sigma_t - abar_t (sigma_{t-1} - sigma_t)) d.
+
+    The first iteration, which has one evaluation only, is DDIM's.
+
+    Attributes:
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
+    """
+
+    source: ClassVar[str] = "Song, Meng & Ermon, ICLR 2021, Eq. 12 (order 1); Li et al., ICML 2024, practical form (order 2)"
+    nfe_per_iteration: ClassVar[int] = 1
+
+    order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2):
+            raise PDSError(f"sampler.order must be 1 (DDIM) or 2 (accelerated), got {self.order}")
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return "DDIM" if self.order == 1 else "accelerated DDIM"
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: list[Level],
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = lambda iteration, sigma, x: None,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`.
+            preconditioner: `Identity()`.
+            noise: not used.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+        """
+        self._refuse(preconditioner)
+        last = None
+        for iteration, (sigma, below, _) in enumerate(levels):
+            gamma, e, step = 1 / (1 + sigma**2), -sigma * _at(score, x, sigma), below - sigma
+            x = x + step * e
+            if self.order == 2 and last is not None:
+                weight = (math.atan(below) - math.atan(sigma) - gamma * step) / (gamma - last[0])
+                x = x + weight * (e - last[1])
+            last = gamma, e
+            callback(iteration, sigma, x)
+        return x
+
+
+@dataclass(frozen=True)
+class AcceleratedDeterministic(_Deterministic):
+    """The accelerated deterministic sampler of [LI]: two evaluations an iteration, errors of the ODE fall as 1 / T^2.
+
+        Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
+        Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
+                   + (1 - alpha_t)^2 / (4 (1 - alpha_{t+1})) (s_t(Y_t) - sqrt(alpha_{t+1}) s_{t+1}(Y-_t))) / sqrt(alpha_t)
+
+    Y-_t is a step forward in time, to level t + 1, so the first iteration needs a level above its own: it is the largest of the
+    schedule, and the start is at the second. In x, with a = alpha_{t+1}:
+
+        x-      = x - a h_{t+1} / 2 S_t(x)
+        x_{t-1} = x + h_t / 2 S_t(x) + h_t^2 / (4 a h_{t+1}) (S_t(x) - S_{t+1}(x-)),
+
+    Euler's step of dx = -S dsigma^2 / 2, corrected by a difference of S.
+
+    Attributes:
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+    """
+
+    title: ClassVar[str] = "accelerated deterministic"
+    nfe_per_iteration: ClassVar[int] = 2
+    levels_above: ClassVar[int] = 1
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: list[Level],
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = lambda iteration, sigma, x: None,
+    ) -> Tensor:
+        """See `DDIM.__call__`."""
+        self._refuse(preconditioner)
+        for iteration, (sigma, below, above) in enumerate(levels):
+            s, h, h_above = _at(score, x, sigma), sigma**2 - below**2, above**2 - sigma**2
+            if below:
+                a = (1 + sigma**2) / (1 + above**2)
+                forward = x - a * h_above / 2 * s
+                x = x + h / 2 * s + h**2 / (4 * a * h_above) * (s - _at(score, forward, above))
+            else:
+                x = x + h * s
+            callback(iteration, sigma, x)
+        return x
+
+
+@dataclass(frozen=True)
+class AcceleratedStochastic(_VariancePreserving):
+    """The accelerated stochastic sampler of [LI]: one evaluation an iteration.
+
+        Y+_t    = Y_t + sqrt((1 - alpha_t) / 2) z
+        Y_{t-1} = (Y+_t + (1 - alpha_t) s_t(Y+_t) + sqrt((1 - alpha_t) / 2) z+) / sqrt(alpha_t)
+
+    or, as printed, with z+ outside of the brackets, not divided by sqrt(alpha_t). In x: x+ = x + sqrt(h_t / 2) z and
+    x_{t-1} = x+ + h_t S_t(x+) + sqrt(h_t / 2) z+, printed with sqrt(alpha_t h_t / 2) z+.
+
+    The exact reverse step from x has the mean x + h S and the variance h (1 + h S'). That of DDPM has h, off by a relative
+    h S'; here it is h / 2 (1 + h S')^2 + h / 2, off by (h S')^2 / 2. So the law of the whole trajectory is off by 1 / T instead
+    of 1 / sqrt(T) (root of the Kullback-Leibler divergence). As printed the variance is off by a relative (1 - alpha_t) / 2,
+    and the rate is that of DDPM.
+
+    With a preconditioner both noises, the prior and the drift of the second half go through it, the drift with its linear
+    term: Y+ = Y + sqrt((1 - alpha) / 2) P z, then Y+ + P P^T f + omega S f_s + g P z+ with f = f_s + (1 / sqrt(alpha) - 1) Y+,
+    f_s = (1 - alpha) / sqrt(alpha) s(Y+) and g = sqrt((1 - alpha) / (2 alpha)). As in every predictor, P is to make up for
+    errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
+
+    Attributes:
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+        second_noise: "scaled", divided by sqrt(alpha); or "printed".
+    """
+
+    title: ClassVar[str] = "accelerated stochastic"
+    stochastic: ClassVar[bool] = True
+    nfe_per_iteration: ClassVar[int] = 1
+
+    second_noise: Literal["scaled", "printed"] = "scaled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.second_noise not in ("scaled", "printed"):
+            raise PDSError(f"sampler.second_noise must be scaled or printed, got {self.second_noise!r}")
+
+    @property
+    def detail(self) -> str:
+        return super().detail + ("" if self.second_noise == "scaled" else ", printed noise")
+
+    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
+        """Say when the noise of a frequency in which the data have no variance is amplified."""
+        gain = preconditioner.stiffness()[1]
+        # On such a mode S = -x / sigma^2, so its variance follows an exact recursion.
+        v = gain * (1 + levels[0].sigma ** 2)
+        steps = [level for level in levels if level.below]
+        for level in steps:
+            h, root = level.sigma**2 - level.below**2, self._root(level)
+            factor = root + gain * (1 - root - h / level.sigma**2)
+            v = min(factor**2 * (v + gain * h / 2) + gain * self._second(level) ** 2, 1e200)
+        left = v**0.5 / steps[-1].below
+        if left <= LEFT_OVER * gain**0.5:
+            return []
+        return [
+            f"at sampler.iterations={len(levels)} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the "
+            f"data have no variance ({left:.2g} times the smallest noise level would be left there): use more iterations or a "
+            "weaker filter"
+        ]
+
+    def _root(self, level: Level) -> float:
+        """sqrt(alpha_t)."""
+        return ((1 + level.below**2) / (1 + level.sigma**2)) ** 0.5
+
+    def _second(self, level: Level) -> float:
+        """Scale of z+ in x."""
+        scaled = ((level.sigma**2 - level.below**2) / 2) ** 0.5
+        return scaled if self.second_noise == "scaled" else self._root(level) * scaled
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: list[Level],
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = lambda iteration, sigma, x: None,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`.
+            preconditioner: P and S; `Identity()` is the vanilla sampler.
+            noise: two standard normal draws for each iteration, none for the one that denoises.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+        """
+        for iteration, level in enumerate(levels):
+            h = level.sigma**2 - level.below**2
+            if level.below:
+                P, root = preconditioner.at(iteration), self._root(level)
+                x = x + (h / 2) ** 0.5 * P.noise(noise.normal())
+                drift = h * _at(score, x, level.sigma)
+                # The linear term of Y is (1 - sqrt(alpha)) x in x, which itself shrinks by sqrt(alpha).
+                x = P.step(root * x, (1 - root) * x + drift, self._second(level), noise.normal(), drift)
+            else:
+                x = x + h * _at(score, x, level.sigma)
+            callback(iteration, level.sigma, x)
+        return x
+
+
+def _at(score: Score, x: Tensor, sigma: float) -> Tensor:
+    return score(x, x.new_full((len(x),), sigma))
