@@ -163,11 +163,13 @@ class Iteration:
         if cfg.batch_size < 1 or cfg.repeats < 1:
             raise PDSError(f"batch_size and repeats must be at least 1, got {cfg.batch_size} and {cfg.repeats}")
         model: ScoreModel = build(cfg.model)
-        filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), replace(build(cfg.sampler), denoise=False)
+        filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         model.score.to(device, memory_format=torch.channels_last)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)
         if isinstance(P, Identity):
             raise PDSError("filter=none and solenoid=none leave no operator to time: choose filter=statistics or parametric")
+        sampler.check(sampler.levels(model.process), P)
+        sampler = replace(sampler, denoise=False)  # those without it take no filter either, and are refused above
         noise = ImageNoise(0, torch.arange(cfg.batch_size, device=device), model.shape)
         levels, x = sampler.levels(model.process)[:1], sampler.prior(noise, model.process, P)
         return cls(model, sampler, filter, solenoid, P, levels, noise, x)

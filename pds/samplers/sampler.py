@@ -25,11 +25,14 @@ class Sampler(Protocol[Levels]):
 
     Attributes:
         source: the paper and the algorithm in it.
-        stochastic: whether it draws noise after the start.
     """
 
     source: ClassVar[str]
-    stochastic: ClassVar[bool]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise after the start."""
+        ...
 
     @property
     def mixes_batch(self) -> bool:
