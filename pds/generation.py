@@ -228,10 +228,9 @@ def _sample_shards(
         for shard in mine:
             start, parts, evaluations = time.perf_counter(), [], 0.0
             for batch in _batches(shard.indices, batch_size):
-                before = bar.n
-                x, nfe = sample(batch, lambda share=len(batch) / steps: bar.update(share))
-                # Shares do not add up to the whole exactly, and an adaptive sampler may need fewer steps.
-                bar.update(before + len(batch) - bar.n)
+                end = bar.n + len(batch)
+                x, nfe = sample(batch, lambda share=len(batch) / steps, end=end: bar.update(min(share, end - bar.n)))
+                bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
                 evaluations += nfe * len(batch)
                 parts.append(to_uint8(x).cpu())
             images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
