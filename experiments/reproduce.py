@@ -18,11 +18,13 @@ from typing import Any
 from building import one_sentence, resolved
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
 from schema import Reproduce, register
 
 from pds.errors import PDSError
 from pds.points import Point
-from pds.reporting.tables import Cell, Table, markdown, table_lines
+from pds.reporting import overview
+from pds.reporting.tables import Cell, Table, write_table
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
@@ -37,21 +39,25 @@ def main(arguments: list[str]) -> None:
     """
     failures: list[str] = []
     with one_sentence(failures):
-        keys = {argument: argument.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] for argument in arguments}
-        ours = [argument for argument, key in keys.items() if key in OURS]
-        engine = [argument for argument, key in keys.items() if key == "hydra"]
-        runs = [argument for argument, key in keys.items() if key not in {*OURS, "hydra"}]
-        names = [argument.partition("=")[2] for argument, key in keys.items() if key == "table"]
+        keys = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
+        ours = [argument for argument, group in keys.items() if group in OURS]
+        engine = [argument for argument, group in keys.items() if group == "hydra"]
+        runs = [argument for argument, group in keys.items() if group not in {*OURS, "hydra"}]
+        names = [argument.partition("=")[2] for argument, group in keys.items() if group == "table"]
         if not names or names[0] not in TABLES:
             raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = resolved(compose("reproduce", ours))
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = resolved(compose("reproduce", ours))
+        except ConfigCompositionException as error:
+            raise PDSError(f"{' '.join(ours)}: {str(error.__cause__ or error).splitlines()[0]}") from None
         group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
         folder = Path(config["outputs"]) / group
         table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
         table.write(folder)
         if not points:
-            print(f"\n{markdown(table, table_lines(folder, table))}")
+            write_table(folder)
+            print(f"\n{overview(folder)}")
             raise PDSError("no cell of this table can run here; its small form can: small=true")
         node = {"_target_": "hydra_plugins.points.PointsSweeper", "points": points, "command": table.command}
         ConfigStore.instance().store(group="hydra/sweeper", name="table", node=node)
@@ -67,23 +73,35 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     form = config["table"]["small"] if config["small"] else config["table"]
     printed = config["table"]["images"]
     specs, cells, points = list(expanded(form["cells"])), [], []
+    if not config["seeds"]:
+        raise PDSError("seeds must name at least one seed, as in seeds=[0]")
+    taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
+    for override in given:
+        if key(override) in taken or key(override) in ("group", "seed", "sweep"):
+            hint = "seeds=[...] gives the seeds" if key(override) == "seed" else "it says what the cells of this table are"
+            raise PDSError(f"{override} cannot be given to this table: {hint}; use experiments/run.py for other runs")
     for spec in specs:
         checkpoint, missing = find_checkpoint(spec.get("checkpoint"), config)
         runs = []
         if "run" in spec and not missing:
             images = [f"images={config['images']}"] if config["images"] else [] if config["small"] else [f"images={printed}"]
             common = [*form["base"], *spec["run"], *checkpoint, *images, *given]
-            last = {override.partition("=")[0]: override for override in common}
+            last = {key(override): override for override in common}
             runs = [[*last.values(), f"seed={seed}"] for seed in config["seeds"]]
         points += runs
         digests = tuple(Point.of(overrides).digest for overrides in runs)
         cells.append(Cell(spec["row"], spec["column"], spec.get("printed"), digests, missing))
     lacking = {spec["checkpoint"] for spec, cell in zip(specs, cells, strict=True) if cell.missing}
     where = [f"{name}.pth: {config['origins'][name]}; put it into {config['checkpoints']}" for name in sorted(lacking)]
-    about = {key: config["table"][key] for key in ("title", "source", "quantity", "metric", "images", "note")}
+    about = {name: config["table"][name] for name in ("title", "source", "quantity", "metric", "images", "note")}
     another = config["small"] and form["another_model"]
     about["title"] += " (small form: what ships with this package)" if config["small"] else ""
     return Table(**about, another_model=another, command=command, cells=tuple(cells), missing=where), points
+
+
+def key(override: str) -> str:
+    """What an override sets."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -93,8 +111,8 @@ def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for values in itertools.product(*vary.values()):
             chosen = dict(zip(vary, values, strict=True))
             row, column = cell["row"], cell["column"]
-            for key, value in chosen.items():
-                row, column = (text.replace(f"{{{key}}}", str(value)) for text in (row, column))
+            for name, value in chosen.items():
+                row, column = (text.replace(f"{{{name}}}", str(value)) for text in (row, column))
             overrides = {"run": [*cell["run"], *(f"{k}={v}" for k, v in chosen.items())]} if "run" in cell else {}
             yield {**cell, **overrides, "row": row, "column": column}
 

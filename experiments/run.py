@@ -92,7 +92,10 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
         log.exception("%s failed", title)
     report = folder / "report.html"
     if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
-        write_report(folder)
+        try:
+            write_report(folder)
+        except Exception as error:  # the sweep goes on, and writes it at its end
+            log.warning("the report could not be written: %s", error)
     if left := points.time_left(cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
 
@@ -195,7 +198,9 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             folder.status("done")
         else:
             try:
-                command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep."))]
+                # A sweep's group has its name, which a point run alone must be given.
+                here = [f"group={cfg.group}"] if in_sweep and not any(o.startswith("group=") for o in overrides) else []
+                command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep.")), *here]
                 sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
             except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
                 # On a full disk these fail as well, and must not hide why.

@@ -223,7 +223,8 @@ def _sample_shards(
     total = sum(len(shard.indices) for shard in mine)
     steps = len(sample.sampler.levels(sample.process))
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
-    disable = not show_progress or "TQDM_DISABLE" in os.environ
+    done, lines = 0, show_progress and "TQDM_DISABLE" in os.environ
+    disable = lines or not show_progress
     with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar:
         for shard in mine:
             start, parts, evaluations = time.perf_counter(), [], 0.0
@@ -239,6 +240,9 @@ def _sample_shards(
                     nfe = evaluations / len(images)
                     np.savez_compressed(file, images=images, nfe=nfe, seconds=seconds, **annotate(images))
                 on_shard(shard, seconds)
+                done += len(images)
+                if lines:
+                    log.info("%d of %d images", done, total)
             except OSError as error:
                 raise PDSError(
                     f"cannot write {shard.path.parent.parent} ({error.strerror or error}): make room and run the same command "

@@ -25,6 +25,7 @@ class Point:
     Attributes:
         overrides: what its command line gives, without what only says where and how fast.
         number: its place in the sweep, from 1.
+        sweep: name of the sweep.
         work: images x iterations, to tell the time left.
         state: "waiting", "running" (which is also what a killed one says), "done", "skipped" (something that only the user
             can provide is missing) or "failed".
@@ -36,6 +37,7 @@ class Point:
 
     overrides: tuple[str, ...]
     number: int = 0
+    sweep: str = ""
     work: float = 0.0
     state: str = "waiting"
     message: str = ""
@@ -107,14 +109,14 @@ class Points:
         return self.folder / "points" / f"{digest}.json"
 
     def plan(self, points: Sequence[Point]) -> None:
-        """Announce a sweep; what an earlier one did of it stays done, and what it did not begin is forgotten."""
+        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they still are."""
         known = {point.digest: point for point in self.read()}
         for digest, point in known.items():
-            if point.state in ("waiting", "running"):
+            if point.state in ("waiting", "running") and point.sweep in {other.sweep for other in points}:
                 self._file(digest).unlink()
         for point in points:
             old = known.get(point.digest, point)
-            self.write(replace(old if old.state == "done" else point, number=point.number, work=point.work))
+            self.write(replace(point, seconds=old.seconds, ended=old.ended))
 
     def planned(self, overrides: Sequence[str]) -> Point:
         """The point of a command line, as it was announced."""
@@ -127,19 +129,19 @@ class Points:
 
         The block is given a function to tell the name of its run folder, and whether that was done before.
         """
-        start = time.time()
+        start, found = time.time(), False
         now = replace(point, state="running", message="", run="")
         self.write(now)
 
         def started(run: str, done: bool) -> None:
-            nonlocal now
-            # A point that an earlier sweep did says nothing of the pace of this one.
-            now = replace(now, run=run, seconds=point.seconds if done else 0.0, ended=point.ended if done else 0.0)
+            nonlocal now, found
+            now, found = replace(now, run=run), done
             self.write(now)
 
         def end(state: str, message: str = "") -> None:
             at = time.time()
-            pace = {} if now.ended else {"seconds": at - start, "ended": at}
+            # What was found done says nothing of the pace.
+            pace = {} if found else {"seconds": at - start, "ended": at}
             self.write(replace(now, state=state, message=message, **pace))
 
         try:
@@ -147,7 +149,10 @@ class Points:
         except MissingError as error:
             end("skipped", str(error))
             raise
-        except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
+        except KeyboardInterrupt:
+            end("failed", "stopped by hand")
+            raise
+        except Exception as error:  # not SystemExit: a queue takes the job back and starts it again
             end("failed", str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}")
             raise
         end("done")
@@ -155,7 +160,7 @@ class Points:
     def time_left(self, since: float) -> float | None:
         """Seconds that the rest of the sweep takes at the pace of what ended after `since`; None before anything did."""
         points = self.read()
-        ended = [point for point in points if point.state == "done" and point.ended > since]
+        ended = [point for point in points if point.state in ("done", "skipped", "failed") and point.ended > since]
         work = sum(point.work for point in ended)
         rest = sum(point.work for point in points if point.state in ("waiting", "running"))
         return (time.time() - since) * rest / work if work else None

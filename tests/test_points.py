@@ -52,10 +52,19 @@ def test_what_becomes_of_points(tmp_path):
     assert found[3].run == "other-folder"
     assert found[3].ended > 0
 
-    # The same sweep again, one point longer and one shorter: what is done stays, the rest is to be done.
+    # The same sweep again, one point longer and one shorter: all wait until their runs say that they are done.
     points.plan([*asked[:4], Point.of(["seed=9"], number=5)])
-    again = {point.overrides[0]: point.state for point in points.read()}
-    assert again == {"seed=0": "waiting", "seed=1": "waiting", "seed=2": "waiting", "seed=3": "done", "seed=9": "waiting"}
+    again = {point.overrides[0]: (point.number, point.state, point.run) for point in points.read()}
+    assert again == {f"seed={seed}": (number, "waiting", "") for seed, number in ((0, 1), (1, 2), (2, 3), (3, 4), (9, 5))}
+    # Another sweep in the same folder leaves them alone.
+    points.plan([Point.of(["width=1"], number=1, sweep="other")])
+    assert len(points.read()) == 6
+
+
+def test_points_come_in_the_order_of_the_sweep(tmp_path):
+    points = Points(tmp_path)
+    points.plan([Point.of(["seed=9"], number=1), Point.of(["seed=1"], number=2)])
+    assert [point.number for point in points.read()] == [1, 2]
 
 
 def test_the_time_left_goes_by_the_work_of_what_this_sweep_did(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Hydra finds sweepers in packages called hydra_plugins only, whence this folder.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
@@ -18,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from pds.errors import PDSError
 from pds.points import Point, Points, sweep_name
 from pds.reporting import overview, write_report
 
@@ -51,20 +53,27 @@ class PointsSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run them all."""
+        try:
+            return self._sweep(arguments)
+        except PDSError as error:
+            sys.exit(f"error: {error}")
+
+    def _sweep(self, arguments: list[str]) -> Any:
         since = time.time()
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         (combinations,) = self.split_arguments(given, None)
         swept = [override.get_key_element() for override in given if override.is_sweep_override()]
         fixed = [override.input_line for override in given if not override.is_sweep_override()]
         listed = [[*combination, *point] for point in self.points for combination in combinations]
-        common = [f"sweep.name={sweep_name(swept, fixed)}", f"sweep.points={len(listed)}", f"sweep.since={since}"]
+        name = sweep_name(swept, fixed)
+        common = [f"sweep.name={name}", f"sweep.points={len(listed)}", f"sweep.since={since}"]
         common.append(f"sweep.command={_quoted(self.command)}")
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
         # Whatever cannot be composed is refused here, before the first image.
         plan: dict[Path, list[Point]] = {}
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(Point.of(job, number=number, work=_work(cfg)))
+            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(Point.of(job, number=number, sweep=name, work=_work(cfg)))
         leader = os.environ.get("RANK", "0") == "0"
         if leader:
             for folder, points in plan.items():
@@ -78,13 +87,16 @@ class PointsSweeper(BasicSweeper):
         results, error = [], None
         try:
             results = self.launcher.launch(jobs, initial_job_idx=0)
-        except Exception as raised:  # a worker that was killed, no SLURM here: launchers raise what they like
+        except (
+            Exception,
+            KeyboardInterrupt,
+        ) as raised:  # a worker that was killed, no SLURM here: launchers raise what they like
             error = raised
         if leader:
             succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
             if error is not None:
                 said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-                sys.exit(f"error: the launcher gave up: {said}; the same command goes on from here")
+                sys.exit(f"error: the sweep was stopped: {said}; the same command goes on from here")
             if not all(succeeded):
                 sys.exit(1)
         return results
@@ -106,5 +118,7 @@ def _work(cfg: DictConfig) -> float:
 
 def _quoted(text: str) -> str:
     """A value as Hydra's command line takes it, whatever is in it."""
-    escaped = text.replace("\\'", "\\\\\\'").replace("'", "\\'").replace("${", "\\${")
-    return f"'{escaped}'"
+    # Backslashes count only before what they escape, and are doubled there.
+    escaped = re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", text)
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", escaped)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"

@@ -166,12 +166,14 @@ def format_table(runs: Sequence[RunSummary]) -> str:
     if not runs:
         return "\n".join(unfinished)
     names, floor = metric_names(runs), floors(runs)
+    seeds = [str(run.result.get("seed", MISSING)) for run in runs]
     columns = {
         "run": [run.label for run in runs],
         **({"model": [model(run) for run in runs]} if several_models(runs) else {}),
         "sampler": [str(run.result.get("sampler", MISSING)) for run in runs],
         "T": [str(run.result.get("iterations", MISSING)) for run in runs],
         "NFE": [str(run.result.get("nfe", MISSING)) for run in runs],
+        **({"seed": seeds} if len(set(seeds)) > 1 else {}),
         "images": [str(run.result.get("images", MISSING)) for run in runs],
         "seconds": rounded([run.result.get("seconds") for run in runs]),
         **{n: rounded([*(run.metrics.get(n) for run in runs), floor.get(n)]) for n in names},

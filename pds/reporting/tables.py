@@ -7,9 +7,11 @@ import io
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pds.errors import PDSError
 from pds.files import atomic_path, write_json
@@ -89,6 +91,7 @@ class Line:
     Attributes:
         cell: the cell.
         measured: mean over the seeds.
+        seeds: how many were measured.
         deviation: standard deviation over the seeds, of two or more.
         difference: measured less printed, where the two are of one kind.
         images, iterations, nfe: of a seed.
@@ -99,6 +102,7 @@ class Line:
 
     cell: Cell
     measured: float | None = None
+    seeds: int = 0
     deviation: float | None = None
     difference: float | None = None
     images: int | None = None
@@ -125,37 +129,47 @@ def fill(table: Table, points: Sequence[Point], runs: Sequence[RunSummary]) -> l
 def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dict[str, dict[str, Any]]) -> Line:
     if not cell.points:
         return Line(cell, notes=[f"missing: {cell.missing}" if cell.missing else "as printed"])
-    done = [results[point.run] for point in points if point and point.state == "done" and point.run in results]
+    ended = [point for point in points if point and point.state == "done"]
+    done = [results[point.run] for point in ended if point.run in results]
     # One sentence where all seeds say the same.
     states = {f"{p.state}: {p.message}" if p.message else p.state for p in points if p and p.state != "done"}
     notes = sorted(states) + (["not started"] if None in points else [])
+    notes += ["a run is gone: run the command again"] if len(done) < len(ended) else []
     if not done:
         return Line(cell, notes=notes)
-    if len(done) < len(points):
-        notes.append(f"{len(done)} of {len(points)} seeds")
     first = done[0]
-    line = Line(cell, images=first["images"], iterations=first["iterations"], nfe=first["nfe"])
-    line = replace(line, seconds=statistics.mean(result["seconds"] for result in done))
-    if table.quantity == "seconds":
-        line, values = replace(line, metric="seconds"), [result["seconds"] for result in done]
+    name = "seconds" if table.quantity == "seconds" else next(iter(first["metrics"]), "")
+    if not name:
+        return Line(cell, notes=[*notes, "no distance was measured (metric=none)"])
+    values = [r["seconds"] if name == "seconds" else r["metrics"][name] for r in done if name in ("seconds", *r["metrics"])]
+    if len(values) < len(points):
+        notes.append(f"{len(values)} of {len(points)} seeds")
+    if name == "seconds":
         notes.append(f"measured on {first['device']}")
-        alike = first["images"] == table.images
-    else:
-        name = next(iter(first["metrics"]), None)
-        if name is None:
-            return replace(line, notes=[*notes, "no distance was measured (metric=none)"])
-        line, values = replace(line, metric=name), [result["metrics"][name] for result in done]
-        alike = name.startswith(table.metric)
-        if not alike:
-            notes.append(f"other features than {table.metric}'s")
+    alike = name == "seconds" or name.startswith(table.metric)
+    if not alike:
+        notes.append(f"other features than {table.metric}'s")
     if first["images"] != table.images:
         notes.append(f"{first['images']:,} images instead of {table.images:,}")
+        alike = alike and name != "seconds"
     if table.another_model:
         notes.append("another model")
-    line = replace(line, measured=statistics.mean(values), deviation=statistics.stdev(values) if len(values) > 1 else None)
-    if cell.printed is not None and alike and not table.another_model:
-        line = replace(line, difference=line.measured - cell.printed)
-    return replace(line, notes=notes)
+    elif table.note and cell.printed is not None:
+        notes.append(table.note)
+    measured = statistics.mean(values)
+    return Line(
+        cell,
+        measured,
+        len(values),
+        float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        measured - cell.printed if cell.printed is not None and alike and not table.another_model else None,
+        first["images"],
+        first["iterations"],
+        first["nfe"],
+        statistics.mean(result["seconds"] for result in done),
+        name,
+        notes,
+    )
 
 
 HEADS = ("row", "column", "printed", "measured", "difference", "images", "T", "NFE", "seconds", "metric", "note")
@@ -169,7 +183,7 @@ def texts(lines: Sequence[Line]) -> list[list[str]]:
     rows = []
     for i, line in enumerate(lines):
         decimals = len(measured[i].partition(".")[2])
-        spread = "" if line.deviation is None else f" ± {line.deviation:.{decimals}f} ({len(line.cell.points)} seeds)"
+        spread = "" if line.deviation is None else f" ± {line.deviation:.{decimals}f} ({line.seeds} seeds)"
         sign = "+" if line.difference is not None and line.difference > 0 else ""
         plain = [MISSING if value is None else str(value) for value in (line.images, line.iterations, line.nfe)]
         printed = MISSING if line.cell.printed is None else f"{line.cell.printed:g}"
@@ -191,7 +205,7 @@ def markdown(table: Table, lines: Sequence[Line]) -> str:
 
 def about_table(table: Table) -> list[str]:
     """What a reader must know beside the numbers."""
-    note = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note else []
+    note = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note and not table.another_model else []
     origin = "Printed" if any(cell.printed is not None for cell in table.cells) else "Source"
     return [f"{origin}: {table.source}.", *note, *(f"Missing: {line}." for line in table.missing)]
 
@@ -227,7 +241,7 @@ def _csv(lines: Sequence[Line]) -> str:
     writer.writerow(["row", "column", "printed", "measured", "deviation", "seeds", "difference", *HEADS[5:]])
     for line in lines:
         cell = line.cell
-        numbers = [cell.printed, line.measured, line.deviation, len(cell.points), line.difference]
+        numbers = [cell.printed, line.measured, line.deviation, line.seeds, line.difference]
         values = [*numbers, line.images, line.iterations, line.nfe, line.seconds, line.metric, "; ".join(line.notes)]
         writer.writerow([cell.row, cell.column, *("" if value is None else value for value in values)])
     return out.getvalue()

@@ -14,6 +14,7 @@ from reproduce import CONF, TABLES, plan
 from schema import register
 from test_run import command
 
+from pds.errors import PDSError
 from pds.points import Points
 
 
@@ -119,7 +120,24 @@ def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
     nothing = command("reproduce.py", "table=r_lambda", f"outputs={tmp_path}", f"checkpoints={tmp_path}")
     assert nothing.returncode == 1
     assert "no cell of this table can run here" in nothing.stderr
+    assert (tmp_path / "tables" / "r_lambda" / "table.md").exists()
     assert "one of alpha_iterations, clean_fid" in command("reproduce.py", "table=clean").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("sampler.iterations=4", "sampler.iterations=4 cannot be given to this table: it says what the cells"),
+        ("seed=3", r"seeds=\[...\] gives the seeds"),
+        ("group=mine", "group=mine cannot be given"),
+    ],
+)
+def test_what_would_change_the_meaning_of_a_cell_is_refused(given, message):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolved(compose("reproduce", ["table=ncsnpp_cifar10", "small=true"]))
+    with pytest.raises(PDSError, match=message):
+        plan(config, [given], "command")
+    assert plan(config, ["batch_size=8"], "command")[1][0][-2:] == ["batch_size=8", "seed=0"]
 
 
 @pytest.mark.parametrize("name", TABLES)

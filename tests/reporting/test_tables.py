@@ -57,6 +57,28 @@ def test_what_is_not_alike_is_marked_and_what_cannot_be_compared_has_no_differen
     seconds = table(dataclasses.replace(cell, printed=90), quantity="seconds", images=50_000)
     (line,) = fill(seconds, [point("a")], [other])
     assert (line.measured, line.difference, line.metric, line.notes) == (10.0, -80.0, "seconds", ["measured on GPU"])
+    (line,) = fill(dataclasses.replace(seconds, images=8), [point("a")], [other])
+    assert (line.difference, line.notes) == (None, ["measured on GPU", "50,000 images instead of 8"])
+    (line,) = fill(table(cell, note="other code"), [point("a")], [fewer])
+    assert line.notes == ["512 images instead of 50,000", "other code"]
+
+
+def test_seeds_of_another_metric_or_without_a_number_do_not_mix(tmp_path):
+    points = [point("a"), point("b"), point("c")]
+    cell = Cell("PDS", "1", 1.0, tuple(p.digest for p in points))
+    runs = [
+        summary(tmp_path, "a", metrics={"clean_fid_inception_50k": 3.0}),
+        summary(tmp_path, "b", metrics={"fid_mnist_classifier_50k": 9.0}),
+        summary(tmp_path, "c", metrics={"clean_fid_inception_50k": 4.0}),
+    ]
+    (line,) = fill(table(cell), points, runs)
+    assert (line.measured, line.seeds, line.notes) == (3.5, 2, ["2 of 3 seeds"])
+    assert texts([line])[0][3] == "3.50 ± 0.71 (2 seeds)"
+    runs[2].result["metrics"]["clean_fid_inception_50k"] = float("nan")
+    (line,) = fill(table(cell), points, runs)
+    assert line.measured != line.measured
+    (line,) = fill(table(cell), points, runs[:1])
+    assert "a run is gone: run the command again" in line.notes
 
 
 def test_cells_without_a_number_say_why(tmp_path):
