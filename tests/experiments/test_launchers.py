@@ -158,7 +158,7 @@ def test_a_launcher_that_gives_up_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     failed = swept("hydra/launcher=submitit_slurm", "filter.alpha=2,4", f"outputs={tmp_path}")
     assert failed.returncode == 1
-    assert re.search(r"error: the launcher gave up: .*slurm.*; the same command goes on from here", failed.stderr)
+    assert re.search(r"error: the sweep was stopped: .*slurm.*; the same command goes on from here", failed.stderr)
     assert "Traceback" not in failed.stderr
 
 
