@@ -20,7 +20,6 @@ class Sweep:
     number: int | None = None
     points: int | None = None
     since: float | None = None
-    command: str | None = None
 
 
 @dataclass

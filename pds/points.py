@@ -26,6 +26,7 @@ class Point:
         overrides: what its command line gives, without what only says where and how fast.
         number: its place in the sweep, from 1.
         sweep: name of the sweep.
+        command: the command that started it.
         work: images x iterations, to tell the time left.
         state: "waiting", "running" (which is also what a killed one says), "done", "skipped" (something that only the user
             can provide is missing) or "failed".
@@ -38,6 +39,7 @@ class Point:
     overrides: tuple[str, ...]
     number: int = 0
     sweep: str = ""
+    command: str = ""
     work: float = 0.0
     state: str = "waiting"
     message: str = ""

@@ -6,7 +6,6 @@ Hydra finds sweepers in packages called hydra_plugins only, whence this folder.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import time
@@ -67,13 +66,13 @@ class PointsSweeper(BasicSweeper):
         listed = [[*combination, *point] for point in self.points for combination in combinations]
         name = sweep_name(swept, fixed)
         common = [f"sweep.name={name}", f"sweep.points={len(listed)}", f"sweep.since={since}"]
-        common.append(f"sweep.command={_quoted(self.command)}")
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
         # Whatever cannot be composed is refused here, before the first image.
         plan: dict[Path, list[Point]] = {}
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(Point.of(job, number=number, sweep=name, work=_work(cfg)))
+            point = Point.of(job, number=number, sweep=name, command=self.command, work=_work(cfg))
+            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(point)
         leader = os.environ.get("RANK", "0") == "0"
         if leader:
             for folder, points in plan.items():
@@ -114,11 +113,3 @@ def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
 def _work(cfg: DictConfig) -> float:
     """Images times iterations: what a point's time is proportional to, network and size being equal."""
     return float(cfg.images) * (OmegaConf.select(cfg, "sampler.iterations") or 1)
-
-
-def _quoted(text: str) -> str:
-    """A value as Hydra's command line takes it, whatever is in it."""
-    # Backslashes count only before what they escape, and are doubled there.
-    escaped = re.sub(r"(\\*)(\$\{)", r"\1\1\\\2", text)
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", escaped)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"

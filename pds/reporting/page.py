@@ -522,7 +522,7 @@ def _provenance(done: Sequence[RunSummary]) -> str:
 
 
 def _again(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
-    swept_by = dict.fromkeys(command for run in runs if (command := (run.config.get("sweep") or {}).get("command")))
+    swept_by = dict.fromkeys(point.command for point in points if point.command)
     own: dict[str, list[str]] = {}
     for run in runs:
         if run.result.get("command"):

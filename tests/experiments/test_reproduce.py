@@ -11,11 +11,15 @@ import pytest
 from building import build, resolved
 from hydra import compose, initialize_config_dir
 from reproduce import CONF, TABLES, plan
+from run import run
 from schema import register
+from test_configurations import composed
 from test_run import command
 
 from pds.errors import PDSError
-from pds.points import Points
+from pds.points import Point, Points
+from pds.reporting import read_runs
+from pds.reporting.tables import fill
 
 
 @functools.cache
@@ -149,6 +153,20 @@ def test_every_small_form_builds(name):
         build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         assert cfg.model.checkpoint.startswith("asset:")
         assert cfg.images <= 512
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_cell_of_every_small_form_runs(name, tmp_path, capsys):
+    table, points = planned(name, "small=true", "images=2")
+    overrides = [*points[-1], "group=cell", f"outputs={tmp_path}"]
+    run(composed(*overrides), overrides)
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("cell/*/result.json"))
+    (run_folder,) = (path.parent.name for path in tmp_path.glob("cell/*/result.json"))
+    done = Point.of(points[-1], state="done", run=run_folder)
+    assert done.digest == table.cells[-1].points[-1]
+    line = fill(table, [done], read_runs(tmp_path / "cell"))[-1]
+    expected = result["seconds"] if name == "wall_clock" else result["metrics"]["fid_mnist_classifier_2"]
+    assert (line.measured, line.images, line.nfe) == (expected, 2, result["nfe"])
 
 
 def test_a_small_form_end_to_end_and_again(tmp_path):

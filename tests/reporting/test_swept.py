@@ -45,7 +45,7 @@ def write_run(root, distance, filter=NOTHING, t=50, seed=0, state="done", messag
         "shard_size": 4 + number,
         "outputs": f"out{number}",
         "tracker": {"run": number},
-        "sweep": {"number": number, "command": "python run.py -m all of <it>"},
+        "sweep": {"number": number},
         "published": {"iterations": 1000 + number},
         "fingerprint": {"weights": more.get("weights", "w"), "filters": str(filter), "reference": "r"},
     }
@@ -365,7 +365,10 @@ def test_strips_are_the_first_images(tmp_path):
 def test_the_sweep_is_run_again_by_one_command(tmp_path):
     for alpha in range(2, 16):
         write_run(tmp_path, float(alpha), statistics(alpha, 50))
-        Points(tmp_path).write(Point((f"filter.alpha={alpha}",), alpha, state="done", run=f"run-{alpha - 2}"))
+        point = Point(
+            (f"filter.alpha={alpha}",), alpha, command="python run.py -m all of <it>", state="done", run=f"run-{alpha - 2}"
+        )
+        Points(tmp_path).write(point)
     page = write_report(tmp_path).read_text()
     again = page[page.index("<h2>Run it again") :]
     assert "The sweep has 14 points." in again and again.count("python run.py -m all of &lt;it&gt;") == 1
