@@ -72,10 +72,24 @@ class Benchmark:
 
 
 @dataclass
+class Gaussian:
+    model: Any = MISSING
+    dataset: Any = MISSING
+    filter: Any = MISSING
+    solenoid: Any = MISSING
+    sampler: Any = MISSING
+    published: Any = None
+    iterations: list[int] = MISSING
+    vary: str = MISSING
+    over: list[float] = MISSING
+
+
+@dataclass
 class SmallForm:
     another_model: bool = True  # than the printed one
     base: list[str] = field(default_factory=list)
-    cells: list[Any] = MISSING
+    cells: list[Any] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)  # of the table's own rows, where it has no cells
 
 
 @dataclass
@@ -87,7 +101,9 @@ class Table:
     images: int = MISSING
     note: str = ""
     base: list[str] = field(default_factory=list)
-    cells: list[Any] = MISSING
+    cells: list[Any] = field(default_factory=list)
+    rows: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
     small: SmallForm = field(default_factory=SmallForm)
 
 
@@ -165,6 +181,17 @@ class NCSNpp(Target):
     dropout: float = MISSING
     fourier_scale: float = MISSING
     checkpoint: str | None = MISSING
+
+
+@dataclass
+class UNet2D(Target):
+    shape: list[int] = MISSING
+    checkpoint: str | None = MISSING
+    schedule: str | None = None
+    beta_start: float | None = None
+    beta_end: float | None = None
+    levels: int | None = None
+    prediction: str | None = None
 
 
 @dataclass
@@ -317,6 +344,13 @@ class AdaptiveSDE(Target):
 
 
 @dataclass
+class DiffusersScheduler(Target):
+    iterations: int = MISSING
+    scheduler: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class AcceleratedDeterministic(Target):
     iterations: int = MISSING
     schedule: Any = MISSING
@@ -326,6 +360,11 @@ class AcceleratedDeterministic(Target):
 @dataclass
 class DDIM(AcceleratedDeterministic):
     order: int = MISSING
+
+
+@dataclass
+class AnalyticDDIM(AcceleratedDeterministic):
+    training_images: int = MISSING
 
 
 @dataclass
@@ -388,8 +427,8 @@ class Trainer(Target):
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "schema": {"run": Run, "train": Train, "benchmark": Benchmark, "reproduce": Reproduce},
-    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp},
+    "schema": {"run": Run, "train": Train, "benchmark": Benchmark, "gaussian": Gaussian, "reproduce": Reproduce},
+    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D},
     "schema/model/process": {"ve": VE, "vp": VP},
     "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},
     "schema/dataset/reference": {
@@ -407,8 +446,10 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "dpm_solver": DPMSolver,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
+        "analytic_ddim": AnalyticDDIM,
         "accelerated_deterministic": AcceleratedDeterministic,
         "accelerated_stochastic": AcceleratedStochastic,
+        "diffusers": DiffusersScheduler,
     },
     "schema/sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},
     "schema/sampler/predictor": {

@@ -1,0 +1,112 @@
+"""The law of a sampler on a Gaussian target, exactly: no network, no random numbers, no features.
+
+The target is x ~ N(mean, F^-1 diag(p) F), stationary, with a variance p of each Fourier mode. Its score at noise sigma is
+s(x) = -F^-1 [F (x - mean) / (p + sigma^2)], so a sampler whose steps do not depend on the images is affine in its draws and
+keeps the modes apart: its answers to an impulse in one draw at a time, whose spectrum is flat, add up to its covariance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pds.data.statistics import DatasetStatistics
+from pds.errors import PDSError
+from pds.preconditioning.preconditioner import Preconditioner
+from pds.processes.forward import Process
+from pds.samplers.sampler import Sampler
+
+UNIFORM_STD = 12**-0.5
+TOLERANCE = 1e-3  # of what must be linear, in units of the largest answer; filters compute in float32
+
+
+@dataclass(frozen=True)
+class StationaryGaussian:
+    """A Gaussian law of images, and its score: `score(x, sigma)` of it plus sigma z.
+
+    Attributes:
+        mean: (C, H, W) float64.
+        power: (C, H, W) float64 variance of each orthonormal Fourier mode, DC at [0, 0].
+    """
+
+    mean: Tensor
+    power: Tensor
+
+    @classmethod
+    def of(cls, statistics: DatasetStatistics, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
+        """The one with the mean image and the power spectrum of a data set, in the data range of a model."""
+        black, white = data_range
+        mean = statistics.mean.double()
+        pixels = mean.shape[-2] * mean.shape[-1]
+        power = (statistics.power.double() - torch.fft.fft2(mean).abs().square()) / pixels
+        # A mode that no image has (a margin that is always black) has a variance of rounding errors.
+        return cls(black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12))
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        spectrum = torch.fft.fft2(x.double() - self.mean) / (self.power + sigma.double().square()[:, None, None, None])
+        return -torch.fft.ifft2(spectrum).real
+
+    def distance(self, other: StationaryGaussian) -> float:
+        """Fréchet distance in pixels, |mean - mean'|^2 + sum (sqrt p - sqrt p')^2, in squared units of the data range."""
+        means = (self.mean - other.mean).square().sum()
+        return (means + (self.power.sqrt() - other.power.sqrt()).square().sum()).item()
+
+
+class _Impulses:
+    """Draws for `count` + 2 images, d = 0, 1, …: draw d is an impulse in image d, in its first pixel.
+
+    The last image gets no noise, that before it an impulse in every draw, in another pixel.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self.count, self.shape, self.draws = count, shape, 0
+
+    def normal(self) -> Tensor:
+        z = torch.zeros(self.count + 2, *self.shape, dtype=torch.float64)
+        if self.draws < self.count:
+            z[self.draws, :, 0, 0] = 1
+            z[-2, :, -1, 1] = 1
+        self.draws += 1
+        return z
+
+    def uniform(self) -> Tensor:
+        # Only its two moments matter here.
+        return 0.5 + UNIFORM_STD * self.normal()
+
+
+def sampled_law(
+    sampler: Sampler, target: StationaryGaussian, process: Process, preconditioner: Preconditioner
+) -> StationaryGaussian:
+    """What `sampler` makes of the exact score of `target`.
+
+    Args:
+        sampler: one whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
+        target: the law of the data.
+        process: the forward process of a network that knew it.
+        preconditioner: P and S without a space filter, which mixes the modes.
+
+    Raises:
+        PDSError: for a sampler or a preconditioner that is not linear mode by mode.
+    """
+    levels = sampler.levels(process)
+    sampler.check(levels, preconditioner)
+    shape = tuple(target.power.shape)
+
+    def run(count: int) -> tuple[Tensor, int]:
+        noise = _Impulses(count, shape)
+        start = sampler.prior(noise, process, preconditioner)
+        return sampler(target, start, levels, preconditioner, noise, lambda iteration, sigma, x: None).double(), noise.draws
+
+    _, draws = run(0)
+    final, _ = run(draws)
+    answers, all_at_once, mean = final[:-2] - final[-1], final[-2] - final[-1], final[-1]
+    law = StationaryGaussian(mean, torch.fft.fft2(answers).abs().square().sum(0))
+    expected = torch.roll(answers.sum(0), (-1, 1), (-2, -1))
+    if torch.isfinite(law.power).all() and (all_at_once - expected).abs().max() > TOLERANCE * answers.abs().max():
+        raise PDSError(
+            f"the law of {sampler.title} is not known exactly here: its steps depend on the images, or a space filter mixes "
+            "the modes; leave out the Langevin corrector, adaptive steps and filter.pixels"
+        )
+    return law
