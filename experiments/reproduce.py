@@ -72,7 +72,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     """The table that a resolved configuration asks for, and the overrides of each run that fills it."""
     form = config["table"]["small"] if config["small"] else config["table"]
     printed = config["table"]["images"]
-    specs, cells, points = list(expanded(form["cells"])), [], []
+    specs, cells, points = specified(config["table"], config["small"]), [], []
     if not config["seeds"]:
         raise PDSError("seeds must name at least one seed, as in seeds=[0]")
     taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
@@ -102,6 +102,22 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
 def key(override: str) -> str:
     """What an override sets."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def specified(table: dict[str, Any], small: bool) -> list[dict[str, Any]]:
+    """The cells of a table's form: those it lists, and those of its rows."""
+    if small and not table["rows"]:
+        return list(expanded(table["small"]["cells"]))
+    return [*([] if small else expanded(table["cells"])), *in_rows(table, table["small"]["columns"] if small else None)]
+
+
+def in_rows(table: dict[str, Any], columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    """The cells of a table's rows, in some columns; a table that builds on another leaves out a row or a cell by `null`."""
+    checkpoint = {} if columns is not None or table["checkpoint"] is None else {"checkpoint": table["checkpoint"]}
+    for row, about in table["rows"].items():
+        for column, run in (about or {"columns": {}})["columns"].items():
+            if run is not None and (columns is None or column in columns):
+                yield {"row": row, "column": column, "run": [*about["run"], *run], **checkpoint}
 
 
 def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

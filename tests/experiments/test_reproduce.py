@@ -43,7 +43,15 @@ def planned(name, *overrides):
         return plan(resolved(compose("reproduce", [f"table={name}", *overrides])), [], "command")
 
 
-CHECKPOINTS = ["ncsnpp_cifar10", "ncsnpp_church", "ncsnpp_bedroom", "ncsnpp_ffhq1024", "ncsnv2_church", "ncsnv2_tower"]
+CHECKPOINTS = [
+    "ncsnpp_cifar10",
+    "ddpmpp_cifar10",
+    "ncsnpp_church",
+    "ncsnpp_bedroom",
+    "ncsnpp_ffhq1024",
+    "ncsnv2_church",
+    "ncsnv2_tower",
+]
 
 # As the papers print them, by row and column.
 PRINTED = {
@@ -108,6 +116,23 @@ def test_the_figures_cover_the_papers_settings():
     assert [cfg.solenoid.omega for cfg in configs["solenoid_omega"]] == [1, 10, 100, 1000]
     operators = [(cfg.solenoid.operator, cfg.sampler.iterations) for cfg in configs["solenoid_operators"]]
     assert operators == list(product([f"S{i}" for i in range(1, 7)], (66, 57, 50, 44)))
+
+
+def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
+    for name, network in (("samplers", "VE"), ("samplers_vp", "VP"), ("samplers_cifar10", "VE"), ("samplers_cifar10_vp", "VP")):
+        table, runs = full(name)
+        for cell, cfg in zip(table.cells, runs, strict=True):
+            sampler, budget = build(cfg.sampler), int(cell.column.removeprefix("NFE "))
+            evaluations = sampler.iterations * sampler.nfe_per_iteration
+            assert evaluations in (budget, budget - 1), f"{name}: {cell.row}, {cell.column}"
+            assert cfg.model.process._target_.endswith("Exploding" if network == "VE" else "Preserving")
+        # The discrete chain of VP needs more than 20 levels; no cell of the other samplers is lost.
+        short = {cell.column for cell in table.cells if cell.row == "reverse diffusion + Langevin with PDS"}
+        assert ("NFE 20" in short) == (network == "VE")
+        assert sum(cell.row == "DDIM" for cell in table.cells) == 5
+    small, _ = planned("samplers_vp", "small=true")
+    assert {cell.column for cell in small.cells} == {"NFE 20", "NFE 50"}
+    assert sum(cell.row == "Euler-Maruyama" for cell in small.cells) == 2
 
 
 def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
