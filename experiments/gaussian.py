@@ -38,10 +38,8 @@ def main(cfg: DictConfig) -> None:
             cells = line(cfg, model, T)
             if index == 0:
                 sampler = build(cfg.sampler)
-                print(
-                    f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what its exact {model.process.title} score"
-                )
-                print(f"gives with {sampler.title}, {sampler.detail}:\n")
+                print(f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what {sampler.title}")
+                print(f"({sampler.detail}) makes of its exact score, {model.process.title}:\n")
                 print(f"| {' | '.join(heads)} |\n|{' --: |' * len(heads)}")
             print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from pds.errors import MissingError, PDSError
 from pds.files import atomic_path, locate, sha256
-from pds.models.diffusers_layout import as_published
+from pds.models.diffusers_layout import as_published, current_names
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,50 @@ class _Weights(NamedTuple):
     fix: str = "it is a checkpoint of another network"
 
 
+class DiffusersFolder(NamedTuple):
+    """A `UNet2DModel` as diffusers saves it, alone or in a pipeline.
+
+    Attributes:
+        unet: folder of the network.
+        weights: its weights file.
+        config: its config.json.
+        scheduler: scheduler_config.json of the pipeline; empty where there is none.
+    """
+
+    unet: Path
+    weights: Path
+    config: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    @classmethod
+    def find(cls, path: Path) -> DiffusersFolder:
+        """Find the parts, from the folder of the pipeline, that of the network, or its weights file.
+
+        Raises:
+            PDSError: when one is absent or cannot be read.
+        """
+        if not path.exists():
+            raise MissingError(f"checkpoint {path} does not exist: set model.checkpoint to a diffusers folder")
+        folder = path.parent if path.is_file() and path.stem == DIFFUSERS else path
+        unet = folder / "unet" if (folder / "unet").is_dir() else folder
+        candidates = [unet / f"{DIFFUSERS}.{suffix}" for suffix in ("safetensors", "bin")]
+        weights = next((path for path in candidates if path.is_file()), None)
+        if weights is None or not (unet / "config.json").is_file():
+            raise PDSError(
+                f"{path} is no diffusers folder: config.json and {candidates[0].name} must be in it, or in the unet/ in it"
+            )
+        # Early pipelines have all their files in one folder.
+        schedulers = [folder / "scheduler_config.json" for folder in (unet, unet.absolute().parent / "scheduler")]
+        noise = next((_read_json(path) for path in schedulers if path.is_file()), {})
+        return cls(unet, weights, _read_json(unet / "config.json"), noise)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by their names in the file."""
+        if self.weights.suffix == ".safetensors":
+            return _read_safetensors(self.weights)[0]
+        return _table(_read_torch(self.weights), self.weights)
+
+
 def load_weights(network: nn.Module, path: str | Path) -> Checkpoint:
     """Load a checkpoint into `network`, all of it or nothing: averaged (EMA) weights where there are any.
 
@@ -74,6 +118,23 @@ def load_weights(network: nn.Module, path: str | Path) -> Checkpoint:
             is missing, unknown, of another shape or not finite.
     """
     weights = _read(locate(path), [name for name, p in network.named_parameters() if p.requires_grad])
+    return _load(network, weights, path)
+
+
+def load_unet(network: nn.Module, folder: DiffusersFolder) -> Checkpoint:
+    """Load the weights of a diffusers folder into the network that diffusers makes of its config.json.
+
+    diffusers itself would leave a parameter that the file lacks at random.
+
+    Raises:
+        PDSError: as `load_weights`.
+    """
+    fix = "config.json and the weights are not of one network, fetch both again"
+    return _load(network, _Weights("diffusers", None, folder.weights, current_names(folder.tensors()), fix=fix), folder.unet)
+
+
+def _load(network: nn.Module, weights: _Weights, path: str | Path) -> Checkpoint:
+    """Check all, then load all; `path` is what messages call the checkpoint."""
     expected, parameters = network.state_dict(), dict(network.named_parameters())
     state = {name: value for name, value in expected.items() if name not in parameters} | weights.state
     for name, value in expected.items():
@@ -137,10 +198,10 @@ def save_weights(state: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 def _read(path: Path, trainable: list[str]) -> _Weights:
     """Find the layout of a file or folder; `trainable` are the names that an average without names belongs to."""
-    if path.is_dir():
-        return _read_diffusers(path)
-    if path.is_file() and path.stem == DIFFUSERS:
-        return _read_diffusers(path.parent)
+    if path.is_dir() or (path.is_file() and path.stem == DIFFUSERS):
+        folder = DiffusersFolder.find(path)
+        state, traits, fix = as_published(folder.config, folder.scheduler, folder.tensors(), folder.unet)
+        return _Weights("diffusers", None, folder.weights, state, traits, fix)
     if not path.is_file():
         raise MissingError(f"checkpoint {path} does not exist: set model.checkpoint to a weights file")
     if path.suffix == ".safetensors":
@@ -174,22 +235,6 @@ def _read(path: Path, trainable: list[str]) -> _Weights:
     return _Weights(layout, True, path, state | average)
 
 
-def _read_diffusers(folder: Path) -> _Weights:
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    candidates = [unet / f"{DIFFUSERS}.{suffix}" for suffix in ("safetensors", "bin")]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None or not (unet / "config.json").is_file():
-        raise PDSError(
-            f"{folder} is no diffusers folder (config.json and {candidates[0].name}): set model.checkpoint to one, or to a "
-            "weights file"
-        )
-    scheduler = unet.with_name("scheduler") / "scheduler_config.json"
-    tensors = _read_safetensors(path)[0] if path.suffix == ".safetensors" else _table(_read_torch(path), path)
-    noise = _read_json(scheduler) if scheduler.is_file() else {}
-    state, traits, fix = as_published(_read_json(unet / "config.json"), noise, tensors, unet)
-    return _Weights("diffusers", None, path, state, traits, fix)
-
-
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata."""
     try:
@@ -197,7 +242,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise PDSError(f"{path} is not a whole safetensors file ({_first_line(error)}): fetch it again") from None
+        raise PDSError(f"{path} is not a whole safetensors file ({first_line(error)}): fetch it again") from None
 
 
 def _trained_as(metadata: dict[str, str]) -> dict[str, Any]:
@@ -212,7 +257,7 @@ def _read_torch(path: Path) -> Any:
         # The format of torch before 1.6 cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
-        raise PDSError(f"{path} cannot be read ({_first_line(error)}): set model.checkpoint to a weights file") from None
+        raise PDSError(f"{path} cannot be read ({first_line(error)}): set model.checkpoint to a weights file") from None
     except Exception as error:  # A file that is no checkpoint fails in any way the unpickler can fail.
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code:
@@ -226,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise PDSError(f"{path} cannot be read as JSON ({_first_line(error)}): fetch it again") from None
+        raise PDSError(f"{path} cannot be read as JSON ({first_line(error)}): fetch it again") from None
     if not isinstance(content, dict):
         raise PDSError(f"{path} is not the configuration of a network or a scheduler: fetch it again")
     return content
@@ -243,5 +288,6 @@ def _plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short enough for a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -21,6 +21,8 @@ BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUp
 # What diffusers takes where config.json says nothing, of all that is read here.
 DEFAULTS = {
     "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
     "center_input_sample": False,
     "time_embedding_type": "positional",
     "mid_block_scale_factor": 1.0,
@@ -30,6 +32,7 @@ DEFAULTS = {
     "attn_norm_num_groups": None,
     "norm_eps": 1e-5,
     "class_embed_type": None,
+    "num_class_embeds": None,
 }
 
 
@@ -116,6 +119,16 @@ def published_names(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of an older file by the names that diffusers has now."""
+    renamed = {}
+    for name, value in tensors.items():
+        for new, old in PROJECTIONS:
+            name = name.replace(f".{old}.", f".{new}.")
+        renamed[name] = value
+    return renamed
+
+
 def _modules(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
     """The modules in the order of the published flat list, which is that of construction, and the names in each."""
     # No network has a thousand layers a block; a hostile number must not fill the memory.
@@ -153,7 +166,7 @@ def _check(config: dict[str, Any], source: Path) -> None:
     if kinds - BLOCKS or config["time_embedding_type"] != "fourier":
         raise PDSError(
             f"{source} is a UNet2DModel of {', '.join(sorted(kinds))} with a {config['time_embedding_type']} embedding, as "
-            "DDPM has, whose networks predict noise: only NCSN++ (Skip blocks, fourier) can be read"
+            "DDPM has, whose networks predict noise: set model=ddpm to load it, here only NCSN++ (Skip blocks, fourier) is read"
         )
     widths, groups, head = config["block_out_channels"], config["norm_num_groups"], config["attention_head_dim"]
     attentive = {c for c, kind in zip(widths, config["down_block_types"], strict=True) if kind.startswith("Attn")}
@@ -181,7 +194,7 @@ def _describe(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     settings: dict[str, Any] = {}
     if isinstance(size, int):
         heights = zip((size >> i for i in range(len(widths))), config["down_block_types"], strict=True)
-        settings["shape"] = [config.get("in_channels", 3), size, size]
+        settings["shape"] = [config["in_channels"], size, size]
         settings["attention"] = [height for height, kind in heights if kind.startswith("Attn")]
         traits["size"] = size
     settings |= {"width": widths[0], "multipliers": [c // widths[0] for c in widths], "blocks": config["layers_per_block"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +73,47 @@ class SigmaScore(_ContinuousScore):
 class NoisePredictionScore(_ContinuousScore):
     """A network `network(m x, 999 t)` that predicts the noise in x (continuous VP and sub-VP): s = -noise / sigma."""
 
+    def label(self, t: Tensor) -> Tensor:
+        """(batch,) what the network sees of the times t."""
+        return 999 * t
+
+    def noise(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        """(batch, C, H, W) z of x = x_0 + sigma z, from the output of the network; m and sigma are (batch, 1, 1, 1)."""
+        return output
+
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         t = self.process.time(sigma)
-        m = self.process.scale(t).to(x.dtype)[:, None, None, None]
-        return -self.network(m * x, (999 * t).to(x.dtype)).float() / sigma.to(x.dtype)[:, None, None, None]
+        m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.process.scale(t), sigma))
+        return -self.noise(self.network(m * x, self.label(t).to(x.dtype)).float(), x, m, std) / std
+
+
+class ChainScore(NoisePredictionScore):
+    """A network `network(m x, N t - 1)` trained on the levels of a discrete VP chain: Ho et al., NeurIPS 2020 (DDPM).
+
+    Args:
+        network: takes the number of the level, 0 = the smallest, as a float: samplers go between two levels.
+        process: the chain.
+        prediction: what it predicts, with x_t = m (x_0 + sigma z): "epsilon", z; "v_prediction", m (z - sigma x_0)
+            (Salimans & Ho, ICLR 2022); "sample", x_0.
+    """
+
+    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
+
+    def __init__(self, network: nn.Module, process: Process, prediction: str = "epsilon") -> None:
+        super().__init__(network, process)
+        self.prediction = prediction
+
+    def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) levels of the chain, each as likely."""
+        return self.process.ladder[torch.randint(self.process.levels, (count,), generator=generator)]
+
+    def label(self, t: Tensor) -> Tensor:
+        return self.process.levels * t - 1
+
+    def noise(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        if self.prediction == "v_prediction":
+            return m * (output + sigma * m * x)
+        return (x - output) / sigma if self.prediction == "sample" else output
 
 
 @dataclass(frozen=True)

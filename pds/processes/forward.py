@@ -152,52 +152,33 @@ class VarianceExploding:
         return torch.ones_like(t)
 
 
-@dataclass(frozen=True)
-class VariancePreserving:
-    """VP: m^2 = exp(-B), std^2 = 1 - m^2 with B(t) = int_0^t beta, beta linear in t ([SDE] Eqs. 31-33).
+class BetaProcess:
+    """dx = -beta x / 2 dt + sqrt(beta) dw: m^2 = exp(-B), std^2 = 1 - m^2 with B(t) = int_0^t beta ([SDE] Eqs. 31-33).
 
-    Attributes:
-        beta_min, beta_max: beta at t = 0 and 1.
-        levels: N.
+    Its forms differ in beta(t), with B and its inverse, and in the discrete chain of T iterations.
     """
 
     title: ClassVar[str] = "VP"
-
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    levels: int = 1000
-
-    def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max or self.levels < 1:
-            raise PDSError(
-                f"{self.title} needs 0 < beta_min <= beta_max and at least 1 level, got {self.beta_min}, {self.beta_max} "
-                f"and {self.levels}"
-            )
 
     @property
     def prior_std(self) -> float:
         return 1.0
 
-    @property
-    def ladder(self) -> Tensor:
-        return self.sigma(torch.linspace(1, self.end(1.0), self.levels, dtype=torch.float64))
-
-    def end(self, speed_up: float) -> float:
-        return 1e-3 * speed_up
-
     def beta(self, t: Tensor) -> Tensor:
         """beta(t)."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t.double()
+        raise NotImplementedError
 
     def integral(self, t: Tensor) -> Tensor:
         """B(t)."""
-        t = t.double()
-        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+        raise NotImplementedError
 
     def _inverse_integral(self, B: Tensor) -> Tensor:
-        """t with B(t) = B, without cancellation at small B."""
-        slope = self.beta_max - self.beta_min
-        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt())
+        """t with B(t) = B."""
+        raise NotImplementedError
+
+    def _betas(self, t: Tensor) -> Tensor:
+        """(T,) beta_j of the discrete chain, descending, at (T,) descending times."""
+        raise NotImplementedError
 
     def scale(self, t: Tensor) -> Tensor:
         return (-self.integral(t) / 2).exp()
@@ -211,16 +192,6 @@ class VariancePreserving:
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return -self.beta(t) / 2, self.beta(t)
 
-    def _betas(self, t: Tensor) -> Tensor:
-        """(T,) beta_j of the discrete chain, descending: the published code spreads T of them anew."""
-        count = len(t)
-        if self.beta_max >= count:
-            raise PDSError(
-                f"beta_max / T = {self.beta_max:g} / {count} must be below 1 in a discrete VP chain: use more than "
-                f"{math.floor(self.beta_max)} sampler.iterations, or the Euler-Maruyama predictor without a corrector"
-            )
-        return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)
-
     def steps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = self._betas(t)
         return (1 - beta).sqrt() - 1, beta
@@ -232,6 +203,56 @@ class VariancePreserving:
 
     def corrector_scale(self, t: Tensor) -> Tensor:
         return 1 - self._betas(t)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(BetaProcess):
+    """VP with beta linear in t ([SDE] section 3.4, appendix C).
+
+    Attributes:
+        beta_min, beta_max: beta at t = 0 and 1.
+        levels: N.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max or self.levels < 1:
+            raise PDSError(
+                f"{self.title} needs 0 < beta_min <= beta_max and at least 1 level, got {self.beta_min}, {self.beta_max} "
+                f"and {self.levels}"
+            )
+
+    @property
+    def ladder(self) -> Tensor:
+        return self.sigma(torch.linspace(1, self.end(1.0), self.levels, dtype=torch.float64))
+
+    def end(self, speed_up: float) -> float:
+        return 1e-3 * speed_up
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + (self.beta_max - self.beta_min) * t.double()
+
+    def integral(self, t: Tensor) -> Tensor:
+        t = t.double()
+        return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
+
+    def _inverse_integral(self, B: Tensor) -> Tensor:
+        # Written without cancellation at small B.
+        slope = self.beta_max - self.beta_min
+        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt())
+
+    def _betas(self, t: Tensor) -> Tensor:
+        # The published code spreads T of them anew.
+        count = len(t)
+        if self.beta_max >= count:
+            raise PDSError(
+                f"beta_max / T = {self.beta_max:g} / {count} must be below 1 in a discrete VP chain: use more than "
+                f"{math.floor(self.beta_max)} sampler.iterations, or the Euler-Maruyama predictor without a corrector"
+            )
+        return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

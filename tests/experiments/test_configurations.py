@@ -233,6 +233,8 @@ IMPOSSIBLE = [
     (["model=ncsnpp", "dataset=ffhq", "dataset.resolution=512", "model.checkpoint=null"], "256px, 1024px, not for 512px"),
     (["model=ncsnpp_small", "sampler=edm", "filter=statistics"], "takes no filter: set filter=none solenoid=none"),
     (["sampler=mild", "sampler.gamma=1"], r"sampler.gamma must be in \[0, 1\)"),
+    (["sampler=diffusers_ddim"], "sampler.iterations=50 is more than the 10 noise levels of the model"),
+    (["sampler=diffusers_ddim", "sampler.scheduler=LMSDiscreteScheduler"], "sampler.scheduler must be one of DDIMScheduler"),
     (["model=ncsnpp_small", "sampler/predictor=none"], "choose a predictor, a corrector or both"),
     (["model=ncsnpp_small", "sampler/corrector=langevin", "sampler.corrector.snr=-1"], "corrector.snr must be positive"),
     (
@@ -240,6 +242,8 @@ IMPOSSIBLE = [
         "published this model for church, bedroom, not for tower",
     ),
     (["model=ncsn", "model.checkpoint=/nowhere/x.pth"], "does not exist: set model.checkpoint"),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=/nowhere"], "does not exist: set model.checkpoint to a diffusers"),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "of a diffusers folder: set model.checkpoint="),
     (["dataset=cifar10", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"], "CIFAR-10 train batch"),
     (["dataset=cifar10", "model.checkpoint=null"], "mnist_classifier features need"),
     (["dataset=lsun", "dataset.category=castle", "model.checkpoint=null"], "dataset.category must be one of church, tower"),
@@ -369,6 +373,13 @@ def test_a_missing_value_names_its_key():
         resolved(composed("model=ncsn"))
     with pytest.raises(PDSError, match=r"dataset.shape has no value"):
         resolved(composed("dataset=folder"))
+
+
+def test_ddpm_is_sampled_as_published():
+    cfg = composed("model=ddpm", "dataset=cifar10", "model.checkpoint=x")
+    assert resolved(cfg)["model"]["shape"] == [3, 32, 32]
+    sampler = build(cfg.sampler)
+    assert (sampler.title, sampler.iterations, sampler.nfe_per_iteration) == ("ancestral", 1000, 1)
 
 
 def test_the_training_configuration_builds():

@@ -1,0 +1,166 @@
+"""DDPM networks of Hugging Face diffusers: a `UNet2DModel`, built by diffusers itself, as a score."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from pds.errors import PDSError
+from pds.files import locate
+from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
+from pds.models.diffusers_layout import DEFAULTS
+from pds.models.scores import ChainScore, ScoreModel
+from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
+
+log = logging.getLogger(__name__)
+
+# What scheduler_config.json calls the arguments of `unet2d`, and what it means where it does not say: the values of DDPM.
+SCHEDULER = {
+    "schedule": ("beta_schedule", "linear"),
+    "beta_start": ("beta_start", 1e-4),
+    "beta_end": ("beta_end", 0.02),
+    "levels": ("num_train_timesteps", 1000),
+    "prediction": ("prediction_type", "epsilon"),
+}
+
+
+class _Network(nn.Module):
+    """A `UNet2DModel` that returns its output alone."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.unet(x, label, return_dict=False)[0]
+
+
+def unet2d(
+    shape: Sequence[int],
+    checkpoint: str | None,
+    schedule: str | None = None,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    levels: int | None = None,
+    prediction: str | None = None,
+) -> ScoreModel:
+    """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
+
+    The chain is that of its scheduler_config.json. Where the folder has no scheduler the other arguments say it, None
+    being DDPM's value; where it has one, they may only repeat it. No sampler clips the predicted image, as diffusers may
+    (clip_sample).
+
+    Args:
+        shape: (C, H, W) of the images.
+        checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
+        schedule, beta_start, beta_end, levels: see `pds.processes.discrete.beta_schedule`; linear, 1e-4, 0.02, 1000.
+        prediction: see `ChainScore`; epsilon.
+
+    Raises:
+        PDSError: without diffusers, for a folder that is not whole, for a network of other images, of another chain or of
+            another kind.
+    """
+    if checkpoint is None:
+        raise PDSError("the network of model=ddpm is that of a diffusers folder: set model.checkpoint=/path/to/folder")
+    folder = DiffusersFolder.find(locate(checkpoint))
+    _check(folder, shape)
+    given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
+    process, prediction = _chain(folder, given)
+    network = _build(folder)
+    weights = load_unet(network, folder)
+    title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
+    return ScoreModel(title, ChainScore(_Network(network), process, prediction), process, tuple(shape), weights, (-1.0, 1.0))
+
+
+def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
+    """Refuse what diffusers would build and nothing here can sample."""
+    source, config = folder.unet, DEFAULTS | folder.config
+    if config.get("_class_name") != "UNet2DModel":
+        raise PDSError(f"{source} holds a {config.get('_class_name')}: model=ddpm reads a UNet2DModel")
+    if config["time_embedding_type"] == "fourier":
+        raise PDSError(f"{source} has a fourier embedding, as VE networks have: model=ncsnpp reads those of Skip blocks")
+    if config["time_embedding_type"] != "positional":
+        raise PDSError(
+            f"{source} has a {config['time_embedding_type']} embedding, which knows nothing between two levels: only "
+            "positional ones can be sampled"
+        )
+    classes = {name: config[name] for name in ("class_embed_type", "num_class_embeds") if config[name] is not None}
+    if classes:
+        name, value = classes.popitem()
+        raise PDSError(f"{source} is conditioned on classes ({name}={value}): only unconditional networks can be sampled")
+    if config["out_channels"] != config["in_channels"]:
+        raise PDSError(
+            f"{source} has out_channels={config['out_channels']} and in_channels={config['in_channels']}, as networks that "
+            "learn the variance have: only those that predict the noise alone can be sampled"
+        )
+    if config["center_input_sample"]:
+        raise PDSError(f"{source} has center_input_sample=true: only networks of images from -1 to 1 can be sampled")
+    size = config["sample_size"]
+    trained = [config["in_channels"], *(shape[1:] if size is None else size if isinstance(size, list) else [size, size])]
+    if trained != list(shape):
+        raise PDSError(
+            f"{source} is a network of images of shape {trained}, the data set has {list(shape)}: choose another dataset"
+        )
+
+
+def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVariancePreserving, str]:
+    """The chain and what is predicted."""
+    scheduler, betas = folder.scheduler, folder.scheduler.get("trained_betas")
+    if not scheduler:
+        source = "the configuration, as the folder has no scheduler"
+        told = {key: default if given[key] is None else given[key] for key, (_, default) in SCHEDULER.items()}
+    else:
+        source = "its scheduler_config.json"
+        if "beta_schedule" not in scheduler or scheduler.get("rescale_betas_zero_snr"):
+            what = "rescale_betas_zero_snr" if "beta_schedule" in scheduler else "no beta_schedule"
+            raise PDSError(
+                f"{folder.unet} has a {scheduler.get('_class_name')} with {what}: only chains of finite noise levels, given by "
+                "their betas, can be sampled"
+            )
+        told = {key: scheduler.get(name, default) for key, (name, default) in SCHEDULER.items()}
+        if betas is not None:
+            told["schedule"] = "trained_betas"
+        wrong = next((key for key, value in given.items() if value is not None and value != told[key]), None)
+        if wrong is not None:
+            raise PDSError(
+                f"model.{wrong}={given[wrong]}, but {folder.unet} was trained with {told[wrong]} ({source}): leave "
+                f"model.{wrong}=null"
+            )
+    prediction = told["prediction"]
+    if prediction not in ChainScore.PREDICTIONS:
+        raise PDSError(
+            f"{folder.unet} predicts {prediction!r} (from {source}), not one of {', '.join(ChainScore.PREDICTIONS)}: it cannot "
+            "be sampled"
+        )
+    try:
+        if betas is None:
+            betas = beta_schedule(told["schedule"], told["beta_start"], told["beta_end"], told["levels"])
+        process = DiscreteVariancePreserving(tuple(float(beta) for beta in betas))
+    except PDSError as error:
+        raise PDSError(f"the noise of {folder.unet}, from {source}, cannot be sampled: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise PDSError(
+            f"the scheduler of {folder.unet} is not one that diffusers writes ({first_line(error)}): fetch it again"
+        ) from None
+    log.info(
+        "noise levels of %s from %s: %s betas from %g to %g, N = %d; it predicts %s",
+        *(folder.unet, source, told["schedule"], process.betas[0], process.betas[-1], process.levels, prediction),
+    )
+    return process, prediction
+
+
+def _build(folder: DiffusersFolder) -> nn.Module:
+    """The network of config.json, with random weights."""
+    try:
+        from diffusers import UNet2DModel
+    except ImportError:
+        raise PDSError("model=ddpm needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
+    try:
+        return UNet2DModel.from_config(folder.config).eval()
+    except Exception as error:  # A configuration that is none fails in any way that building a network can fail.
+        raise PDSError(
+            f"diffusers cannot build the network of {folder.unet} ({first_line(error)}): fetch its config.json again"
+        ) from None

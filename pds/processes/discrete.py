@@ -1,0 +1,107 @@
+"""The VP chain of a given number of levels: Ho et al., *Denoising Diffusion Probabilistic Models*, NeurIPS 2020 (DDPM)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.processes.forward import BetaProcess
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+MOST_LEVELS = 100_000
+
+
+def beta_schedule(schedule: str, beta_start: float, beta_end: float, levels: int) -> tuple[float, ...]:
+    """beta_0, ..., beta_{N-1} as diffusers names them, in float64.
+
+    Args:
+        schedule: "linear" (DDPM); "scaled_linear", linear in sqrt(beta); "squaredcos_cap_v2", the cosine of Nichol & Dhariwal,
+            ICML 2021, which has no other parameter.
+        beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1.
+        levels: N (num_train_timesteps).
+
+    Raises:
+        PDSError: for other values.
+    """
+    if schedule not in SCHEDULES:
+        raise PDSError(f"the beta schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if not 2 <= levels <= MOST_LEVELS:
+        raise PDSError(f"a discrete VP chain has 2 to {MOST_LEVELS} levels, got {levels}")
+    if schedule == "squaredcos_cap_v2":
+        abar = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
+        return tuple(min(1 - abar[i + 1] / abar[i], 0.999) for i in range(levels))
+    if not 0 < beta_start <= beta_end < 1:
+        raise PDSError(f"a discrete VP chain needs 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+    power = 2 if schedule == "scaled_linear" else 1
+    roots = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), levels, dtype=torch.float64)
+    return tuple((roots**power).tolist())
+
+
+@dataclass(frozen=True)
+class DiscreteVariancePreserving(BetaProcess):
+    """VP of N given levels: abar_i = prod_{j <= i} (1 - beta_j), sigma_i = sqrt(1 / abar_i - 1), i = 0, ..., N - 1.
+
+    Level i is at t = (i + 1) / N, and t = 0 is the data: so T iterations at times 1, ..., 1 / T visit all levels for T = N,
+    and for T < N every N/T-th, from the last one on (the "trailing" spacing of diffusers). Between two levels, which samplers
+    visit as well, B(t) = -log abar is linear: a beta(t) that is constant there.
+
+    A sampler of T iterations runs the chain respaced to the levels that it visits, 1 - beta' = abar(t_j) / abar(t_{j+1}) with
+    abar = 1 after the last (Nichol & Dhariwal, ICML 2021, section 4): any T will do.
+
+    Attributes:
+        betas: beta_0, ..., beta_{N-1}, each in (0, 1); see `beta_schedule`.
+    """
+
+    betas: tuple[float, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        wrong = [beta for beta in self.betas if not 0 < beta < 1]
+        if wrong or len(self.betas) < 2:
+            raise PDSError(
+                "a discrete VP chain needs at least 2 levels and each beta in (0, 1), got "
+                + (f"{wrong[0]:g}" if wrong else f"{len(self.betas)} levels")
+            )
+
+    @property
+    def levels(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def _nodes(self) -> Tensor:
+        """(N + 1,) B at t = 0, 1 / N, ..., 1."""
+        betas = torch.tensor([0.0, *self.betas], dtype=torch.float64)
+        return -(-betas).log1p().cumsum(0)
+
+    @property
+    def ladder(self) -> Tensor:
+        return self._nodes[1:].flip(0).expm1().sqrt()
+
+    def end(self, speed_up: float) -> float:
+        # More iterations than levels stop at the smallest level too.
+        return max(speed_up, 1.0) / self.levels
+
+    def _after(self, t: Tensor) -> Tensor:
+        """k = 1, ..., N with (k - 1) / N < t <= k / N; the times of a level may be off by rounding."""
+        return (self.levels * t.double() - 1e-9).ceil().long().clamp(1, self.levels)
+
+    def beta(self, t: Tensor) -> Tensor:
+        nodes, k = self._nodes.to(t.device), self._after(t)
+        return self.levels * (nodes[k] - nodes[k - 1])
+
+    def integral(self, t: Tensor) -> Tensor:
+        nodes, k = self._nodes.to(t.device), self._after(t)
+        return nodes[k] + (self.levels * t.double() - k) * (nodes[k] - nodes[k - 1])
+
+    def _inverse_integral(self, B: Tensor) -> Tensor:
+        nodes = self._nodes.to(B.device)
+        k = torch.searchsorted(nodes, B).clamp(1, self.levels)
+        return (k + (B - nodes[k]) / (nodes[k] - nodes[k - 1])) / self.levels
+
+    def _betas(self, t: Tensor) -> Tensor:
+        B = self.integral(t)
+        return -torch.expm1(torch.cat([B[1:], B.new_zeros(1)]) - B)
