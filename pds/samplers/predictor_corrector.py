@@ -311,23 +311,27 @@ class PredictorCorrector:
             P = preconditioner.at(iteration)
             if self.corrector is not None:
                 for _ in range(self.corrector.steps):
-                    x = self._correct(score, x, level, self._filtered(self.corrector, P), noise)
+                    x = self.correct(x, _score_at(score, x, level), level, P, noise.normal())
             if self.predictor is not None:
-                drift = level.weight * _score_at(score, x, level)
-                f = drift + level.linear * x if level.linear else drift
+                s = _score_at(score, x, level)
                 last = self.denoise and iteration == len(levels) - 1
-                P = self._filtered(self.predictor, P)
-                if level.noise and not last:
-                    x = P.step(x, f, level.noise, noise.normal(), drift)
-                else:
-                    x = x + P.drift(f, drift)
+                x = self.predict(x, s, level, P, noise.normal() if level.noise and not last else None)
             callback(iteration, level.sigma, x)
         return x
 
-    def _correct(self, score: Score, x: Tensor, level: Level, P: Preconditioner, noise: NoiseSource) -> Tensor:
-        d, Pz = P.drift(_score_at(score, x, level)), P.noise(noise.normal())
+    def correct(self, x: Tensor, s: Tensor, level: Level, preconditioner: Preconditioner, z: Tensor) -> Tensor:
+        """One step of the corrector, x + a d + sqrt(2 a) P z, from s = s(x) and a standard normal draw z."""
+        P = self._filtered(self.corrector, preconditioner)
+        d, Pz = P.drift(s), P.noise(z)
         a = self.corrector.step_size(d, Pz, level)
         return x + a * d + (2 * a) ** 0.5 * Pz
+
+    def predict(self, x: Tensor, s: Tensor, level: Level, preconditioner: Preconditioner, z: Tensor | None) -> Tensor:
+        """The predictor step from s = s(x) and a standard normal draw z; None leaves the noise out."""
+        P = self._filtered(self.predictor, preconditioner)
+        drift = level.weight * s
+        f = drift + level.linear * x if level.linear else drift
+        return x + P.drift(f, drift) if z is None else P.step(x, f, level.noise, z, drift)
 
 
 def _score_at(score: Score, x: Tensor, level: Level) -> Tensor:
