@@ -1,0 +1,224 @@
+"""Samplers of VP models as users of diffusers run them: its own schedulers, none of them written anew.
+
+A scheduler of diffusers walks down some of N levels of a VP state Y = sqrt(abar) x, abar = 1 / (1 + sigma^2), and asks for the
+noise prediction e = -sigma s(x, sigma). Scores know sigma only, so a model of any process has such states. The N levels are the
+ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / abar_{i-1}, the smallest sigma first, abar_{-1} = 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.noise import NoiseSource
+from pds.preconditioning.preconditioner import Preconditioner
+from pds.processes.forward import Process
+from pds.samplers.sampler import Callback
+from pds.samplers.sigma_space import SigmaSpaceSampler
+from pds.score import Score
+
+TITLES = {
+    "DDIMScheduler": "DDIM",
+    "DDPMScheduler": "DDPM",
+    "DPMSolverMultistepScheduler": "DPM-Solver",
+    "UniPCMultistepScheduler": "UniPC",
+}
+"""The schedulers that are known to work here, one score evaluation a step each."""
+
+_OF_THE_MODEL = {
+    *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
+    *("prediction_type", "use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
+}
+"""Options that say what the model is, which the process and the score say here."""
+
+
+class Level(NamedTuple):
+    """One iteration.
+
+    Attributes:
+        scheduler: with its timesteps set and no step taken; it has state, so each call takes a copy.
+        timestep: what it calls the iteration.
+        sigma: of the state before it, in units of the data range.
+        below: of the state after it; 0 at the end, if the options say no other.
+    """
+
+    scheduler: Any
+    timestep: int
+    sigma: float
+    below: float
+
+
+@dataclass(frozen=True)
+class DiffusersScheduler(SigmaSpaceSampler):
+    """A scheduler of diffusers, run by its own `set_timesteps` and `step`.
+
+    The start is Y ~ N(0, I). `step` takes and gives Y; between two steps the state is x, in units of the data. The score is
+    asked at the sigma of the state, not at that of a rounded timestep, which matters for Karras levels.
+
+    diffusers keeps abar in float32. Its sigmas are those of the ladder up to a relative 1e-6 above 1, 3e-5 above 0.1 and 4e-4
+    about 0.01; below 2e-4, where sub-VP ends, they are 0. Its steps between its own levels are off by less than 1e-4.
+
+    Attributes:
+        iterations: T, at most N, one score evaluation each.
+        scheduler: name of its class in diffusers, one of `TITLES`.
+        options: of its constructor, for all else its defaults. DDIM and DDPM clip the image that they predict to [-1, 1] by
+            default (`clip_sample`), which is wrong for data in [0, 1], and do not start at the largest sigma
+            (`timestep_spacing`).
+    """
+
+    source: ClassVar[str] = (
+        "diffusers; Song, Meng & Ermon, ICLR 2021 (DDIM); Ho, Jain & Abbeel, NeurIPS 2020 (DDPM); Lu et al., arXiv:2211.01095 "
+        "(DPM-Solver++); Zhao et al., NeurIPS 2023 (UniPC)"
+    )
+    nfe_per_iteration: ClassVar[int] = 1
+
+    scheduler: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scheduler not in TITLES:
+            raise PDSError(f"sampler.scheduler must be one of {', '.join(TITLES)}, got {self.scheduler!r}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise after the start."""
+        return self.scheduler == "DDPMScheduler" or str(self.options.get("algorithm_type")).startswith("sde-")
+
+    @property
+    def title(self) -> str:
+        """What tables call it, unlike the samplers of the same name in this package."""
+        if self.scheduler != "DPMSolverMultistepScheduler":
+            return f"{TITLES[self.scheduler]} (diffusers)"
+        algorithm = str(self.options.get("algorithm_type", "dpmsolver++"))
+        name = algorithm.replace("sde-", "SDE-").replace("dpmsolver", TITLES[self.scheduler])
+        return f"{name}({self.options.get('solver_order', 2)}M) (diffusers)"
+
+    @property
+    def detail(self) -> str:
+        """The options that comparisons are made over, for tables."""
+        told = {name: value for name, value in self.options.items() if name not in ("algorithm_type", "solver_order")}
+        given = (name if value is True else f"{name}={value}" for name, value in told.items() if value is not False)
+        return ", ".join(given) or "defaults"
+
+    def levels(self, process: Process) -> list[Level]:
+        """Timesteps and noise levels of each of the T iterations."""
+        sigmas = process.ladder.flip(0)
+        T, N = self.iterations, len(sigmas)
+        if N < T:
+            raise PDSError(f"sampler.iterations={T} is more than the {N} noise levels of the model to visit: use at most {N}")
+        make = self._constructor()
+        # Of logarithms, so that no beta is lost to cancellation.
+        betas = -(-sigmas.square().log1p()).diff(prepend=sigmas.new_zeros(1)).expm1()
+        try:
+            scheduler = make(num_train_timesteps=N, trained_betas=betas.tolist(), prediction_type="epsilon", **self.options)
+            levels = _walk(scheduler, T)
+        except Exception as error:  # of what kind is the scheduler's own business
+            said = " ".join(str(error).split())
+            raise PDSError(f"{self.scheduler} does not take these sampler.options, {dict(self.options)}: {said}") from error
+        if not _descends(levels, T):
+            fewer = next((count for count in range(T - 1, 1, -1) if _descends(_walk(scheduler, count), count)), 1)
+            raise PDSError(
+                f"{self.scheduler} cannot walk down sampler.iterations={T} of the {N} noise levels of the model, its rounding "
+                f"takes one twice or one too many: use {fewer} or other sampler.options"
+            )
+        return levels
+
+    def _constructor(self) -> type:
+        """The class in diffusers, which is slow to import and may be absent."""
+        try:
+            import diffusers
+        except ImportError:
+            raise PDSError(f"{self.title} needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
+        make = getattr(diffusers, self.scheduler)
+        choices = inspect.signature(make).parameters.keys() - _OF_THE_MODEL
+        if unknown := sorted(self.options.keys() - choices):
+            taken = ", ".join(sorted(choices))
+            raise PDSError(f"sampler.options.{unknown[0]} is no option of {self.scheduler} here, which takes {taken}")
+        return make
+
+    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
+        """Refuse every preconditioner; say when DDIM's steps do not meet."""
+        doubts = super().check(levels, preconditioner)
+        N = levels[0].scheduler.config.num_train_timesteps
+        # Its step goes N // T timesteps down, wherever the next one is.
+        stride = N // len(levels)
+        if self.scheduler == "DDIMScheduler" and any(a.timestep - b.timestep != stride for a, b in pairwise(levels)):
+            doubts.append(
+                f"each step of {self.title} goes {stride} of the {N} noise levels down, and does not end where the next begins "
+                f"at sampler.iterations={len(levels)}: use a divisor of {N} and timestep_spacing=trailing"
+            )
+        return doubts
+
+    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
+        """sqrt(1 + sigma_T^2) z, of the VP state Y = z."""
+        return (1 + self.levels(process)[0].sigma ** 2) ** 0.5 * noise.normal()
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: list[Level],
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = lambda iteration, sigma, x: None,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`.
+            preconditioner: `Identity()`, see `check`.
+            noise: one uniform draw when stochastic, see `image_generators`.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+        """
+        super().check(levels, preconditioner)
+        scheduler = deepcopy(levels[0].scheduler)
+        drawn = {"generator": image_generators(noise)} if self.stochastic else {}
+        for iteration, (_, timestep, sigma, below) in enumerate(levels):
+            e = -sigma * score(x, x.new_full((len(x),), sigma))
+            Y = scheduler.step(e, timestep, x / (1 + sigma**2) ** 0.5, **drawn).prev_sample
+            x = (1 + below**2) ** 0.5 * Y
+            callback(iteration, sigma, x)
+        return x
+
+
+def image_generators(noise: NoiseSource) -> list[torch.Generator]:
+    """A generator an image, for the noise that diffusers draws: it depends on (seed, image index) alone.
+
+    The seeds are the 48 bits of the first two values of a uniform draw. The generators are on the CPU, so that an image is the
+    same on every device; torch takes 32 bits of a seed there: of 50 000 images two may share their noise after the start.
+    """
+    words = (noise.uniform().flatten(1)[:, :2].double() * 2**24).long().tolist()
+    return [torch.Generator().manual_seed(sum(word << 24 * place for place, word in enumerate(pair))) for pair in words]
+
+
+def _walk(scheduler: Any, T: int) -> list[Level]:
+    """The iterations that a scheduler takes for T."""
+    scheduler.set_timesteps(T)
+    timesteps = scheduler.timesteps
+    if hasattr(scheduler, "sigmas"):
+        # Karras levels may have equal timesteps, of which it would take the first for the second.
+        scheduler.set_begin_index(0)
+        sigmas = scheduler.sigmas.tolist()
+    else:
+        abar = [*scheduler.alphas_cumprod[timesteps].tolist(), float(getattr(scheduler, "final_alpha_cumprod", 1))]
+        sigmas = [(1 / value - 1) ** 0.5 for value in abar]
+    return [Level(scheduler, *row) for row in zip(timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True)]
+
+
+def _descends(levels: list[Level], T: int) -> bool:
+    """Whether the levels are T and each is below the last."""
+    return len(levels) == T and all(level.sigma > level.below for level in levels)
