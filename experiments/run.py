@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pds.files import atomic_path, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
 from pds.logs import log_file, to_terminal
 from pds.models.scores import ScoreModel
+from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.points import Points
 from pds.preconditioning.filters import Filter
@@ -41,6 +42,7 @@ from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.reporting import format_table, image_grid, read_runs, write_report
 from pds.runs import RunFolder, fingerprint, provenance, run_name
+from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
 from pds.samplers.sampler import Sampler
 from pds.tracking import MetricsFile, TrackedRun, Tracker
 
@@ -113,6 +115,7 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
+    moments: NoiseMoments | None
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
@@ -135,11 +138,14 @@ class Experiment:
         if cfg.batch_size < 1:
             raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score = model.score.to(device, memory_format=torch.channels_last)
+        score, moments = model.score.to(device, memory_format=torch.channels_last), None
+        if isinstance(sampler, AnalyticDDIM):
+            moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
+            sampler = replace(sampler, moments=moments)
         sample = ImageSampler(score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range)
         what = " + ".join(title for title in (filter.title, solenoid.title) if title)
         label = f"{'vanilla' if isinstance(preconditioner, Identity) else what}, {sampler.detail}"
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -154,12 +160,14 @@ class Experiment:
     def fingerprint(self) -> dict[str, str | None]:
         """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
         checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
-        return {
+        facts = {
             "weights": checkpoint and checkpoint.sha256,
             "filters": fingerprint(*self.masks.values()),
-            "reference": reference and hashlib.sha256(json.dumps(reference, sort_keys=True).encode()).hexdigest()[:16],
+            "reference": reference and digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
+        # Where there are none, the run keeps the name it had before there were any.
+        return facts if self.moments is None else facts | {"moments": digest(self.moments.provenance)}
 
     @property
     def vanilla(self) -> bool:
@@ -168,6 +176,11 @@ class Experiment:
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
+
+
+def digest(provenance: dict[str, Any]) -> str:
+    """16 digits of the hash of what numbers were made from."""
+    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:
@@ -269,6 +282,7 @@ def sample_and_measure(
                 "ema": checkpoint.ema,
             },
             **measure(experiment.metric, arrays),
+            **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
             "doubts": experiment.doubts,
             **provenance(experiment.sample.device, command),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -42,8 +42,8 @@ class Level(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _VariancePreserving:
-    """What the three samplers share.
+class VPStateSampler:
+    """What samplers of VP states share: levels and start.
 
     Attributes:
         iterations: T, at least 2.
@@ -83,7 +83,7 @@ class _VariancePreserving:
 
 
 @dataclass(frozen=True)
-class _Deterministic(_VariancePreserving):
+class _Deterministic(VPStateSampler):
     stochastic: ClassVar[bool] = False
 
     def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
@@ -117,7 +117,7 @@ class DDIM(_Deterministic):
     The first iteration, which has one evaluation only, is DDIM's.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
         order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
     """
 
@@ -161,7 +161,7 @@ class DDIM(_Deterministic):
         self._refuse(preconditioner)
         last = None
         for iteration, (sigma, below, _) in enumerate(levels):
-            gamma, e, step = 1 / (1 + sigma**2), -sigma * _at(score, x, sigma), below - sigma
+            gamma, e, step = 1 / (1 + sigma**2), -sigma * score_at(score, x, sigma), below - sigma
             x = x + step * e
             if self.order == 2 and last is not None:
                 weight = (math.atan(below) - math.atan(sigma) - gamma * step) / (gamma - last[0])
@@ -188,7 +188,7 @@ class AcceleratedDeterministic(_Deterministic):
     Euler's step of dx = -S dsigma^2 / 2, corrected by a difference of S.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
     """
 
     title: ClassVar[str] = "accelerated deterministic"
@@ -207,11 +207,11 @@ class AcceleratedDeterministic(_Deterministic):
         """See `DDIM.__call__`."""
         self._refuse(preconditioner)
         for iteration, (sigma, below, above) in enumerate(levels):
-            s, h, h_above = _at(score, x, sigma), sigma**2 - below**2, above**2 - sigma**2
+            s, h, h_above = score_at(score, x, sigma), sigma**2 - below**2, above**2 - sigma**2
             if below:
                 a = (1 + sigma**2) / (1 + above**2)
                 forward = x - a * h_above / 2 * s
-                x = x + h / 2 * s + h**2 / (4 * a * h_above) * (s - _at(score, forward, above))
+                x = x + h / 2 * s + h**2 / (4 * a * h_above) * (s - score_at(score, forward, above))
             else:
                 x = x + h * s
             callback(iteration, sigma, x)
@@ -219,7 +219,7 @@ class AcceleratedDeterministic(_Deterministic):
 
 
 @dataclass(frozen=True)
-class AcceleratedStochastic(_VariancePreserving):
+class AcceleratedStochastic(VPStateSampler):
     """The accelerated stochastic sampler of [LI]: one evaluation an iteration.
 
         Y+_t    = Y_t + sqrt((1 - alpha_t) / 2) z
@@ -239,7 +239,7 @@ class AcceleratedStochastic(_VariancePreserving):
     errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `_VariancePreserving`.
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
         second_noise: "scaled", divided by sqrt(alpha); or "printed".
     """
 
@@ -313,14 +313,15 @@ class AcceleratedStochastic(_VariancePreserving):
             if level.below:
                 P, root = preconditioner.at(iteration), self._root(level)
                 x = x + (h / 2) ** 0.5 * P.noise(noise.normal())
-                drift = h * _at(score, x, level.sigma)
+                drift = h * score_at(score, x, level.sigma)
                 # The linear term of Y is (1 - sqrt(alpha)) x in x, which itself shrinks by sqrt(alpha).
                 x = P.step(root * x, (1 - root) * x + drift, self._second(level), noise.normal(), drift)
             else:
-                x = x + h * _at(score, x, level.sigma)
+                x = x + h * score_at(score, x, level.sigma)
             callback(iteration, level.sigma, x)
         return x
 
 
-def _at(score: Score, x: Tensor, sigma: float) -> Tensor:
+def score_at(score: Score, x: Tensor, sigma: float) -> Tensor:
+    """The score with one noise level for the whole batch."""
     return score(x, x.new_full((len(x),), sigma))

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,13 +18,16 @@ import pytest
 import torch
 import yaml
 from building import one_sentence
+from moments import make_moments
 from PIL import Image
 from run import Experiment, run
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.files import ASSETS
 from pds.models.checkpoints import save_weights
 from pds.models.ncsn import NCSN
+from pds.moments import read_moments
 from pds.points import Points
 from pds.runs import RunFolder, run_name
 from pds.tracking import read_metrics
@@ -151,6 +155,32 @@ def test_other_weights_or_filters_are_another_run(tmp_path):
         cfg = composed(f"model.checkpoint={weights}", "model.width=4", "filter=parametric")
         names.add(run_name([], {"fingerprint": Experiment.build(cfg).fingerprint}))
     assert len(names) == 2
+
+
+def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_which_it_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
+    weights, folder = tmp_path / "net.safetensors", tmp_path / "stripes"
+    shutil.copy(ASSETS / "mnist_ncsnpp.safetensors", weights)
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((28, 28), 90 * i, np.uint8)).save(folder / f"{i}.png")
+    data = ["dataset=folder", f"dataset.source.root={folder}", "dataset.shape=[1,28,28]", "metric=none"]
+    data += ["model.process.sigma_max=16"]
+    chosen = [*data, "model=ncsnpp_small", f"model.checkpoint={weights}", "sampler=analytic_ddim", "sampler.iterations=2"]
+    first = Experiment.build(composed(*chosen, "sampler.training_images=1"))
+    assert len(list((tmp_path / "cache" / "moments").glob("net_folder_1-*.json"))) == 1
+    assert torch.isfinite(first.sample(range(2))[0]).all()
+    make_moments(composed(*chosen, "sampler.training_images=2"))
+    shutil.rmtree(folder)
+    second = Experiment.build(composed(*chosen, "sampler.training_images=2"))
+    assert second.moments == read_moments(tmp_path / "net_moments.json")
+    assert first.fingerprint["moments"] != second.fingerprint["moments"]
+    with pytest.raises(PDSError, match=r"use filter=none and solenoid=none"):
+        Experiment.build(composed(*chosen, "filter=parametric", "sampler.training_images=3"))
+    with pytest.raises(PDSError, match="the DDIM sampler needs no moments: give sampler=analytic_ddim"):
+        make_moments(composed("model=ncsnpp_small", "sampler=ddim"))
+    # What has no moments is named as ever.
+    assert list(Experiment.build(composed()).fingerprint) == ["weights", "filters", "reference", "batch"]
 
 
 def test_the_tracker_mirrors_the_run(tmp_path):

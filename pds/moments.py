@@ -1,0 +1,182 @@
+"""The noise moments of a model, which Analytic-DDIM needs: a file beside its weights, one in the cache, or measured once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import pds
+from pds.cache import cache_folder
+from pds.data.dataset import Dataset
+from pds.data.images import read_in_batches, to_unit
+from pds.data.statistics import choose
+from pds.errors import PDSError
+from pds.evaluation.reference import image_digest
+from pds.files import write_json
+from pds.models.checkpoints import Checkpoint
+from pds.models.scores import ScoreModel
+from pds.noise import ImageNoise
+from pds.samplers.analytic import NoiseMoments
+from pds.score import Score
+
+log = logging.getLogger(__name__)
+
+LEVELS = 64  # of noise, evenly in log(sigma): neighbours are 12% (VE of MNIST) to 16% (VP) apart
+SEED = 0  # of the choice of images, and of the noise added to them
+
+
+def write_moments(path: Path, moments: NoiseMoments) -> None:
+    """Write moments as JSON, atomically."""
+    names = ("sigmas", "values", "data_range", "provenance")
+    write_json(path, {name: getattr(moments, name) for name in names})
+
+
+def read_moments(path: Path) -> NoiseMoments:
+    """Read what `write_moments` wrote; anything else is a `PDSError`."""
+    try:
+        content = json.loads(path.read_text())
+        sigmas, values = (tuple(map(float, content[name])) for name in ("sigmas", "values"))
+        black, white = map(float, content["data_range"])
+        ascending = sigmas[0] > 0 and bool(np.all(np.diff(sigmas) > 0))
+        if not (len(sigmas) == len(values) and ascending and all(0 <= value <= 1 for value in values)):
+            raise ValueError("noise levels or values out of range")
+        return NoiseMoments(sigmas, values, (black, white), dict(content["provenance"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise PDSError(f"{path} is not a file of noise moments of this project ({error}): delete it") from None
+
+
+def beside(checkpoint: Checkpoint) -> Path:
+    """The file of moments that travels with a weights file: NAME_moments.json in its folder."""
+    return checkpoint.path.with_name(f"{checkpoint.path.stem}_moments.json")
+
+
+def measure(
+    score: Score,
+    read: Callable[[np.ndarray], Tensor],
+    indices: np.ndarray,
+    sigmas: Sequence[float],
+    device: torch.device,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """Monte-Carlo estimate of Gamma, one evaluation for each image and noise level.
+
+    Args:
+        score: `score(x, sigma)`, on `device`.
+        read: (n, C, H, W) float32 images at n indices, in the data range of the model.
+        indices: (M,) int64 indices of the images; the noise of an image depends on its index, not on its batch.
+        sigmas: K noise levels.
+        device: where to evaluate.
+        batch_size: images evaluated at once.
+
+    Returns:
+        (K,) float64, not clamped: its error can lead out of [0, 1].
+    """
+    excess, pixels = np.zeros(len(sigmas)), 0
+    with torch.no_grad(), tqdm(desc="noise moments", total=len(indices) * len(sigmas), unit="eval") as bar:
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            x = read(batch).to(device)
+            noise = ImageNoise(SEED, torch.from_numpy(batch).to(device), tuple(x.shape[1:]))
+            pixels += x.numel()
+            for k, sigma in enumerate(sigmas):
+                z = noise.normal()
+                e = -sigma * score(x + sigma * z, x.new_full((len(x),), sigma))
+                # E‖z‖² = d is known, and ‖z‖² goes up and down with ‖e‖²: the more, the larger sigma.
+                excess[k] += (e.square() - z.square()).sum(dtype=torch.float64).item()
+                bar.update(len(x))
+    return 1 + excess / pixels
+
+
+def measured_moments(
+    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
+) -> NoiseMoments:
+    """The moments of a model over the noise levels of its process, measured now; arguments as of `noise_moments`.
+
+    They are kept within the bounds of the paper's Theorem 2: 1 - Gamma, the variance of the noise given x, lies between 0 and
+    ((white - black) / (2 sigma))², beyond which it would be that of data outside of the data range.
+    """
+    images, (black, white) = dataset.images, model.data_range
+    provenance = _facts(model, dataset, training_images) | _image_facts(dataset, training_images) | {"pds": pds.__version__}
+    log.info("measuring the noise moments of %s on %d images of %s, once", model.title, training_images, images.name)
+    sigmas = np.geomspace(model.process.ladder[-1].item(), model.process.ladder[0].item(), LEVELS)
+    read = lambda indices: black + (white - black) * to_unit(images.read(indices))  # noqa: E731
+    values = measure(model.score, read, choose(images, training_images, SEED), sigmas.tolist(), device, batch_size)
+    if not np.isfinite(values).all():
+        raise PDSError(f"the noise that {model.title} predicts is not finite: its weights are broken")
+    largest = np.minimum(1, ((white - black) / (2 * sigmas)) ** 2)
+    values = np.clip(values, 1 - largest, 1)
+    return NoiseMoments(tuple(sigmas.tolist()), tuple(values.tolist()), model.data_range, provenance)
+
+
+def noise_moments(
+    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
+) -> NoiseMoments:
+    """The moments of a model: those beside its weights, where they fit, those in the cache, or measured and kept there.
+
+    Args:
+        model: the model, its score on `device`.
+        dataset: what it was trained on; its files are not needed where there are moments beside the weights.
+        training_images: how many images to measure on.
+        device: where to evaluate.
+        batch_size: images evaluated at once.
+
+    Raises:
+        PDSError: the data set is absent or has fewer images, or a file is broken or belongs to other weights.
+    """
+    facts, checkpoint = _facts(model, dataset, training_images), model.checkpoint
+    if checkpoint is None:
+        return measured_moments(model, dataset, training_images, device, batch_size)
+    if (path := beside(checkpoint)).is_file():
+        moments = read_moments(path)
+        if moments.provenance.get("weights") != checkpoint.sha256:
+            raise PDSError(
+                f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
+                "experiments/moments.py"
+            )
+        if facts.items() <= moments.provenance.items():
+            return moments
+    facts |= _image_facts(dataset, training_images)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{key}.json"
+    if path.is_file():
+        moments = read_moments(path)
+        if not facts.items() <= moments.provenance.items():
+            raise PDSError(f"{path} was measured on something else ({moments.provenance}): delete it")
+        return moments
+    moments = measured_moments(model, dataset, training_images, device, batch_size)
+    write_moments(path, moments)
+    log.info("noise moments written to %s", path)
+    return moments
+
+
+def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[str, Any]:
+    """What moments depend on, as far as it is known without the files of the data set."""
+    process = model.process
+    largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+    return {
+        "weights": model.checkpoint and model.checkpoint.sha256,
+        "process": f"{process.title}, {process.levels} levels, sigma {smallest:.6g} to {largest:.6g}",
+        "data_range": list(model.data_range),
+        "dataset": dataset.name,
+        "images": training_images,
+        "levels": LEVELS,
+        "seed": SEED,
+    }
+
+
+def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:
+    """What tells the images from others."""
+    images = dataset.images
+    if training_images > len(images):
+        raise PDSError(f"{images.name} {images.split} has {len(images)} images: set sampler.training_images to {len(images)}")
+    chosen = choose(images, training_images, SEED)
+    return {"split": images.split, "images_sha256": image_digest(read_in_batches(images, chosen))}

@@ -1,0 +1,127 @@
+"""Analytic-DDIM: Bao, Li, Zhu & Zhang, *Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance in Diffusion
+Probabilistic Models*, ICLR 2022."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.noise import NoiseSource
+from pds.preconditioning.preconditioner import Identity, Preconditioner
+from pds.samplers.accelerated import Level, VPStateSampler, score_at
+from pds.samplers.sampler import Callback
+from pds.score import Score
+
+
+@dataclass(frozen=True)
+class NoiseMoments:
+    """Gamma(sigma) = E‖e(x_0 + sigma z, sigma)‖² / d of a model's noise prediction e = -sigma s, over its training images x_0.
+
+    Attributes:
+        sigmas: K noise levels, ascending.
+        values: Gamma at each, in [0, 1]: 0 where the noise cannot be told from the data, 1 where it is known.
+        data_range: pixel values of black and white in the model's state.
+        provenance: what they were measured on: weights, process, images.
+    """
+
+    sigmas: tuple[float, ...]
+    values: tuple[float, ...]
+    data_range: tuple[float, float] = (0.0, 1.0)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, sigma: float) -> float:
+        """Gamma at any noise level: linear in log(sigma) between two of them, constant beyond the outermost."""
+        return float(np.interp(math.log(sigma), np.log(self.sigmas), self.values))
+
+
+@dataclass(frozen=True)
+class AnalyticDDIM(VPStateSampler):
+    """DDIM with the noise that makes up for its steps: one evaluation an iteration.
+
+    DDIM's process has x_t = x_0 + sigma_t z and x_{t-1} = x_0 + sigma_{t-1} z with the same z. Given x_t, z is not known, but
+    E[z | x_t] is, e_t = -sigma_t S_t(x_t). So x_{t-1} has the mean x_t + (sigma_{t-1} - sigma_t) e_t, which is DDIM's step, and
+    the covariance (sigma_t - sigma_{t-1})² Cov[z | x_t], which DDIM leaves out. As E‖z‖² = d, its average over x_t and the d
+    pixels is (sigma_t - sigma_{t-1})² (1 - Gamma_t) with Gamma_t = E‖e_t‖² / d, and the best step with noise of one variance is
+
+        x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t + (sigma_t - sigma_{t-1}) sqrt(1 - Gamma_t) z'.
+
+    This variance is the paper's sigma_n*² / abar_{n-1} for lambda_n = 0 (Theorem 1). Data N(mu, c I) are sampled exactly in
+    steps of any size. Of other data every frequency gets the same noise: too little if it has more variance than the average,
+    too much if it has less.
+
+    As in the paper, the last iteration of `denoise` adds no noise, and that of the iteration before it, much of which would
+    stay in the image, is cut to 1 of 255 shades in the mean of its absolute value. Unlike in its code, the mean of x_0 is not
+    clamped.
+
+    Attributes:
+        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        training_images: how many Gamma is to be measured on.
+        moments: Gamma of the model that is sampled; `pds.moments.noise_moments` finds or measures it.
+    """
+
+    source: ClassVar[str] = "Bao et al., ICLR 2022, Theorem 1 with lambda = 0"
+    title: ClassVar[str] = "Analytic-DDIM"
+    stochastic: ClassVar[bool] = True
+    nfe_per_iteration: ClassVar[int] = 1
+
+    training_images: int = 256
+    moments: NoiseMoments | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.training_images < 1:
+            raise PDSError(f"sampler.training_images must be at least 1, got {self.training_images}")
+
+    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
+        """Refuse a preconditioner."""
+        if not isinstance(preconditioner, Identity):
+            raise PDSError(
+                f"the {self.title} sampler adds the noise that is best without a filter or a solenoid: use filter=none and "
+                "solenoid=none, or another sampler"
+            )
+        return []
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: list[Level],
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = lambda iteration, sigma, x: None,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`.
+            preconditioner: `Identity()`.
+            noise: one standard normal draw for each iteration, none for the one that denoises.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+
+        Raises:
+            PDSError: the sampler has no moments.
+        """
+        self.check(levels, preconditioner)
+        if self.moments is None:
+            raise PDSError(f"the {self.title} sampler needs the moments of the model's noise: see pds.moments.noise_moments")
+        black, white = self.moments.data_range
+        shade = (white - black) / 255
+        for iteration, (sigma, below, _) in enumerate(levels):
+            x = x + (sigma - below) * sigma * score_at(score, x, sigma)
+            if below:
+                std = (sigma - below) * (1 - self.moments(sigma)) ** 0.5
+                if self.denoise and iteration == len(levels) - 2:
+                    std = min(std, shade * (math.pi / 2) ** 0.5)  # E|std z'| = shade
+                x = x + std * noise.normal()
+            callback(iteration, sigma, x)
+        return x
