@@ -72,7 +72,8 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     """The table that a resolved configuration asks for, and the overrides of each run that fills it."""
     form = config["table"]["small"] if config["small"] else config["table"]
     printed = config["table"]["images"]
-    specs, cells, points = specified(config["table"], config["small"]), [], []
+    specs, cells = specified(config["table"], config["small"]), []
+    columns: dict[str, list[list[str]]] = {column: [] for row in config["table"]["rows"].values() for column in row["columns"]}
     if not config["seeds"]:
         raise PDSError("seeds must name at least one seed, as in seeds=[0]")
     taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
@@ -88,7 +89,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
             common = [*form["base"], *spec["run"], *checkpoint, *images, *given]
             last = {key(override): override for override in common}
             runs = [[*last.values(), f"seed={seed}"] for seed in config["seeds"]]
-        points += runs
+        columns.setdefault(spec["column"], []).extend(runs)
         digests = tuple(Point.of(overrides).digest for overrides in runs)
         cells.append(Cell(spec["row"], spec["column"], spec.get("printed"), digests, missing))
     lacking = {spec["checkpoint"] for spec, cell in zip(specs, cells, strict=True) if cell.missing}
@@ -96,6 +97,8 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     about = {name: config["table"][name] for name in ("title", "source", "quantity", "metric", "images", "note")}
     another = config["small"] and form["another_model"]
     about["title"] += " (small form: what ships with this package)" if config["small"] else ""
+    # One column after the other: in a table over T the cheap cells come first.
+    points = list(itertools.chain(*columns.values()))
     return Table(**about, another_model=another, command=command, cells=tuple(cells), missing=where), points
 
 
@@ -112,10 +115,10 @@ def specified(table: dict[str, Any], small: bool) -> list[dict[str, Any]]:
 
 
 def in_rows(table: dict[str, Any], columns: list[str] | None) -> Iterator[dict[str, Any]]:
-    """The cells of a table's rows, in some columns; a table that builds on another leaves out a row or a cell by `null`."""
+    """The cells of a table's rows, in some columns; a table that builds on another leaves out a cell by `null`."""
     checkpoint = {} if columns is not None or table["checkpoint"] is None else {"checkpoint": table["checkpoint"]}
     for row, about in table["rows"].items():
-        for column, run in (about or {"columns": {}})["columns"].items():
+        for column, run in about["columns"].items():
             if run is not None and (columns is None or column in columns):
                 yield {"row": row, "column": column, "run": [*about["run"], *run], **checkpoint}
 

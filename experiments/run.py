@@ -33,7 +33,7 @@ from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
 from pds.logs import log_file, to_terminal
-from pds.models.scores import ScoreModel
+from pds.models.scores import ChainScore, ScoreModel
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.points import Points
@@ -166,8 +166,12 @@ class Experiment:
             "reference": reference and digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
-        # Where there are none, the run keeps the name it had before there were any.
-        return facts if self.moments is None else facts | {"moments": digest(self.moments.provenance)}
+        # Only where there are any: other runs keep the name they had before there were such samplers and models.
+        if self.moments is not None:
+            facts["moments"] = digest(self.moments.provenance)
+        if isinstance(self.model.score, ChainScore):
+            facts["chain"] = digest({"betas": self.model.process.betas, "prediction": self.model.score.prediction})
+        return facts
 
     @property
     def vanilla(self) -> bool:

@@ -20,7 +20,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pds.reporting.pictures import colours
+from pds.reporting.runs import significant, timing
 from pds.reporting.swept import Best, Curves, HeatMap, Line, Panel, Setting, T, shown, symbol
+from pds.reporting.tables import Grid
+from pds.reporting.tables import Line as Measured
 
 _INK, _SOFT, _GRID, _BAD = "#010203", "#010204", "#010205", "#010206"
 """Stand for colours that the page chooses by light and dark mode."""
@@ -28,6 +31,8 @@ _ON_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _GRID: "var(--line)", _B
 _ON_PAPER = {_INK: "#000000", _SOFT: "#555555", _GRID: "#dddddd", _BAD: "#a3260f"}
 _RAMP = ("#2f7fd1", "#4b74dc", "#7266dc", "#9458cf", "#b04cb8", "#c2458f", "#cb4868", "#cd5340", "#c4651c", "#a87a00")
 """From blue to ochre at one lightness that reads on white and on near-black."""
+_QUIET = ("#7d8794", "#6f8f96", "#8b83a0", "#a08383", "#94895f")
+"""Greys with a hint of colour, of the same lightness."""
 _MARKERS = "osD^vPXph*"
 _DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (8, 3))
 _STYLE = {
@@ -93,12 +98,44 @@ def against_iterations(name: str, panel: Panel, curves: Curves) -> Chart:
         for axes, (key, head) in zip(all_axes, heads.items(), strict=True):
             _draw_lines(axes, curves.lines, lambda setting, key=key: setting.mean(key))
             _finish_x(axes, [s.mean(key) for line in curves.lines for s in line.settings], head, marked=key != "seconds")
-        _finish_y(all_axes[0], panel, curves.lines)
-        _draw_floor(all_axes, panel)
+        _finish_y(all_axes[0], panel.metric, _distances(panel, curves.lines))
+        _draw_floor(all_axes, panel.floor)
         handles, labels = all_axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
         title = f"{panel.metric} against T, NFE and seconds: {', '.join(line.label for line in curves.lines)}"
         return Chart(name, title, _svg(figure))
+
+
+def against_nfe(name: str, grid: Grid) -> Chart:
+    """Distance of every row of a grid against NFE and against seconds, the rows named between the two.
+
+    Preconditioned rows are strong and coloured, the others thin and quiet; the names stand in the order of the last distances.
+    """
+    curves = grid.curves()
+    distances = [line.measured for lines in curves.values() for line in lines]
+    distances += [grid.floor] * (grid.floor is not None)
+    top, right, bottom, left = 16, 12, 46, 62
+    middle = 80 + 5.4 * max(map(len, curves))
+    total = (1.07 * _WIDE, max(300, 15 * len(curves)) + top + bottom)
+    side, height = (total[0] - left - middle - right) / 2, total[1] - top - bottom
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(total[0] / 72, total[1] / 72))
+        places = [(x / total[0], bottom / total[1], side / total[0], height / total[1]) for x in (left, left + side + middle)]
+        first = figure.add_axes(places[0])
+        second = figure.add_axes(places[1], sharey=first)
+        styles = _row_styles(curves)
+        for axes, key in ((first, "nfe"), (second, "seconds")):
+            for row, lines in curves.items():
+                _draw_row(axes, [(getattr(line, key), line.measured, line.deviation or 0.0) for line in lines], styles[row])
+        nfe = [value for value in grid.usual("nfe") if value is not None]
+        _finish_x(first, nfe, "NFE (score evaluations)", marked=True, log_range=1)
+        seconds = [line.seconds for lines in curves.values() for line in lines]
+        _finish_x(second, seconds, grid.timing, marked=False, log_range=1)
+        second.tick_params(labelleft=False)
+        _finish_y(first, grid.metric, distances)
+        _draw_floor([first, second], grid.floor)
+        _name_rows(first, {row: (lines[-1].nfe, lines[-1].measured) for row, lines in curves.items()}, styles)
+        return Chart(name, f"{grid.metric} against NFE and seconds: {', '.join(curves)}", _svg(figure))
 
 
 def against(name: str, panel: Panel, curves: Curves) -> Chart:
@@ -111,8 +148,8 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
         for line, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
             (setting,) = line.settings
             axes.axhline(setting.distance, color=_SOFT, linewidth=1.2, dashes=dashes, label=line.label)
-        _finish_y(axes, panel, [*curves.lines, *curves.levels])
-        _draw_floor([axes], panel)
+        _finish_y(axes, panel.metric, _distances(panel, [*curves.lines, *curves.levels]))
+        _draw_floor([axes], panel.floor)
         figure.legend(loc="outside right upper")
         labels = ", ".join(line.label for line in [*curves.lines, *curves.levels])
         return Chart(name, f"{panel.metric} against {symbol(curves.x)}: {labels}", _svg(figure))
@@ -195,13 +232,6 @@ def best_alphas(
         return Chart(name, f"Best α against T, by {panel.metric}", _svg(figure))
 
 
-def significant(value: float) -> str:
-    """Three significant digits or all those before the point, never with an exponent."""
-    rounded = abs(float(f"{value:.3g}"))
-    decimals = 2 - math.floor(math.log10(rounded)) if rounded and math.isfinite(rounded) else 0
-    return f"{value:.{min(max(0, decimals), 6)}f}"
-
-
 def shades(maps: Sequence[HeatMap]) -> tuple[float, float]:
     """Lowest and highest distance of some maps."""
     values = [s.distance for found in maps for s in found.cells.values() if math.isfinite(s.distance)]
@@ -237,25 +267,80 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], x: Callable[[Setting], float]
             axes.errorbar(xs, ys, spreads, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2.5)
 
 
+def _row_styles(curves: dict[str, list[Measured]]) -> dict[str, dict[str, Any]]:
+    """Colours for the preconditioned rows; of the others each has its own pair of tone and dashes, up to 25."""
+    vanilla = {row: all(line.vanilla for line in lines) for row, lines in curves.items()}
+    strong = iter(_ramp(len(curves) - sum(vanilla.values())))
+    styles: dict[str, dict[str, Any]] = {}
+    for i, (row, quiet) in enumerate(vanilla.items()):
+        style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)]}
+        if quiet:
+            number = sum(vanilla[other] for other in styles)
+            dashes = (None, *_DASHES)[number // len(_QUIET) % (1 + len(_DASHES))]
+            style |= {"color": _QUIET[number % len(_QUIET)], "linewidth": 1, "markersize": 3.5, "zorder": 2}
+            style |= {"dashes": dashes} if dashes else {}
+        else:
+            style |= {"color": next(strong), "linewidth": 2.2, "markersize": 6, "zorder": 3}
+        styles[row] = style
+    return styles
+
+
+def _draw_row(axes: Axes, points: Sequence[tuple[float, float, float]], style: dict[str, Any]) -> None:
+    xs, ys, spreads = zip(*points, strict=True)
+    axes.plot(xs, ys, **style)
+    if any(spreads):
+        axes.errorbar(xs, ys, spreads, fmt="none", ecolor=style["color"], elinewidth=0.8, capsize=2, zorder=style["zorder"])
+
+
+def _name_rows(axes: Axes, ends: dict[str, tuple[float, float]], styles: dict[str, dict[str, Any]]) -> None:
+    """The names of lines right of `axes`, as far apart as they need, each led to from the end of its line."""
+    axes.autoscale_view()
+    inside = axes.transData + axes.transAxes.inverted()
+    width, height = (side * 72 / axes.figure.dpi for side in axes.bbox.size)
+    order = sorted(ends, key=lambda row: ends[row][1])
+    starts = [inside.transform(ends[row]) for row in order]
+    across = {"transform": axes.transAxes, "clip_on": False}
+    for row, (x, y), place in zip(order, starts, _apart([y for _, y in starts], 14 / height), strict=True):
+        style, strong = styles[row], styles[row]["linewidth"] > 1
+        lead, turn, left, middle, right, text = (1 + points / width for points in (4, 30, 32, 46, 60, 65))
+        axes.plot([x, lead, turn], [y, y, place], color=style["color"], linewidth=0.6, alpha=0.7, zorder=1, **across)
+        axes.plot([left, middle, right], [place] * 3, markevery=[1], **style, **across)
+        ink, weight = (_INK, "bold") if strong else (_SOFT, "normal")
+        axes.text(text, place, row, color=ink, fontweight=weight, fontsize=8.5, va="center", transform=axes.transAxes)
+
+
+def _apart(values: Sequence[float], gap: float) -> list[float]:
+    """Rising places between 0 and 1, moved as little as keeps them `gap` apart (least squares, by pooling violators)."""
+    pools: list[tuple[float, int]] = []  # mean of places less the gaps below them, and how many they are
+    for i, value in enumerate(values):
+        pools.append((value - i * gap, 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (a, m), (b, n) = pools[-2:]
+            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    highest = 1 - gap * (len(values) - 1)
+    bases = [min(max(mean, 0.0), highest) for mean, count in pools for _ in range(count)]
+    return [base + i * gap for i, base in enumerate(bases)]
+
+
 def _ramp(count: int) -> list[str]:
     return [_RAMP[round(i * (len(_RAMP) - 1) / max(1, count - 1)) if count > 1 else 5] for i in range(count)]
 
 
-def _draw_floor(all_axes: Sequence[Axes], panel: Panel) -> None:
-    if panel.floor is not None:
+def _draw_floor(all_axes: Sequence[Axes], floor: float | None) -> None:
+    if floor is not None:
         for axes in all_axes:
-            axes.axhline(panel.floor, color=_SOFT, linewidth=0.8, zorder=1)
+            axes.axhline(floor, color=_SOFT, linewidth=0.8, zorder=1)
         all_axes[-1].annotate(
-            "real data (floor)", (1, panel.floor), (0, 3), ("axes fraction", "data"), "offset points",
+            "real data (floor)", (1, floor), (0, 3), ("axes fraction", "data"), "offset points",
             ha="right", va="bottom", color=_SOFT, fontsize=8.5,
         )  # fmt: skip
 
 
-def _finish_x(axes: Axes, values: Sequence[float], head: str, marked: bool) -> None:
-    """A log scale where the values ask for it, and with `marked` ticks at the values, where they have room."""
+def _finish_x(axes: Axes, values: Sequence[float], head: str, marked: bool, log_range: float = _LOG_RANGE) -> None:
+    """A log scale where the values span more than `log_range`, and with `marked` ticks at them, where they have room."""
     values = sorted({v for v in values if math.isfinite(v)})
     axes.set_xlabel(head)
-    logarithmic = bool(values) and min(values) > 0 and max(values) > _LOG_RANGE * min(values)
+    logarithmic = bool(values) and min(values) > 0 and max(values) > log_range * min(values)
     if logarithmic:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
@@ -273,10 +358,13 @@ def _finish_x(axes: Axes, values: Sequence[float], head: str, marked: bool) -> N
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def _finish_y(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
+def _distances(panel: Panel, lines: Sequence[Line]) -> list[float]:
     values = [s.distance for line in lines for s in line.settings if math.isfinite(s.distance)]
-    values += [panel.floor] * (panel.floor is not None)
-    axes.set_ylabel(panel.metric)
+    return values + [panel.floor] * (panel.floor is not None)
+
+
+def _finish_y(axes: Axes, head: str, values: Sequence[float]) -> None:
+    axes.set_ylabel(head)
     if values and min(values) > 0 and max(values) > _LOG_RANGE * min(values):
         axes.set_yscale("log")
         _plain_log(axes.yaxis)
@@ -299,10 +387,7 @@ def _upright(head: str) -> dict[str, Any]:
 
 
 def _seconds(panel: Panel) -> str:
-    devices = {run.result.get("device") for run in panel.runs}
-    images = {run.result.get("images") for run in panel.runs}
-    of = f"seconds for {images.pop()} images" if len(images) == 1 and None not in images else "seconds"
-    return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
+    return timing(*({run.result.get(key) for run in panel.runs} for key in ("images", "device")))
 
 
 def _svg(figure: Figure) -> str:

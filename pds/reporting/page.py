@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -31,10 +32,11 @@ from pds.reporting.runs import (
     read_runs,
     rounded,
     several_models,
+    significant,
 )
 from pds.reporting.summary import write_summary
 from pds.reporting.swept import Panel, panels, symbol
-from pds.reporting.tables import HEADS, Line, Table, about_table, table_lines, texts, write_table
+from pds.reporting.tables import HEADS, Grid, Line, Table, about_table, in_cell, table_lines, texts, write_table
 
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
@@ -79,6 +81,16 @@ thead th { font-size: .82rem; color: var(--soft); vertical-align: bottom; }
 .printed th, .printed td { padding: .3rem .8rem; white-space: nowrap; }
 .printed .number { text-align: right; }
 .printed td:last-child { min-width: 14rem; white-space: normal; color: var(--soft); }
+.grid { font-size: .9rem; }
+.grid th, .grid td { padding: .2rem .4rem; white-space: nowrap; }
+.grid thead th { text-align: right; }
+.grid .apart { padding-left: 1.5rem; }
+.about .note { margin: .25rem 0; max-width: 60rem; }
+.about { margin: .8rem 0 1.6rem; }
+.grid tbody th { position: sticky; left: 0; padding-left: 0; background: var(--page); font-weight: 400; }
+.grid small { color: var(--soft); font-size: .76em; }
+.grid td.best { background: var(--mark); font-weight: 600; }
+.grid .failing { color: var(--bad); }
 .results .number { text-align: right; }
 .results tbody th { min-width: 13rem; }
 .results th .note { display: block; font-weight: 400; max-width: 19rem; overflow-wrap: anywhere; }
@@ -124,6 +136,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 44rem) {
   .strips figure { grid-template-columns: 1fr; gap: .2rem; margin-bottom: .9rem; }
   body { padding-top: 1.5rem; }
+  .grid tbody th { min-width: 8rem; white-space: normal; }
   .results thead { display: none; }
   .results tr { display: block; padding: .8rem .9rem; border: 1px solid var(--line); border-radius: 8px;
     margin-bottom: .8rem; }
@@ -169,13 +182,18 @@ def write_report(folder: Path) -> Path:
     runs, points = read_runs(folder), Points(folder).read()
     done = [run for run in runs if run.state == "done"]
     title = next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name)
-    shown = _swept(runs)
     table = write_table(folder)
+    table_section, table_charts = ("", []) if table is None else _table(table, table_lines(folder, table))
+    shown = _swept(runs, {swept.T} if table_charts else set())
+    swept_sections = "".join(section for section, _ in shown)
+    if table_charts and swept_sections and common(run.result.get("sampler") for run in done) is None:
+        # The options of one sampler say nothing of the others.
+        swept_sections = _folded("Seeds, curves and heat maps of single options", swept_sections)
     sections = [
         _failures(runs, points),
-        "" if table is None else _table(table, table_lines(folder, table)),
+        table_section,
         _distances(done),
-        *(section for section, _ in shown),
+        swept_sections,
         images_section(done, lambda run: ", ".join(f"{n} {_column(done, n)[v]}" for n, v in run.metrics.items())),
         filters_section(done),
         _differences(runs),
@@ -183,7 +201,7 @@ def write_report(folder: Path) -> Path:
         _again(runs, points),
     ]
     page = _PAGE.substitute(title=escape(str(title)), lede=_lede(done), sections="\n".join(filter(None, sections)))
-    for chart in (chart for _, charts_ in shown for chart in charts_):
+    for chart in (*table_charts, *(chart for _, charts_ in shown for chart in charts_)):
         with atomic_path(folder / "figures" / f"{chart.name}.svg") as temporary:
             temporary.write_text(chart.on_paper(), encoding="utf-8")
     write_summary(folder / "summary.csv", runs)
@@ -248,11 +266,16 @@ def _verdict(done: Sequence[RunSummary], metric: str) -> str:
 
 
 def _failures(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
-    def items(shown: Sequence[RunSummary]) -> str:
-        return "".join(
-            f"<p><strong>{escape(run.state)}</strong> <code>{escape(run.label)}</code><br>{escape(run.message)}</p>"
-            for run in shown
-        )
+    def items(shown: Sequence[RunSummary], most: int = 3) -> str:
+        alike: dict[tuple[str, str], list[str]] = {}
+        for run in shown:
+            alike.setdefault((run.state, run.message), []).append(f"<code>{escape(run.label)}</code>")
+        html = ""
+        for (state, message), labels in alike.items():
+            more = f"<br>and {len(labels) - most} more" if len(labels) > most else ""
+            names = "<br>".join(labels[:most])
+            html += f"<p><strong>{escape(state)}</strong> {names}{more}<br>{escape(message)}</p>"
+        return html
 
     failed = [run for run in runs if run.state == "failed"]
     # Those of a sweep are counted below.
@@ -266,7 +289,55 @@ def _failures(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
     return html
 
 
-def _table(table: Table, lines: Sequence[Line]) -> str:
+def _table(table: Table, lines: Sequence[Line]) -> tuple[str, list[Chart]]:
+    """The table that the runs fill, and where it is a grid whose rows are curves, their chart."""
+    grid = Grid.of(table, lines)
+    long = _long_form(lines)
+    sentences = [*(grid.sentences() if grid else []), *about_table(table)]
+    about = f"<div class=about>{''.join(f'<p class=note>{escape(sentence)}</p>' for sentence in sentences)}</div>"
+    drawn = [charts.against_nfe(f"{grid.metric}-against-NFE", grid)] if grid and grid.curves() else []
+    figures = ""
+    if grid and drawn:
+        note = "Lower is closer to the data. Thick and coloured is preconditioned, thin is not."
+        note += " Bars are a standard deviation over the seeds." * grid.several_seeds
+        figures = _figure(drawn[0], f"Against NFE and seconds <span class=note>{note}</span>")
+    html = f"{_grid(grid)}{about}{figures}{_folded('Every cell in full', long)}" if grid else about + long
+    return f"<section><h2>{escape(table.title)}</h2>{html}</section>", drawn
+
+
+def _grid(grid: Grid) -> str:
+    """Rows downwards, the columns twice: for what was measured and for the seconds it took."""
+    lowest, columns = grid.lowest(), grid.columns
+    heads = [grid.metric or grid.table.quantity, *(["seconds"] if grid.timed else [])]
+
+    def measured(place: tuple[str, str]) -> str:
+        if place not in grid.lines:
+            return "<td></td>"
+        line = grid.lines[place]
+        text, deviation = in_cell(line)
+        kind = " best" if place in lowest else "" if line.finite else " failing" if text == "failed" else " soft"
+        spread = f" <small>± {deviation}</small>" if deviation else ""
+        return f'<td class="number{kind}">{escape(text)}{spread}</td>'
+
+    def seconds(place: tuple[str, str]) -> str:
+        taken = grid.lines[place].seconds if place in grid.lines else None
+        return f'<td class="number soft{apart(place[1])}">{"" if taken is None else significant(taken)}</td>'
+
+    def apart(column: str) -> str:
+        return " apart" if column == columns[0] else ""
+
+    groups = "".join(f'<th scope="colgroup" colspan={len(columns)}>{escape(head)}</th>' for head in heads)
+    names = "".join(f'<th scope="col" class="number{apart(column)}">{escape(column)}</th>' for column in columns) * len(heads)
+    body = ""
+    for row in grid.rows:
+        places = [(row, column) for column in columns]
+        cells = [*map(measured, places), *(map(seconds, places) if grid.timed else ())]
+        body += f'<tr><th scope="row">{escape(row)}</th>{"".join(cells)}</tr>'
+    head = f"<thead><tr><th rowspan=2></th>{groups}</tr><tr>{names}</tr></thead>"
+    return f"<div class=scroll><table class=grid>{head}<tbody>{body}</tbody></table></div>"
+
+
+def _long_form(lines: Sequence[Line]) -> str:
     rows = texts(lines)
     # A figure of images has nothing printed, and a table that waits nothing measured.
     shown = [i for i, head in enumerate(HEADS) if head == "note" or any(row[i] != MISSING for row in rows)]
@@ -275,11 +346,7 @@ def _table(table: Table, lines: Sequence[Line]) -> str:
     body = "".join(
         f"<tr>{''.join(f'<td{n}>{escape(row[i])}</td>' for i, n in zip(shown, number, strict=True))}</tr>" for row in rows
     )
-    about = "".join(f"<p class=note>{escape(sentence)}</p>" for sentence in about_table(table))
-    return (
-        f"<section><h2>{escape(table.title)}</h2>{about}<div class=scroll><table class=printed><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div></section>"
-    )
+    return f"<div class=scroll><table class=printed><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _distances(done: Sequence[RunSummary]) -> str:
@@ -343,8 +410,8 @@ def _distances(done: Sequence[RunSummary]) -> str:
     )
 
 
-def _swept(runs: Sequence[RunSummary]) -> list[tuple[str, list[Chart]]]:
-    """The sections that show what the group was swept over, each with its charts."""
+def _swept(runs: Sequence[RunSummary], without: set[str]) -> list[tuple[str, list[Chart]]]:
+    """The sections that show what the group was swept over, each with its charts; no curves over the keys `without`."""
     found = panels(runs)
     names: dict[str, int] = {}
 
@@ -354,9 +421,10 @@ def _swept(runs: Sequence[RunSummary]) -> list[tuple[str, list[Chart]]]:
         names[text] = names.get(text, 0) + 1
         return text if names[text] == 1 else f"{text}-{names[text]}"
 
+    curves = functools.partial(_curves, without=without)
     return [
         section
-        for make in (_seeds, _curves, _heat_maps, _best_alphas)
+        for make in (_seeds, curves, _heat_maps, _best_alphas)
         if (section := make(found, name, several_models(runs)))[0]
     ]
 
@@ -386,17 +454,18 @@ def _seeds(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, lis
         )
         head = f"<th scope=col>setting</th><th scope=col class=number>{escape(_of(panel, several))}</th>"
         head += "<th scope=col class=number>seeds</th>"
-        tables.append(f"<div class=scroll><table class=seeds><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+        html = f"<div class=scroll><table class=seeds><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        tables.append(_folded(f"{len(settings)} settings", html) if len(settings) > MANY else html)
     if not tables:
         return "", []
     note = "<p class=note>Runs that differ in their seed only, taken together: mean ± standard deviation.</p>"
     return f"<section><h2>Over the seeds</h2>{note}{''.join(tables)}</section>", []
 
 
-def _curves(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str, list[Chart]]:
+def _curves(found: Sequence[Panel], name: Namer, several: bool, without: set[str]) -> tuple[str, list[Chart]]:
     drawn, figures = [], []
     for panel in found:
-        for x in panel.axes:
+        for x in (x for x in panel.axes if x not in without):
             curves = panel.curves(x)
             if curves is None:
                 continue
@@ -429,7 +498,7 @@ def _heat_maps(found: Sequence[Panel], name: Namer, several: bool) -> tuple[str,
             drawn += pictures
             facts = [_of(panel, several)]
             vanilla = [s for s in panel.settings if s.vanilla and x not in s.values and y not in s.values]
-            facts += [f"{panel.label([s])} {charts.significant(s.distance)}" for s in vanilla[:4]]
+            facts += [f"{panel.label([s])} {significant(s.distance)}" for s in vanilla[:4]]
             facts += [f"of {len(kept) + left_out} maps those with the lowest distances"] if left_out else []
             head = f"Over {escape(symbol(x))} and {escape(symbol(y))} <span class=note>{escape('; '.join(facts))}</span>"
             parts.append(f"<p>{head}</p><div class=maps>{''.join(_figure(chart, '') for chart in pictures)}</div>")

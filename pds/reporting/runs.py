@@ -155,6 +155,19 @@ def rounded(values: Sequence[float | None]) -> list[str]:
     return [MISSING if v is None else f"{v:.{decimals}f}" for v in values]
 
 
+def significant(value: float) -> str:
+    """Three significant digits or all those before the point, never with an exponent."""
+    rounded = abs(float(f"{value:.3g}"))
+    decimals = 2 - math.floor(math.log10(rounded)) if rounded and math.isfinite(rounded) else 0
+    return f"{value:.{min(max(0, decimals), 6)}f}"
+
+
+def timing(images: set[int | None], devices: set[str | None]) -> str:
+    """What the seconds of some runs are of, by all their image counts and devices."""
+    of = f"seconds for {min(images):,} images" if len(images) == 1 and None not in images else "seconds"
+    return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
+
+
 def format_table(runs: Sequence[RunSummary]) -> str:
     """The comparison as a Markdown table that also reads well in a terminal.
 

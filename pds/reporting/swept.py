@@ -257,13 +257,19 @@ class Panel:
         return " ".join(words) + (f", {settings[0].sampler}" if several else "")
 
     def curves(self, x: str, most: int = 10) -> Curves | None:
-        """Distance against `x`, the lines with the lowest distances where there are more than `most`; None without a line."""
+        """Distance against `x`; None without a line.
+
+        Where there are more than `most` lines, those with the lowest distances, single points last, and neither the
+        vanilla nor the preconditioned ones crowd out the others.
+        """
         found = [(sorted(group, key=lambda s: s.values[x]), follow) for group, follow in self._apart(x)]
         if not any(len(group) > 1 for group, _ in found):
             return None
         lines = [Line(self.label(group, (x,), follow), tuple(group), all(s.vanilla for s in group)) for group, follow in found]
-        lines.sort(key=lambda line: (not line.vanilla, min(map(_finite_distance, line.settings))))
-        kept = sorted(lines[:most], key=lambda line: (not line.vanilla, self._order(line.settings[0], (x,))))
+        lines.sort(key=lambda line: (len(line.settings) == 1, min(map(_finite_distance, line.settings))))
+        vanilla, pds = ([line for line in lines if line.vanilla is kind] for kind in (True, False))
+        foremost = vanilla[: max(most // 2, most - len(pds))] + pds[: max(most - most // 2, most - len(vanilla))]
+        kept = sorted(foremost, key=lambda line: (not line.vanilla, self._order(line.settings[0], (x,))))
         levels = [s for s in self.settings if s.vanilla and x not in s.values and self._beside(s, x, kept)]
         levels.sort(key=lambda s: self._order(s, (x,)))
         return Curves(x, tuple(kept), tuple(Line(self.label([s]), (s,), True) for s in levels), len(lines) - len(kept))

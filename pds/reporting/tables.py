@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 from pds.errors import PDSError
 from pds.files import atomic_path, write_json
 from pds.points import Point, Points
-from pds.reporting.runs import MISSING, RunSummary, format_table, read_runs, rounded
+from pds.reporting.runs import FLOOR, MISSING, RunSummary, common, format_table, read_runs, rounded, significant, timing
 
 FILE = "table.json"
 
@@ -98,6 +100,9 @@ class Line:
         seconds: of sampling, mean over the seeds.
         metric: full name of the distance, or "seconds".
         notes: why it is no like for like comparison, or not measured.
+        vanilla: whether its runs are measured ones without preconditioning.
+        floor: distance of real data to real data under the same name, where a run knows it.
+        device: where a seed was sampled.
     """
 
     cell: Cell
@@ -111,6 +116,14 @@ class Line:
     seconds: float | None = None
     metric: str = ""
     notes: list[str] = field(default_factory=list)
+    vanilla: bool = False
+    floor: float | None = None
+    device: str = ""
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a number to draw and to compare."""
+        return self.measured is not None and math.isfinite(self.measured)
 
 
 def fill(table: Table, points: Sequence[Point], runs: Sequence[RunSummary]) -> list[Line]:
@@ -140,7 +153,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dic
     first = done[0]
     name = "seconds" if table.quantity == "seconds" else next(iter(first["metrics"]), "")
     if not name:
-        return Line(cell, notes=[*notes, "no distance was measured (metric=none)"])
+        return Line(cell, notes=[*notes, "no distance: the runs have metric=none"])
     values = [r["seconds"] if name == "seconds" else r["metrics"][name] for r in done if name in ("seconds", *r["metrics"])]
     if len(values) < len(points):
         notes.append(f"{len(values)} of {len(points)} seeds")
@@ -169,6 +182,9 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dic
         statistics.mean(result["seconds"] for result in done),
         name,
         notes,
+        bool(first.get("vanilla")),
+        first.get("floor", {}).get(name),
+        first.get("device", ""),
     )
 
 
@@ -192,20 +208,204 @@ def texts(lines: Sequence[Line]) -> list[list[str]]:
     return rows
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A table that is read across and down: one line a row, one column a column, nothing printed to compare with.
+
+    Attributes:
+        table: what it asks for.
+        lines: its cells by row and column, in the table's order.
+    """
+
+    table: Table
+    lines: dict[tuple[str, str], Line]
+
+    @classmethod
+    def of(cls, table: Table, lines: Sequence[Line]) -> Grid | None:
+        """None where one line a cell says more: with printed numbers, or with rows that share few columns."""
+        places = {(line.cell.row, line.cell.column): line for line in lines}
+        counts = [Counter(place[side] for place in places) for side in (0, 1)]
+        shared = all(sum(count > 1 for count in side.values()) > 1 for side in counts)
+        full = 2 * len(places) >= math.prod(map(len, counts))
+        printed = any(line.cell.printed is not None for line in lines)
+        return cls(table, places) if shared and full and not printed and len(places) == len(lines) else None
+
+    @property
+    def rows(self) -> list[str]:
+        return list(dict.fromkeys(row for row, _ in self.lines))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(column for _, column in self.lines))
+
+    @property
+    def metric(self) -> str:
+        """Full name of what was measured; empty where that differs or is not known yet."""
+        return _only({line.metric for line in self._measured})
+
+    @property
+    def floor(self) -> float | None:
+        """Distance of real data to real data, where known."""
+        return next((line.floor for line in self._measured if line.floor is not None), None) if self.metric else None
+
+    @property
+    def several_seeds(self) -> bool:
+        return any(line.deviation is not None for line in self._measured)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the seconds are worth a grid of their own."""
+        return self.table.quantity != "seconds" and bool(self._measured)
+
+    @property
+    def timing(self) -> str:
+        """What the seconds are of."""
+        return timing(*({getattr(line, key) for line in self._measured} for key in ("images", "device")))
+
+    @property
+    def _measured(self) -> list[Line]:
+        return [line for line in self.lines.values() if line.measured is not None]
+
+    def lowest(self) -> set[tuple[str, str]]:
+        """Where the lowest number of each column stands, of those columns that can be compared."""
+        found: set[tuple[str, str]] = set()
+        for column in self.columns if self.metric else []:
+            numbers = {place: line.measured for place, line in self.lines.items() if place[1] == column and line.finite}
+            if len(numbers) > 1:
+                found |= {place for place, value in numbers.items() if value == min(numbers.values())}
+        return found
+
+    def curves(self) -> dict[str, list[Line]]:
+        """The distances of each row by rising NFE; none where the table is not about distances that can be compared.
+
+        A row without a number has none, and a grid whose rows stay at one NFE no curves at all.
+        """
+        if self.table.quantity != "distance" or not self.metric:
+            return {}
+        rows = {row: [line for place, line in self.lines.items() if place[0] == row and line.finite] for row in self.rows}
+        curves = {row: sorted(lines, key=lambda line: line.nfe) for row, lines in rows.items() if lines}
+        return curves if any(lines[0].nfe < lines[-1].nfe for lines in curves.values()) else {}
+
+    def usual(self, key: str) -> list[int | None]:
+        """Of each column what most of its rows have of "iterations" or "nfe"; None where nothing is known."""
+        known = [[getattr(line, key) for place, line in self.lines.items() if place[1] == column] for column in self.columns]
+        return [statistics.mode(values) if (values := [v for v in found if v is not None]) else None for found in known]
+
+    def sentences(self) -> list[str]:
+        """What the cells have in common, how T and NFE follow the columns, and what only some cells have to say."""
+        told, facts = [], [self._facts(line) for line in self._measured]
+        shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
+        if facts:
+            seeds = f"mean ± standard deviation over {max(line.seeds for line in self._measured)} seeds"
+            told.append(_sentence(f"measured: {'; '.join([*shared, seeds] if self.several_seeds else shared)}"))
+            device = _only({line.device for line in self._measured})
+            told += [_sentence(f"{self.timing}, on {device}" if device else self.timing)] if self.timed else []
+            told += [_sentence(f"{FLOOR}: {significant(self.floor)}")] if self.floor is not None else []
+            told += [self._steps("T", "iterations"), self._steps("NFE", "nfe")]
+        others: dict[str, list[tuple[str, str]]] = {}
+        for place, line in self.lines.items():
+            for fact in self._facts(line):
+                if fact not in shared:
+                    others.setdefault(fact, []).append(place)
+        return told + [f"{self._named(places)}: {fact.rstrip('.')}." for fact, places in others.items()]
+
+    def _facts(self, line: Line) -> list[str]:
+        if line.measured is None:
+            # A cell itself says what has no message.
+            return [note for note in line.notes if ":" in note]
+        # The notes say where it is another number.
+        images = [f"{line.images:,} images"] if line.images == self.table.images else []
+        return [line.metric, *images, *line.notes]
+
+    def _steps(self, head: str, key: str) -> str:
+        usual = self.usual(key)
+        others: dict[tuple[int | None, ...], list[str]] = {}
+        for row in self.rows:
+            own = tuple(getattr(self.lines.get((row, column)), key, None) for column in self.columns)
+            if any(value not in (None, most) for value, most in zip(own, usual, strict=True)):
+                others.setdefault(own, []).append(row)
+
+        def listed(values: Sequence[int | None]) -> str:
+            texts = [MISSING if value is None else str(value) for value in values]
+            return common(texts) or ", ".join(texts)
+
+        parts = [listed(usual), *(f"{' and '.join(rows)}: {listed(own)}" for own, rows in others.items())]
+        return f"{head}: {'; '.join(parts)}."
+
+    def _named(self, places: Sequence[tuple[str, str]], most: int = 4) -> str:
+        """Cells by their rows, whole rows by their name alone, and only their number where they are in many rows."""
+        rows: dict[str, list[str]] = {}
+        for row, column in places:
+            rows.setdefault(row, []).append(column)
+        if len(rows) > most:
+            return f"{len(places)} cells"
+        whole = Counter(row for row, _ in self.lines)
+        return "; ".join(row if len(own) == whole[row] else f"{row} ({', '.join(own)})" for row, own in rows.items())
+
+
+def _only(names: set[str]) -> str:
+    return names.pop() if len(names) == 1 else ""
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def in_cell(line: Line) -> tuple[str, str]:
+    """What a cell of a grid shows: its number, or in a word why there is none, and the deviation over the seeds."""
+    if line.measured is None:
+        return line.notes[0].partition(":")[0], ""
+    if not line.finite:
+        return "not finite", ""
+    number = significant(line.measured)
+    decimals = len(number.partition(".")[2])
+    return number, "" if line.deviation is None else f"{line.deviation:.{decimals}f}"
+
+
 def markdown(table: Table, lines: Sequence[Line]) -> str:
-    """The table with its title and how to make it again."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [list(HEADS), *texts(lines)]]
+    """The table with its title and how to make it again: a grid where it is one, else one line a cell."""
+    grid = Grid.of(table, lines)
+    if grid is None:
+        number = [head not in ("row", "column", "metric", "note") for head in HEADS]
+        bodies, about = [_aligned([list(HEADS), *texts(lines)], number)], about_table(table)
+    else:
+        bodies, about = _grid_bodies(grid), [*grid.sentences(), *about_table(table)]
+    return "\n\n".join([f"**{table.title}**", *bodies, "\n".join(f"- {sentence}" for sentence in about)]) + "\n"
+
+
+def _grid_bodies(grid: Grid) -> list[str]:
+    lowest = grid.lowest()
+
+    def measured(place: tuple[str, str], line: Line) -> str:
+        # Without spaces, so that five columns with deviations fit a terminal.
+        text = "±".join(filter(None, in_cell(line)))
+        return f"**{text}**" if place in lowest else text
+
+    def seconds(_: tuple[str, str], line: Line) -> str:
+        return MISSING if line.seconds is None else significant(line.seconds)
+
+    bodies = []
+    for head, shown in {grid.metric or grid.table.quantity: measured, **({"seconds": seconds} if grid.timed else {})}.items():
+        rows = [[head, *grid.columns]]
+        for row in grid.rows:
+            places = [(row, column) for column in grid.columns]
+            rows.append([row, *(shown(place, grid.lines[place]) if place in grid.lines else "" for place in places)])
+        bodies.append(_aligned(rows, [False] + [True] * len(grid.columns)))
+    return bodies
+
+
+def _aligned(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str:
+    """A Markdown table, its head the first row, that also reads well in a terminal; numbers stand to the right."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    number = [head not in ("row", "column", "metric", "note") for head in HEADS]
     rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
     padded = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in rows]
-    body = "\n".join(f"| {' | '.join(row)} |" for row in padded)
-    return f"**{table.title}**\n\n{body}\n\n" + "\n".join(f"- {sentence}" for sentence in about_table(table)) + "\n"
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def about_table(table: Table) -> list[str]:
     """What a reader must know beside the numbers."""
-    note = [f"{table.note[0].upper()}{table.note[1:]}."] if table.note and not table.another_model else []
+    note = [_sentence(table.note)] if table.note and not table.another_model else []
     origin = "Printed" if any(cell.printed is not None for cell in table.cells) else "Source"
     return [f"{origin}: {table.source}.", *note, *(f"Missing: {line}." for line in table.missing)]
 

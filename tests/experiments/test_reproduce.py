@@ -19,17 +19,19 @@ from test_run import command
 from pds.errors import PDSError
 from pds.points import Point, Points
 from pds.reporting import read_runs
+from pds.reporting.runs import significant
 from pds.reporting.tables import fill
 
 
 @functools.cache
 def full(name):
-    """The table, and the configuration of each of its runs, where every checkpoint is at hand."""
+    """The table, and the configuration of each cell in turn, where every checkpoint is at hand."""
     with tempfile.TemporaryDirectory() as folder:
         for checkpoint in CHECKPOINTS:
             (Path(folder) / f"{checkpoint}.pth").touch()
         table, points = planned(name, f"checkpoints={folder}")
-    return table, configurations(points)
+    of_point = dict(zip((Point.of(point).digest for point in points), configurations(points), strict=True))
+    return table, [of_point[digest] for cell in table.cells for digest in cell.points]
 
 
 def configurations(points):
@@ -130,7 +132,10 @@ def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
         short = {cell.column for cell in table.cells if cell.row == "reverse diffusion + Langevin with PDS"}
         assert ("NFE 20" in short) == (network == "VE")
         assert sum(cell.row == "DDIM" for cell in table.cells) == 5
-    small, _ = planned("samplers_vp", "small=true")
+    small, points = planned("samplers_vp", "small=true")
+    # The cheap column first.
+    budgets = [next(o for o in point if o.startswith("sampler.iterations=")) for point in points]
+    assert budgets[0] == "sampler.iterations=20" and budgets[-1] == "sampler.iterations=50"
     assert {cell.column for cell in small.cells} == {"NFE 20", "NFE 50"}
     assert sum(cell.row == "Euler-Maruyama" for cell in small.cells) == 2
 
@@ -221,6 +226,6 @@ def test_a_small_form_end_to_end_and_again(tmp_path):
     report = (folder / "report.html").read_text()
     for row in rows:
         assert f"{float(row['measured']):.1f} ±" in report
-        assert f"{float(row['measured']):.1f} ±" in first.stdout
+        assert f"{significant(float(row['measured']))}±" in first.stdout
     again = command("reproduce.py", *arguments)
     assert again.stderr.count("is done already") == 12

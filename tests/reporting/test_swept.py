@@ -213,6 +213,21 @@ def test_heat_maps_hold_a_third_key(tmp_path):
     assert [m.held for m in kept] == ["T=50, ancestral", "T=100, ancestral"] and left_out == 1
 
 
+def test_curves_keep_both_kinds_and_lines_before_points(tmp_path):
+    for number in range(7):
+        for vanilla in (True, False):
+            for t in (25, 50) if number else (25,):
+                chosen = {"_target_": "other" if vanilla else "filter", "r": 0.1 * (number + 1)}
+                folder = write_run(tmp_path, (1.0 if vanilla else 100.0) + number, chosen, t)
+                result = json.loads((folder / "result.json").read_text())
+                (folder / "result.json").write_text(json.dumps(result | {"vanilla": vanilla}))
+    curves = only_panel(tmp_path).curves(T)
+    assert [(line.vanilla, len(line.settings)) for line in curves.lines] == [(True, 2)] * 5 + [(False, 2)] * 5
+    assert curves.left_out == 4
+    kept = [round(line.settings[0].values["filter.r"], 1) for line in curves.lines]
+    assert kept == [0.2, 0.3, 0.4, 0.5, 0.6] * 2, "the lowest"
+
+
 def test_no_heat_map_without_two_by_two_cells(tmp_path):
     for r, lam in ((0.1, 0.9), (0.1, 1.6), (0.2, 2.0)):
         write_run(tmp_path, 5.0, parametric(r, lam))

@@ -53,7 +53,7 @@ def test_what_is_not_alike_is_marked_and_what_cannot_be_compared_has_no_differen
     assert line.notes == ["512 images instead of 50,000", "another model"]
     assert line.difference is None
     (line,) = fill(table(cell), [point("a")], [summary(tmp_path, "a")])
-    assert (line.measured, line.notes) == (None, ["no distance was measured (metric=none)"])
+    assert (line.measured, line.notes) == (None, ["no distance: the runs have metric=none"])
     seconds = table(dataclasses.replace(cell, printed=90), quantity="seconds", images=50_000)
     (line,) = fill(seconds, [point("a")], [other])
     assert (line.measured, line.difference, line.metric, line.notes) == (10.0, -80.0, "seconds", ["measured on GPU"])
