@@ -134,7 +134,7 @@ def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
         assert sum(cell.row == "DDIM" for cell in table.cells) == 5
     small, points = planned("samplers_vp", "small=true")
     T = [int(o.partition("=")[2]) for point in points for o in point if o.startswith("sampler.iterations=")]
-    assert max(T[:20]) == 20 and T[-1] == 50, "the cheap column first"
+    assert max(T[:18]) == 20 < min(T[18:]), "the cheap column first"
     assert {cell.column for cell in small.cells} == {"NFE 20", "NFE 50"}
     assert sum(cell.row == "Euler-Maruyama" for cell in small.cells) == 2
 
