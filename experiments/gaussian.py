@@ -19,6 +19,9 @@ from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.models.scores import ScoreModel
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 
+PARTS = ("filter", "solenoid", "sampler")
+T = "sampler.iterations"
+
 failures: list[str] = []
 
 
@@ -30,38 +33,37 @@ def main(cfg: DictConfig) -> None:
         if not (cfg.iterations and cfg.over):
             raise PDSError("iterations and over must name at least one value each, as in iterations=[50] over=[2,3]")
         group, _, name = cfg.vary.rpartition(".")
-        if name not in (OmegaConf.select(cfg, group) if group else cfg):
-            raise PDSError(f"vary={cfg.vary} is no key of this configuration: choose one such as filter.alpha or filter.lam")
+        node = OmegaConf.select(cfg, group) if group else None
+        if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
+            raise PDSError(
+                f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam"
+            )
         model: ScoreModel = build(cfg.model)
-        heads = ["T", "vanilla", *(f"{name}={value:g}" for value in cfg.over), "lowest"]
-        for index, T in enumerate(cfg.iterations):
-            cells = line(cfg, model, T)
+        dataset: Dataset = build(cfg.dataset)
+        target = StationaryGaussian.of(dataset.statistics, model.data_range)
+
+        def distance(iterations: int, value: float | None) -> float:
+            """That of the sampler with a value of the key, or without a filter."""
+            here = cfg.copy()
+            OmegaConf.update(here, T, iterations)
+            P: Preconditioner = Identity()
+            if value is not None:
+                OmegaConf.update(here, cfg.vary, value)
+                P = build_preconditioner(build(here.filter), build(here.solenoid), model.shape, lambda: dataset.statistics)
+            return sampled_law(build(here.sampler), target, model.process, P).distance(target)
+
+        sampler = build(cfg.sampler)
+        for index, iterations in enumerate(cfg.iterations):
+            vanilla, *distances = (distance(iterations, value) for value in (None, *cfg.over))
             if index == 0:
-                sampler = build(cfg.sampler)
+                heads = ["T", "vanilla", *(f"{name}={value:g}" for value in cfg.over), "lowest"]
                 print(f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what {sampler.title}")
                 print(f"({sampler.detail}) makes of its exact score, {model.process.title}:\n")
                 print(f"| {' | '.join(heads)} |\n|{' --: |' * len(heads)}")
-            print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def line(cfg: DictConfig, model: ScoreModel, iterations: int) -> list[str]:
-    """T, the distance without a filter, those with one, and the value of the lowest."""
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
-    cfg.sampler.iterations = iterations
-    dataset: Dataset = build(cfg.dataset)
-    target = StationaryGaussian.of(dataset.statistics, model.data_range)
-
-    def distance(preconditioner: Preconditioner) -> float:
-        return sampled_law(build(cfg.sampler), target, model.process, preconditioner).distance(target)
-
-    distances = [distance(Identity())]
-    for value in cfg.over:
-        OmegaConf.update(cfg, cfg.vary, value)
-        preconditioner = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
-        distances.append(distance(preconditioner))
-    best = min(zip(distances[1:], cfg.over, strict=True))
-    lowest = f"{best[1]:g}" if best[0] < distances[0] else "vanilla"
-    return [str(iterations), *(f"{d:.3g}" if d < 1e6 and math.isfinite(d) else "diverges" for d in distances), lowest]
+            finite = [(d, f"{value:g}") for d, value in zip(distances, cfg.over, strict=True) if math.isfinite(d)]
+            _, best = min([(vanilla, "vanilla"), *finite])
+            numbers = (f"{d:.3g}" if math.isfinite(d) else "diverges" for d in (vanilla, *distances))
+            print(f"| {' | '.join([str(iterations), *numbers, best])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
 from pds.logs import log_file, to_terminal
-from pds.models.scores import ChainScore, ScoreModel
+from pds.models.scores import ScoreModel
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.points import Points
@@ -43,6 +44,7 @@ from pds.preconditioning.solenoids import Solenoid
 from pds.reporting import format_table, image_grid, read_runs, write_report
 from pds.runs import RunFolder, fingerprint, provenance, run_name
 from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
+from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.sampler import Sampler
 from pds.tracking import MetricsFile, TrackedRun, Tracker
 
@@ -169,8 +171,10 @@ class Experiment:
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
         if self.moments is not None:
             facts["moments"] = digest(self.moments.provenance)
-        if isinstance(self.model.score, ChainScore):
-            facts["chain"] = digest({"betas": self.model.process.betas, "prediction": self.model.score.prediction})
+        if self.model.beside_weights:
+            facts["beside_weights"] = digest(self.model.beside_weights)
+        if isinstance(self.sample.sampler, DiffusersScheduler):
+            facts["diffusers"] = metadata.version("diffusers")
         return facts
 
     @property
@@ -182,7 +186,7 @@ class Experiment:
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
 
 
-def digest(provenance: dict[str, Any]) -> str:
+def digest(provenance: Mapping[str, Any]) -> str:
     """16 digits of the hash of what numbers were made from."""
     return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
 

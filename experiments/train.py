@@ -17,10 +17,11 @@ from omegaconf import DictConfig
 from schema import register
 
 from pds.data.dataset import Dataset
+from pds.errors import PDSError
 from pds.files import write_json
 from pds.logs import log_file
 from pds.models.checkpoints import save_weights
-from pds.models.scores import ScoreModel
+from pds.models.scores import ChainScore, ScoreModel
 from pds.runs import RunFolder, identity, provenance
 from pds.tracking import MetricsFile
 from pds.training import Trainer
@@ -43,6 +44,8 @@ def train(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     model: ScoreModel = build(cfg.model)
+    if isinstance(model.score, ChainScore):
+        raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
     trainer: Trainer = build(cfg.trainer)
     images = dataset.images

@@ -9,4 +9,4 @@ class PDSError(ValueError):
 
 
 class MissingError(PDSError):
-    """A file that only the user can provide is not there: a checkpoint, a data set, a network that must be downloaded."""
+    """What only the user can provide is not there: a checkpoint, a data set, a network to download, an optional package."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pds.models.checkpoints import Checkpoint
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise
 from pds.samplers.analytic import NoiseMoments
-from pds.score import Score
+from pds.score import Score, score_at
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def measure(
             pixels += x.numel()
             for k, sigma in enumerate(sigmas):
                 z = noise.normal()
-                e = -sigma * score(x + sigma * z, x.new_full((len(x),), sigma))
+                e = -sigma * score_at(score, x + sigma * z, sigma)
                 # E‖z‖² = d is known, and ‖z‖² goes up and down with ‖e‖²: the more, the larger sigma.
                 excess[k] += (e.square() - z.square()).sum(dtype=torch.float64).item()
                 bar.update(len(x))
@@ -145,8 +145,7 @@ def noise_moments(
         if facts.items() <= moments.provenance.items():
             return moments
     facts |= _image_facts(dataset, training_images)
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{key}.json"
+    path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{_digest(facts)}.json"
     if path.is_file():
         moments = read_moments(path)
         if not facts.items() <= moments.provenance.items():
@@ -161,8 +160,9 @@ def noise_moments(
 def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[str, Any]:
     """What moments depend on, as far as it is known without the files of the data set."""
     process = model.process
+    beside = {"beside_weights": _digest(model.beside_weights)} if model.beside_weights else {}
     largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
-    return {
+    return beside | {
         "weights": model.checkpoint and model.checkpoint.sha256,
         "process": f"{process.title}, {process.levels} levels, sigma {smallest:.6g} to {largest:.6g}",
         "data_range": list(model.data_range),
@@ -171,6 +171,10 @@ def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[st
         "levels": LEVELS,
         "seed": SEED,
     }
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:

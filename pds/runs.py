@@ -119,7 +119,7 @@ class RunFolder:
 
 def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:
     """Device, versions, commit and command, for result.json; the command is this process's own if none is given."""
-    packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb")
+    packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb", "diffusers")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
     return {
         "device": _device_name(device),

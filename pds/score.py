@@ -18,6 +18,11 @@ class Score(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 
 
+def score_at(score: Score, x: Tensor, sigma: float) -> Tensor:
+    """The score of a batch at one noise level."""
+    return score(x, x.new_full((len(x),), sigma))
+
+
 class CountedScore:
     """A score that counts its evaluations since its making: `nfe` network calls, of `images` images in all."""
 

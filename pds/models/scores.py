@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -103,10 +104,6 @@ class ChainScore(NoisePredictionScore):
         super().__init__(network, process)
         self.prediction = prediction
 
-    def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count,) levels of the chain, each as likely."""
-        return self.process.ladder[torch.randint(self.process.levels, (count,), generator=generator)]
-
     def label(self, t: Tensor) -> Tensor:
         return self.process.levels * t - 1
 
@@ -127,6 +124,7 @@ class ScoreModel:
         shape: (C, H, W) of its images.
         checkpoint: where the weights come from, or None for random weights.
         data_range: pixel values of black and white in its state: (0, 1), or (-1, 1) for centred models.
+        beside_weights: what its function depends on and neither its weights nor its arguments tell: other files of its folder.
     """
 
     title: str
@@ -135,3 +133,4 @@ class ScoreModel:
     shape: tuple[int, int, int]
     checkpoint: Checkpoint | None
     data_range: tuple[float, float] = (0.0, 1.0)
+    beside_weights: Mapping[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
@@ -72,7 +72,9 @@ def unet2d(
     network = _build(folder)
     weights = load_unet(network, folder)
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
-    return ScoreModel(title, ChainScore(_Network(network), process, prediction), process, tuple(shape), weights, (-1.0, 1.0))
+    score = ChainScore(_Network(network), process, prediction)
+    beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
+    return ScoreModel(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
@@ -157,7 +159,7 @@ def _build(folder: DiffusersFolder) -> nn.Module:
     try:
         from diffusers import UNet2DModel
     except ImportError:
-        raise PDSError("model=ddpm needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
+        raise MissingError("model=ddpm needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
     try:
         return UNet2DModel.from_config(folder.config).eval()
     except Exception as error:  # A configuration that is none fails in any way that building a network can fail.

@@ -24,7 +24,7 @@ from pds.processes.forward import Process
 from pds.processes.schedules import Schedule
 from pds.samplers.predictor_corrector import LEFT_OVER
 from pds.samplers.sampler import Callback
-from pds.score import Score
+from pds.score import Score, score_at
 
 
 class Level(NamedTuple):
@@ -320,8 +320,3 @@ class AcceleratedStochastic(VPStateSampler):
                 x = x + h * score_at(score, x, level.sigma)
             callback(iteration, level.sigma, x)
         return x
-
-
-def score_at(score: Score, x: Tensor, sigma: float) -> Tensor:
-    """The score with one noise level for the whole batch."""
-    return score(x, x.new_full((len(x),), sigma))

@@ -13,7 +13,7 @@ from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.processes.ladders import visit_levels
 from pds.samplers.sampler import Callback
-from pds.score import Score
+from pds.score import Score, score_at
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class AnnealedLangevin:
         self._refuse_divergence(preconditioner)
         for iteration, sigma in enumerate(levels.tolist()):
             a = self.step_size * sigma**2
-            f = a * score(x, x.new_full((len(x),), sigma))
+            f = a * score_at(score, x, sigma)
             x = preconditioner.at(iteration).step(x, f, (2 * a) ** 0.5, noise.normal())
             callback(iteration, sigma, x)
         return self._denoised(score, x, levels)
@@ -120,4 +120,4 @@ class AnnealedLangevin:
         if not self.denoise:
             return x
         sigma = levels[-1].item()
-        return x + sigma**2 * score(x, x.new_full((len(x),), sigma))
+        return x + sigma**2 * score_at(score, x, sigma)

@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Callback
 from pds.samplers.sigma_space import SigmaSpaceSampler
-from pds.score import Score
+from pds.score import Score, score_at
 
 TITLES = {
     "DDIMScheduler": "DDIM",
@@ -121,6 +121,11 @@ class DiffusersScheduler(SigmaSpaceSampler):
         try:
             scheduler = make(num_train_timesteps=N, trained_betas=betas.tolist(), prediction_type="epsilon", **self.options)
             levels = _walk(scheduler, T)
+            # Some options fail only in a step.
+            nothing = torch.zeros(1, 1, 2, 2)
+            _step(
+                deepcopy(scheduler), levels[0], nothing, nothing, {"generator": [torch.Generator()]} if self.stochastic else {}
+            )
         except Exception as error:  # of what kind is the scheduler's own business
             said = " ".join(str(error).split())
             raise PDSError(f"{self.scheduler} does not take these sampler.options, {dict(self.options)}: {said}") from error
@@ -137,7 +142,7 @@ class DiffusersScheduler(SigmaSpaceSampler):
         try:
             import diffusers
         except ImportError:
-            raise PDSError(f"{self.title} needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
+            raise MissingError(f"{self.title} needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
         make = getattr(diffusers, self.scheduler)
         choices = inspect.signature(make).parameters.keys() - _OF_THE_MODEL
         if unknown := sorted(self.options.keys() - choices):
@@ -187,12 +192,16 @@ class DiffusersScheduler(SigmaSpaceSampler):
         super().check(levels, preconditioner)
         scheduler = deepcopy(levels[0].scheduler)
         drawn = {"generator": image_generators(noise)} if self.stochastic else {}
-        for iteration, (_, timestep, sigma, below) in enumerate(levels):
-            e = -sigma * score(x, x.new_full((len(x),), sigma))
-            Y = scheduler.step(e, timestep, x / (1 + sigma**2) ** 0.5, **drawn).prev_sample
-            x = (1 + below**2) ** 0.5 * Y
-            callback(iteration, sigma, x)
+        for iteration, level in enumerate(levels):
+            x = _step(scheduler, level, -level.sigma * score_at(score, x, level.sigma), x, drawn)
+            callback(iteration, level.sigma, x)
         return x
+
+
+def _step(scheduler: Any, level: Level, e: Tensor, x: Tensor, drawn: dict[str, Any]) -> Tensor:
+    """The state after an iteration, from the noise prediction e; both states in units of the data."""
+    Y = scheduler.step(e, level.timestep, x / (1 + level.sigma**2) ** 0.5, **drawn).prev_sample
+    return (1 + level.below**2) ** 0.5 * Y
 
 
 def image_generators(noise: NoiseSource) -> list[torch.Generator]:

@@ -14,7 +14,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.samplers.sampler import Callback
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
-from pds.score import Score
+from pds.score import Score, score_at
 
 MOST_CHURN = math.sqrt(2) - 1  # gamma: an iteration adds at most as much noise as there is
 
@@ -120,4 +120,4 @@ class EDM(KarrasLevelsSampler):
 
 def _slope(score: Score, x: Tensor, sigma: float) -> Tensor:
     """d(x, sigma)."""
-    return -sigma * score(x, x.new_full((len(x),), sigma))
+    return -sigma * score_at(score, x, sigma)

@@ -14,7 +14,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.sampler import Callback
-from pds.score import Score
+from pds.score import Score, score_at
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class MomentumLangevin(AnnealedLangevin):
         v = 0 * x
         for iteration, (sigma, gamma) in enumerate(zip(levels.tolist(), gammas.tolist(), strict=True)):
             P, a = preconditioner.at(iteration), self.step_size * sigma**2
-            v = gamma * v + P.drift(a * score(x + gamma * v, x.new_full((len(x),), sigma)))
+            v = gamma * v + P.drift(a * score_at(score, x + gamma * v, sigma))
             x = x + v + (2 * a) ** 0.5 * P.noise(noise.normal())
             callback(iteration, sigma, x)
         return self._denoised(score, x, levels)

@@ -17,7 +17,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process, Transitions, integration_times
 from pds.samplers.sampler import Callback
-from pds.score import Score
+from pds.score import Score, score_at
 
 LEFT_OVER = 10.0  # noise that a stable run may leave, in units of the smallest level
 
@@ -336,5 +336,4 @@ class PredictorCorrector:
 
 def _score_at(score: Score, x: Tensor, level: Level) -> Tensor:
     """s(x) of the state: a change of variables away from the score of x_0 + sigma z."""
-    sigma = x.new_full((len(x),), level.sigma)
-    return score(x, sigma) if level.scale == 1 else score(x / level.scale, sigma) / level.scale
+    return score_at(score, x, level.sigma) if level.scale == 1 else score_at(score, x / level.scale, level.sigma) / level.scale

@@ -17,7 +17,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process
 from pds.processes.ladders import karras_levels
-from pds.score import Score
+from pds.score import Score, score_at
 
 
 class Interval(NamedTuple):
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 
 def denoised(score: Score, x: Tensor, sigma: float) -> Tensor:
     """D(x; sigma) = x + sigma^2 s(x, sigma), the expected image (Tweedie): (batch, C, H, W) in the data range."""
-    return x + sigma**2 * score(x, x.new_full((len(x),), sigma))
+    return x + sigma**2 * score_at(score, x, sigma)
 
 
 @dataclass(frozen=True)

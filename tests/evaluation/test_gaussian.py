@@ -10,10 +10,11 @@ from pds.errors import PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.preconditioning.filters import StatisticsFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.annealed_langevin import AnnealedLangevin
-from pds.samplers.predictor_corrector import EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
+from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
 
 SIZE, T = 8, 12
 SHAPE = (2, SIZE, SIZE)
@@ -59,18 +60,24 @@ def test_the_gaussian_of_a_data_set_has_its_mean_and_its_spectrum_in_the_range_o
     assert unit.distance(doubled) == pytest.approx(unit.power.sum().item() + 784 * 0.01)
 
 
+DDPM = DiscreteVariancePreserving(beta_schedule("linear", 1e-4, 0.02, 1000))
+
+
 @pytest.mark.parametrize(
-    ("process", "data_range", "predictor", "alpha", "helps"),
+    ("process", "predictor", "iterations", "alpha", "helps"),
     [
-        (VarianceExploding(0.01, 16.0, 1000), (0.0, 1.0), ReverseDiffusion(), 3, True),
-        (VariancePreserving(), (-1.0, 1.0), ReverseDiffusion(), 3, True),
-        (VariancePreserving(), (-1.0, 1.0), EulerMaruyama(), 40, False),
+        (VarianceExploding(0.01, 16.0, 1000), ReverseDiffusion(), 25, 3, True),
+        (VariancePreserving(), ReverseDiffusion(), 25, 3, True),
+        (VariancePreserving(), EulerMaruyama(), 25, 40, False),
+        (DDPM, Ancestral(), 50, 20, True),
+        (DDPM, ReverseDiffusion(), 25, 5, False),
     ],
 )
-def test_what_a_filter_does_at_25_iterations(process, data_range, predictor, alpha, helps):
-    # Reverse diffusion leaves too much noise, which a filter cancels; Euler-Maruyama on VP too little, which it does not.
+def test_what_a_filter_does_where_the_score_is_exact(process, predictor, iterations, alpha, helps):
+    # It cancels the noise that a step leaves too much of; Euler-Maruyama on VP leaves too little.
+    data_range = (0.0, 1.0) if process.title == "VE" else (-1.0, 1.0)
     target = StationaryGaussian.of(DatasetStatistics.load("asset:mnist_statistics.npz"), data_range)
-    sampler = PredictorCorrector(25, predictor, None)
+    sampler = PredictorCorrector(iterations, predictor, None)
     vanilla, filtered = (sampled_law(sampler, target, process, P).distance(target) for P in (Identity(), mnist_filter(alpha)))
     assert (filtered < 0.6 * vanilla) if helps else (filtered > vanilla)
 
@@ -96,5 +103,6 @@ def test_the_command():
     assert rows[0] == ["T", "vanilla", "alpha=2", "alpha=3", "lowest"]
     assert [row[0] for row in rows[2:]] == ["25", "50"] and rows[2][-1] == "3"
     assert float(rows[2][3]) < float(rows[2][1])
-    wrong = command("gaussian.py", "vary=filter.beta")
-    assert wrong.returncode == 1 and "vary=filter.beta is no key" in wrong.stderr
+    for wrong in ("filter.beta", "filtr.alpha", "model.process.sigma_max", "sampler.iterations"):
+        refused = command("gaussian.py", f"vary={wrong}")
+        assert refused.returncode == 1 and f"error: vary={wrong} is no key of filter, solenoid, sampler" in refused.stderr

@@ -126,7 +126,8 @@ def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
         for cell, cfg in zip(table.cells, runs, strict=True):
             sampler, budget = build(cfg.sampler), int(cell.column.removeprefix("NFE "))
             evaluations = sampler.iterations * sampler.nfe_per_iteration
-            assert evaluations in (budget, budget - 1), f"{name}: {cell.row}, {cell.column}"
+            adaptive = cell.row == "adaptive SDE"
+            assert adaptive or evaluations in (budget, budget - 1), f"{name}: {cell.row}, {cell.column}"
             assert cfg.model.process._target_.endswith("Exploding" if network == "VE" else "Preserving")
         # The discrete chain of VP needs more than 20 levels; no cell of the other samplers is lost.
         short = {cell.column for cell in table.cells if cell.row == "reverse diffusion + Langevin with PDS"}
@@ -134,7 +135,8 @@ def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
         assert sum(cell.row == "DDIM" for cell in table.cells) == 5
     small, points = planned("samplers_vp", "small=true")
     T = [int(o.partition("=")[2]) for point in points for o in point if o.startswith("sampler.iterations=")]
-    assert max(T[:18]) == 20 < min(T[18:]), "the cheap column first"
+    expensive = [t > 20 for t in T]
+    assert expensive == sorted(expensive)  # the cheap column first
     assert {cell.column for cell in small.cells} == {"NFE 20", "NFE 50"}
     assert sum(cell.row == "Euler-Maruyama" for cell in small.cells) == 2
 

@@ -82,14 +82,6 @@ def test_between_two_levels_the_network_sees_a_label_between(tmp_path, unet):
     torch.testing.assert_close(labels[0], torch.tensor([99.25, 499.75]), rtol=1e-5, atol=0)
 
 
-def test_training_would_see_the_levels_of_the_chain(tmp_path, unet):
-    model = unet2d(SHAPE, saved(tmp_path, unet.state_dict()))
-    drawn = model.score.draw_sigma(4000, torch.Generator().manual_seed(0))
-    assert torch.isin(drawn, model.process.ladder).all()
-    labels = model.process.time(drawn) * 1000 - 1
-    assert labels.mean().item() == pytest.approx(499.5, abs=20) and labels.std().item() == pytest.approx(288.7, abs=12)
-
-
 @pytest.mark.parametrize("part", ["", "unet", f"unet/{WEIGHTS}"])
 def test_every_way_to_name_a_folder(tmp_path, unet, part, caplog):
     caplog.set_level(logging.INFO)
