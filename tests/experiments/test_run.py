@@ -246,3 +246,37 @@ def test_a_run_that_fails_midway_says_so_in_its_status_and_report(tmp_path, monk
     (status,) = tmp_path.glob("debug/*/status.json")
     assert json.loads(status.read_text())["message"] == "the disk caught fire"
     assert "the disk caught fire" in (tmp_path / "debug" / "report.html").read_text()
+
+
+def test_a_network_of_diffusers_by_our_sampler_with_pds_and_by_its_own(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "block_out_channels": [8, 8]}
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(28, 1, 1, **blocks, layers_per_block=1, norm_num_groups=4)
+    folder = tmp_path / "ddpm"
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
+    common = ["model=ddpm", f"model.checkpoint={folder}", "images=2", "tracker=none", "group=g", f"outputs={tmp_path}"]
+    for chosen in (
+        ["sampler.iterations=3", "filter=statistics"],
+        ["sampler=diffusers_ddim", "sampler.iterations=4"],
+        ["sampler=accelerated_ddim", "sampler.iterations=3"],
+    ):
+        overrides = [*common, *chosen]
+        run(composed(*overrides), overrides)
+    results = {r["sampler"]: r for r in (json.loads(path.read_text()) for path in tmp_path.glob("g/*/result.json"))}
+    assert {name: (r["nfe"], r["vanilla"]) for name, r in results.items()} == {
+        "ancestral": (3, False),
+        "DDIM (diffusers)": (4, True),
+        "accelerated DDIM": (3, True),
+    }
+    assert all(np.isfinite(r["metrics"]["fid_mnist_classifier_2"]) for r in results.values())
+    assert results["DDIM (diffusers)"]["checkpoint"]["layout"] == "diffusers"
+    assert results["DDIM (diffusers)"]["versions"]["diffusers"] == diffusers.__version__
+    # The same weights with another config.json, or another chain, are another model.
+    before = Experiment.build(composed(*common)).fingerprint
+    for file, key, value in (("unet/config.json", "norm_eps", 0.1), ("scheduler/scheduler_config.json", "beta_end", 0.03)):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | {key: value}))
+        after = Experiment.build(composed(*common)).fingerprint
+        assert after["weights"] == before["weights"] and after["beside_weights"] != before["beside_weights"]
+        before = after

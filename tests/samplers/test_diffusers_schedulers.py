@@ -214,8 +214,9 @@ def test_neighbours_and_calls_before_change_nothing(name):
 
 
 def test_images_do_not_share_their_noise():
+    # Of 32 bits, which is what torch takes of a seed: 20,000 of them share one with a probability of 5%, these do not.
     generators = image_generators(ImageNoise(0, torch.arange(20_000), (1, 1, 2)))
-    assert len({generator.initial_seed() for generator in generators}) == 20_000
+    assert len({generator.initial_seed() % 2**32 for generator in generators}) == 20_000
 
 
 def test_what_it_refuses(monkeypatch):
