@@ -8,12 +8,10 @@ torchrun --nproc-per-node=2 experiments/run.py filter=statistics images=50000
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
@@ -31,7 +29,7 @@ from schema import register
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.evaluation.metric import FrechetMetric
-from pds.files import atomic_path, write_json
+from pds.files import atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
 from pds.logs import log_file, to_terminal
 from pds.models.scores import ScoreModel
@@ -165,14 +163,14 @@ class Experiment:
         facts = {
             "weights": checkpoint and checkpoint.sha256,
             "filters": fingerprint(*self.masks.values()),
-            "reference": reference and digest(reference),
+            "reference": reference and json_digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
         if self.moments is not None:
-            facts["moments"] = digest(self.moments.provenance)
+            facts["moments"] = json_digest(self.moments.provenance)
         if self.model.beside_weights:
-            facts["beside_weights"] = digest(self.model.beside_weights)
+            facts["beside_weights"] = json_digest(self.model.beside_weights)
         if isinstance(self.sample.sampler, DiffusersScheduler):
             facts["diffusers"] = metadata.version("diffusers")
         return facts
@@ -184,11 +182,6 @@ class Experiment:
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
-
-
-def digest(provenance: Mapping[str, Any]) -> str:
-    """16 digits of the hash of what numbers were made from."""
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pds.data.images import read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.reference import image_digest
-from pds.files import write_json
+from pds.files import json_digest, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise
@@ -145,7 +144,7 @@ def noise_moments(
         if facts.items() <= moments.provenance.items():
             return moments
     facts |= _image_facts(dataset, training_images)
-    path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{_digest(facts)}.json"
+    path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{json_digest(facts)}.json"
     if path.is_file():
         moments = read_moments(path)
         if not facts.items() <= moments.provenance.items():
@@ -160,7 +159,7 @@ def noise_moments(
 def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[str, Any]:
     """What moments depend on, as far as it is known without the files of the data set."""
     process = model.process
-    beside = {"beside_weights": _digest(model.beside_weights)} if model.beside_weights else {}
+    beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
     largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
     return beside | {
         "weights": model.checkpoint and model.checkpoint.sha256,
@@ -171,10 +170,6 @@ def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[st
         "levels": LEVELS,
         "seed": SEED,
     }
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:
