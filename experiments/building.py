@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -90,6 +91,13 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise PDSError(f"device={name} asked for, but torch sees {torch.cuda.device_count()} GPUs here: use device=cpu")
     return device
+
+
+def require_compiler() -> None:
+    """Refuse `compile=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise PDSError(f"compile=true needs a C++ compiler, and there is no {compiler} here: install it, or set compile=false")
 
 
 @contextlib.contextmanager

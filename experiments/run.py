@@ -21,7 +21,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from building import build, choose_device, entry_point, one_sentence, resolved
+from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -32,7 +32,7 @@ from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, Shard, generate, shards
 from pds.logs import log_file, to_terminal
-from pds.models.scores import ScoreModel
+from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.points import Points
@@ -120,6 +120,8 @@ class Experiment:
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
         device = choose_device(cfg.device, cfg.threads)
+        if cfg.compile:
+            require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
         model: ScoreModel = build(cfg.model)
         dataset: Dataset = build(cfg.dataset)
@@ -138,13 +140,13 @@ class Experiment:
         if cfg.batch_size < 1:
             raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score, moments = model.score.to(device, memory_format=torch.channels_last), None
+        score, moments = for_sampling(model.score, device, cfg.bf16, cfg.compile), None
         if isinstance(sampler, AnalyticDDIM):
             moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
             sampler = replace(sampler, moments=moments)
         sample = ImageSampler(score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range)
-        what = " + ".join(title for title in (filter.title, solenoid.title) if title)
-        label = f"{'vanilla' if isinstance(preconditioner, Identity) else what}, {sampler.detail}"
+        what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
+        label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
 
     @property
@@ -240,6 +242,7 @@ def sample_and_measure(
     command: list[str],
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
+    begun, sampling = time.perf_counter(), 0.0
     folder.status("running")
     for doubt in experiment.doubts:
         log.warning(doubt)
@@ -251,6 +254,8 @@ def sample_and_measure(
     with experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config) as tracked:
 
         def on_shard(shard: Shard, seconds: float) -> None:
+            nonlocal sampling
+            sampling += seconds
             done = sum(len(other.indices) for other in todo if other.path.exists())
             record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
             metrics_file.append(record)
@@ -289,6 +294,11 @@ def sample_and_measure(
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         draw(experiment, folder.path, images)
+        # Of this process, since it was last started.
+        result["wall_clock"] = {"seconds": time.perf_counter() - begun, "sampling": sampling}
+        log.info(
+            "%.0f s, of them sampling %.1f%%", result["wall_clock"]["seconds"], 100 * sampling / result["wall_clock"]["seconds"]
+        )
         metrics_file.append({"images_done": len(images), **result["metrics"]})
         write_json(folder.path / "result.json", result)
         folder.status("done")

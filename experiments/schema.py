@@ -38,6 +38,8 @@ class Run:
     seed: int = MISSING
     shard_size: int = MISSING
     batch_size: int = MISSING
+    bf16: bool = MISSING
+    compile: bool = MISSING
     device: str = MISSING
     threads: int | None = None
     outputs: str = MISSING
@@ -66,6 +68,8 @@ class Benchmark:
     published: Any = None
     batch_size: int = MISSING
     repeats: int = MISSING
+    bf16: bool = MISSING
+    compile: bool = MISSING
     device: str = MISSING
     threads: int | None = None
     outputs: str = MISSING

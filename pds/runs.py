@@ -31,6 +31,7 @@ PLACE = {
     "device",
     "threads",
     "batch_size",
+    "compile",
     "tracker",
     "model.checkpoint",
     "metric.cache",
