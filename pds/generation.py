@@ -14,9 +14,11 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -187,13 +189,16 @@ def generate(
     processes: Processes = Processes(),
     on_shard: Callable[[Shard, float], None] = lambda shard, seconds: None,
 ) -> None:
-    """Sample the shards that are missing, each written as it finishes; every process takes its part of them.
+    """Sample the shards that are missing; every process takes its part of them.
+
+    A shard is annotated and written in a thread of its own while the next one is sampled, and before the one after that.
 
     Args:
         sample: makes images by index.
         todo: all shards of the run; those whose file exists are skipped.
         batch_size: images sampled at once; it does not change them.
-        annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
+        annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file; called in that
+            thread.
         processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
 
@@ -223,9 +228,25 @@ def _sample_shards(
     total = sum(len(shard.indices) for shard in mine)
     steps = len(sample.sampler.levels(sample.process))
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
-    done, lines = 0, show_progress and "TQDM_DISABLE" in os.environ
+    written, lines = 0, show_progress and "TQDM_DISABLE" in os.environ
     disable = lines or not show_progress
-    with tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar:
+    writing: tuple[Shard, float, Future[None]] | None = None
+
+    def finish_writing() -> None:
+        nonlocal written
+        if writing is not None:
+            shard, seconds, done = writing
+            done.result()
+            on_shard(shard, seconds)
+            written += len(shard.indices)
+            if lines:
+                log.info("%d of %d images", written, total)
+
+    # Leaving the block waits for the thread, so a shard that is sampled is kept whatever happens to the next one.
+    with (
+        ThreadPoolExecutor(max_workers=1) as writer,
+        tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
+    ):
         for shard in mine:
             start, parts, evaluations = time.perf_counter(), [], 0.0
             for batch in _batches(shard.indices, batch_size):
@@ -235,19 +256,21 @@ def _sample_shards(
                 evaluations += nfe * len(batch)
                 parts.append(to_uint8(x).cpu())
             images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
-            try:
-                with atomic_path(shard.path) as temporary, open(temporary, "wb") as file:
-                    nfe = evaluations / len(images)
-                    np.savez_compressed(file, images=images, nfe=nfe, seconds=seconds, **annotate(images))
-                on_shard(shard, seconds)
-                done += len(images)
-                if lines:
-                    log.info("%d of %d images", done, total)
-            except OSError as error:
-                raise PDSError(
-                    f"cannot write {shard.path.parent.parent} ({error.strerror or error}): make room and run the same command "
-                    "again, finished shards are kept"
-                ) from None
+            finish_writing()
+            arrays = {"images": images, "nfe": evaluations / len(images), "seconds": seconds}
+            writing = shard, seconds, writer.submit(_write, shard.path, arrays, annotate)
+        finish_writing()
+
+
+def _write(path: Path, arrays: dict[str, Any], annotate: Callable[[np.ndarray], dict[str, np.ndarray]]) -> None:
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **arrays, **annotate(arrays["images"]))
+    except OSError as error:
+        raise PDSError(
+            f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
+            "finished shards are kept"
+        ) from None
 
 
 def _batches(indices: range, size: int) -> Iterator[range]:

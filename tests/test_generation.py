@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,29 @@ except PDSError as error:
     for rank in (0, 1):
         assert Path(tmp_path, f"rank-{rank}").read_text() == "the second process has no disk"
     assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-00000.npz"]
+
+
+def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails(tmp_path):
+    todo, calls, next_one = shards(tmp_path, 10, 5), [], threading.Event()
+
+    def score(x, sigma):
+        calls.append(1)
+        if len(calls) <= 5:
+            return -x
+        next_one.set()
+        return x * torch.nan
+
+    waited = []
+
+    def annotate(images):
+        waited.append(next_one.wait(20))
+        time.sleep(0.2)
+        return {}
+
+    with pytest.raises(PDSError, match="not finite after step 1 of 4"):
+        generate(image_sampler(score), todo, 5, annotate)
+    assert waited == [True]
+    assert [shard.path.exists() for shard in todo] == [True, False]
 
 
 def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeypatch):
