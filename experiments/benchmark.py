@@ -1,7 +1,9 @@
-"""What PDS costs: one iteration with and without it, its operator alone, the same operator in full complex FFTs, the network.
+"""What PDS costs, and how fast sampling is: one iteration with and without PDS, its operator alone, the same operator in full
+complex FFTs, the network, and how near that comes to what the machine can do.
 
 python experiments/benchmark.py model=ncsnpp dataset=cifar10
 python experiments/benchmark.py model=ncsnpp dataset=ffhq filter.pixels=released repeats=3
+python experiments/benchmark.py -m batch_size=1,8,64 bf16=false,true compile=false,true
 """
 
 from __future__ import annotations
@@ -22,22 +24,24 @@ from typing import Any
 
 import hydra
 import torch
-from building import build, choose_device, entry_point, one_sentence, resolved
+from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.files import write_json
-from pds.models.scores import ScoreModel
+from pds.models.scores import ScoreModel, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.runs import provenance, run_name
 from pds.samplers.sampler import Sampler
+from pds.score import Score
 
 BLOCK = 0.05  # seconds that a timing lasts at least, by repetition
 TOLERANCE = 1e-5  # between operator and baseline, in units of the largest value
@@ -140,7 +144,8 @@ class Iteration:
     """One iteration of a sampler on a model, at its first noise level.
 
     Attributes:
-        model: on its device.
+        model: what it samples.
+        score: its score on the device, in the precision asked for.
         sampler: without the final denoising.
         filter, solenoid: what the preconditioner is made of.
         preconditioner: P and S.
@@ -150,6 +155,7 @@ class Iteration:
     """
 
     model: ScoreModel
+    score: Score
     sampler: Sampler
     filter: Filter
     solenoid: Solenoid
@@ -164,7 +170,6 @@ class Iteration:
             raise PDSError(f"batch_size and repeats must be at least 1, got {cfg.batch_size} and {cfg.repeats}")
         model: ScoreModel = build(cfg.model)
         filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
-        model.score.to(device, memory_format=torch.channels_last)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)
         if isinstance(P, Identity):
             raise PDSError("filter=none and solenoid=none leave no operator to time: choose filter=statistics or parametric")
@@ -172,11 +177,12 @@ class Iteration:
         sampler = replace(sampler, denoise=False)  # those without it take no filter either, and are refused above
         noise = ImageNoise(0, torch.arange(cfg.batch_size, device=device), model.shape)
         levels, x = sampler.levels(model.process)[:1], sampler.prior(noise, model.process, P)
-        return cls(model, sampler, filter, solenoid, P, levels, noise, x)
+        score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
+        return cls(model, score, sampler, filter, solenoid, P, levels, noise, x)
 
     def __call__(self, preconditioner: Preconditioner) -> Tensor:
         """The state after it."""
-        return self.sampler(self.model.score, self.x, self.levels, preconditioner, self.noise)
+        return self.sampler(self.score, self.x, self.levels, preconditioner, self.noise)
 
     def baseline(self) -> ComplexPreconditioner:
         """P and S in full complex FFTs."""
@@ -226,6 +232,31 @@ def time_in_turns(parts: dict[str, Callable[[], Any]], repeats: int, device: tor
     return {name: [times[name] for times in rounds] for name in parts}
 
 
+@torch.no_grad()
+def operations(score: Score, x: Tensor) -> int:
+    """Floating-point operations of one evaluation of one image in convolutions, matrix products and attention.
+
+    A multiplication with its addition is two.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        score(x, x.new_ones(len(x)))
+    return counter.get_total_flops() // len(x)
+
+
+def attainable(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product, the best of five: the machine's peak, as one meets it."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device).to(dtype)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    # What convolutions may do, products of matrices may not unless told.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device)["product"])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    return 2 * n**3 / (1e-3 * milliseconds)
+
+
 @dataclass
 class Peak:
     """Memory of a block in bytes, known when it has ended: the most there was in all, and beyond what there was before."""
@@ -272,6 +303,8 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """
     config, load = resolved(cfg), os.getloadavg()[0]
     device = choose_device(cfg.device, cfg.threads)
+    if cfg.compile:
+        require_compiler()
     torch.manual_seed(0)
     iteration = Iteration.build(cfg, device)
     P, baseline, record = iteration.preconditioner, iteration.baseline(), RecordedPreconditioner(iteration.preconditioner)
@@ -283,7 +316,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     difference = largest_difference(record, baseline)
     sigma = iteration.x.new_full((cfg.batch_size,), 1.0)
     parts: dict[str, Callable[[], Any]] = {
-        "network": lambda: iteration.model.score(iteration.x, sigma),
+        "network": lambda: iteration.score(iteration.x, sigma),
         "vanilla": lambda: iteration(Identity()),
         "pds": lambda: iteration(P),
         "operator": lambda: record.replay(P),
@@ -296,6 +329,9 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         with peak_memory(device) as peaks[name]:
             parts[name]()
     median = {name: statistics.median(values) for name, values in times.items()}
+    flop = operations(iteration.score, iteration.x)
+    dtype = torch.bfloat16 if cfg.bf16 else iteration.x.dtype
+    T = len(iteration.sampler.levels(iteration.model.process))
     measured = provenance(device)
     result: dict[str, Any] = {
         "network": iteration.model.title,
@@ -304,12 +340,18 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         "filter": " + ".join(filter(None, (iteration.filter.title, iteration.solenoid.title))),
         "statistics": "stand-in",
         "batch_size": cfg.batch_size,
-        "dtype": str(iteration.x.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
+        "compiled": cfg.compile,
         "threads": torch.get_num_threads(),
         "load_average_before": load,
         "milliseconds": times,
         "operator_share": median["operator"] / median["pds"],
         "speed_up": median["baseline"] / median["operator"],
+        "iterations": T,
+        "images_per_second": cfg.batch_size / (1e-3 * median["pds"] * T),
+        "operations": flop,
+        "operations_per_second": cfg.batch_size * flop / (1e-3 * median["network"]),
+        "attainable_operations_per_second": attainable(device, dtype),
         "largest_difference": difference,
         "peak_bytes": {name: asdict(peak) for name, peak in peaks.items()},
         **measured,
@@ -340,7 +382,7 @@ def summary(results: list[dict[str, Any]]) -> str:
         "network": [result["network"] for result in results],
         "sampler, one iteration": [result["sampler"] for result in results],
         "filter": [result["filter"] for result in results],
-        "batch, dtype": [f"{result['batch_size']}, {result['dtype']}" for result in results],
+        "batch, dtype": [f"{r['batch_size']}, {r['dtype']}{', compiled' if r['compiled'] else ''}" for r in results],
         "device": [result["device"] for result in results],
         "threads, load before": [f"{result['threads']}, {result['load_average_before']:.1f}" for result in results],
         "network evaluation, ms": milliseconds("network"),
@@ -349,6 +391,13 @@ def summary(results: list[dict[str, Any]]) -> str:
         "its operator, ms": milliseconds("operator"),
         "its noise draws, ms": milliseconds("noise"),
         "full complex FFTs, ms": milliseconds("baseline"),
+        "images/s with PDS": [f"{result['images_per_second']:.3g} at T = {result['iterations']}" for result in results],
+        "operations, GFLOP": [f"{1e-9 * result['operations']:.3g} an image" for result in results],
+        "network, GFLOP/s": [
+            f"{1e-9 * rate:.3g}, {rate / result['attainable_operations_per_second']:.0%} of a matrix product"
+            for result in results
+            for rate in [result["operations_per_second"]]
+        ],
         "operator / iteration": [f"{100 * result['operator_share']:.2g}%" for result in results],
         "speed-up over complex": [f"{result['speed_up']:.1f}×" for result in results],
         "peak memory, iteration, MiB": mebibytes("pds", "total"),

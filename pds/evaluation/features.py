@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -88,7 +90,7 @@ class InceptionFeatures:
     Images of one channel are repeated to three.
 
     Args:
-        device: where the network runs; the resize runs on the CPU.
+        device: where the network runs; the resize runs on the CPU, on all its cores.
         cache: folder of the weights, the project's cache by default; they are downloaded into it if absent.
         checksum: SHA-256 that the weights file must have.
 
@@ -111,6 +113,8 @@ class InceptionFeatures:
         self.device = torch.device(device)
         self.network = InceptionV3W(str(folder), download=False).to(self.device).eval()
         self.resize = build_resizer("clean")
+        # Pillow, which resizes, leaves Python to the other threads meanwhile.
+        self.threads = ThreadPoolExecutor(os.cpu_count())
         self.provenance = {"features": self.name, "resize": "clean", "weights_sha256": checksum}
 
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -121,5 +125,5 @@ class InceptionFeatures:
 
     def _features(self, images: Tensor) -> Tensor:
         arrays = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
-        resized = np.stack([self.resize(array) for array in arrays])
+        resized = np.stack(list(self.threads.map(self.resize, arrays)))
         return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device))

@@ -1,16 +1,19 @@
 """The benchmark end to end at a tiny size, its baseline as a check of the operator, checkpoints as their authors write them."""
 
 import json
+import statistics
 
 import published
 import pytest
 import torch
-from benchmark import Iteration, benchmark, peak_memory
+from benchmark import Iteration, attainable, benchmark, operations, peak_memory
 from building import build, resolved
 from hydra.errors import ConfigCompositionException
 from test_configurations import composed
+from torch import nn
 
 from pds.errors import PDSError
+from pds.models.scores import LadderScore, for_sampling
 from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.runs import provenance
 
@@ -45,6 +48,7 @@ def tiny(tmp_path, *overrides):
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
     monkeypatch.setattr("benchmark.BLOCK", 0)
+    monkeypatch.setattr("benchmark.attainable", lambda device, dtype: 1e12)
 
 
 @pytest.mark.parametrize(("overrides", "sampler", "filter"), ITERATIONS)
@@ -61,8 +65,34 @@ def test_it_measures_any_sampler_and_filter(tmp_path, capsys, overrides, sampler
     assert all(len(values) == 2 and values[0] > 0 for values in times.values())
     assert result["operator_share"] == pytest.approx(sum(times["operator"]) / sum(times["pds"]))
     assert result["speed_up"] == pytest.approx(sum(times["baseline"]) / sum(times["operator"]))
+    per_evaluation, per_iteration = (statistics.median(times[name]) / 1e3 for name in ("network", "pds"))
+    assert result["images_per_second"] == pytest.approx(result["batch_size"] / (per_iteration * 20))
+    assert result["operations_per_second"] == pytest.approx(result["batch_size"] * result["operations"] / per_evaluation)
     table = capsys.readouterr().out
     assert str(path) in table and "3×8×8" in table and sampler in table and filter in table
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_operations_are_counted_by_hand(compile):
+    # Eagerly even where the network is to be compiled: 2 channels to 5, 3 x 3, then a product over the channels.
+    layers = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 2, 1, bias=False))
+    network = LadderScore(SeesNoLevel(layers), torch.tensor([1.0, 0.1]))
+    score, x = for_sampling(network, torch.device("cpu"), compile=compile), torch.zeros(3, 2, 4, 4)
+    assert operations(score, x) == 2 * 16 * (2 * 5 * 9 + 5 * 2)
+
+
+def test_the_attainable_rate_is_that_of_the_fastest_product(monkeypatch):
+    monkeypatch.setattr("benchmark.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
+    assert attainable(torch.device("cpu"), torch.bfloat16) == pytest.approx(2 * 2048**3 / 4e-3)
+
+
+class SeesNoLevel(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, label):
+        return self.layers(x)
 
 
 def test_every_device_batch_and_thread_count_has_its_own_row(tmp_path, capsys):
