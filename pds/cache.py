@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from pds.errors import MissingError, PDSError
-from pds.files import atomic_path, sha256
+from pds.files import atomic_path, make_once, sha256
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,9 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
         PDSError: the file is absent and cannot be downloaded, or is not the published one.
     """
     expected = f"sha256 {checksum}" if checksum else "no published checksum"
-    if path.is_file():
-        if checksum and (found := sha256(path)) != checksum:
-            raise PDSError(
-                f"{path} is not the published {what} (its sha256 is {found}, expected {checksum}): "
-                f"delete it, or put the file from {url} there"
-            )
-        return path
-    log.info("%s is not in the cache: downloading %s to %s", what, url, path)
-    try:
+
+    def download() -> None:
+        log.info("%s is not in the cache: downloading %s to %s", what, url, path)
         with atomic_path(path) as temporary:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(temporary, "wb") as file:
                 length = response.headers.get("Content-Length")
@@ -54,8 +48,16 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
                 raise OSError(f"{temporary.stat().st_size} of {length} bytes arrived")
             if checksum and (found := sha256(temporary)) != checksum:
                 raise OSError(f"what arrived has the sha256 {found}")
+
+    try:
+        make_once(path, download)
     except (OSError, http.client.HTTPException) as error:
         raise MissingError(
             f"{what} is missing and could not be downloaded ({error}): put the file from {url} ({expected}) at {path}"
         ) from None
+    if checksum and (found := sha256(path)) != checksum:
+        raise PDSError(
+            f"{path} is not the published {what} (its sha256 is {found}, expected {checksum}): "
+            f"delete it, or put the file from {url} there"
+        )
     return path

@@ -6,9 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -23,6 +28,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_once(path: Path, make: Callable[[], None]) -> None:
+    """Have `make` write `path` unless it is there; where several processes want it, one makes it and the others wait."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.name}.lock")
+    try:
+        with open(neighbour, "w") as lock:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.is_file():
+                make()
+    finally:
+        # Who opened it before this and waits finds `path` made, or makes it.
+        neighbour.unlink(missing_ok=True)
 
 
 ASSETS = Path(__file__).parent / "assets"

@@ -20,7 +20,7 @@ from pds.data.images import read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.reference import image_digest
-from pds.files import json_digest, write_json
+from pds.files import json_digest, make_once, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise
@@ -145,14 +145,10 @@ def noise_moments(
             return moments
     facts |= _image_facts(dataset, training_images)
     path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{json_digest(facts)}.json"
-    if path.is_file():
-        moments = read_moments(path)
-        if not facts.items() <= moments.provenance.items():
-            raise PDSError(f"{path} was measured on something else ({moments.provenance}): delete it")
-        return moments
-    moments = measured_moments(model, dataset, training_images, device, batch_size)
-    write_moments(path, moments)
-    log.info("noise moments written to %s", path)
+    make_once(path, lambda: write_moments(path, measured_moments(model, dataset, training_images, device, batch_size)))
+    moments = read_moments(path)
+    if not facts.items() <= moments.provenance.items():
+        raise PDSError(f"{path} was measured on something else ({moments.provenance}): delete it")
     return moments
 
 

@@ -21,7 +21,7 @@ from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.features import ASSETS, FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.files import atomic_path, sha256
+from pds.files import atomic_path, make_once, sha256
 
 log = logging.getLogger(__name__)
 
@@ -167,15 +167,20 @@ def make_reference(
     """
     count = len(images) if count is None else count
     provenance = _provenance(images, features, count)
-    if cache_file is not None and cache_file.exists():
-        cached = read_reference(cache_file)
-        for key in provenance.keys() | cached.provenance.keys():
-            if cached.provenance.get(key) != provenance.get(key):
-                raise PDSError(
-                    f"{cache_file} was made with {key} = {cached.provenance.get(key)}, not {provenance.get(key)}: "
-                    f"delete it or choose another file"
-                )
-        return cached
+    if cache_file is None:
+        return _compute(images, features, count, provenance)
+    make_once(cache_file, lambda: write_reference(cache_file, _compute(images, features, count, provenance)))
+    reference = read_reference(cache_file)
+    for key in provenance.keys() | reference.provenance.keys():
+        if reference.provenance.get(key) != provenance.get(key):
+            raise PDSError(
+                f"{cache_file} was made with {key} = {reference.provenance.get(key)}, not {provenance.get(key)}: "
+                f"delete it or choose another file"
+            )
+    return reference
+
+
+def _compute(images: ImageSource, features: FeatureExtractor, count: int, provenance: dict[str, str | int]) -> Reference:
     log.info("computing the %s statistics of %d images of %s %s", features.name, count, images.name, images.split)
     indices = np.arange(count) if count == len(images) else np.sort(choose(images, count, SEED))
     values = np.empty((count, features.dimension), np.float32)
@@ -183,10 +188,7 @@ def make_reference(
         for batch in read_in_batches(images, indices):
             values[bar.n : bar.n + len(batch)] = features(batch)
             bar.update(len(batch))
-    reference = Reference(FeatureStatistics.from_features(values), features.name, provenance)
-    if cache_file is not None:
-        write_reference(cache_file, reference)
-    return reference
+    return Reference(FeatureStatistics.from_features(values), features.name, provenance)
 
 
 class ReferenceMaker(Protocol):

@@ -22,8 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from pds.reporting.pictures import colours
 from pds.reporting.runs import significant, timing
 from pds.reporting.swept import Best, Curves, HeatMap, Line, Panel, Setting, T, shown, symbol
-from pds.reporting.tables import Grid
-from pds.reporting.tables import Line as Measured
+from pds.reporting.tables import Grid, Measured
 
 _INK, _SOFT, _GRID, _BAD = "#010203", "#010204", "#010205", "#010206"
 """Stand for colours that the page chooses by light and dark mode."""

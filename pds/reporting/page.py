@@ -36,7 +36,7 @@ from pds.reporting.runs import (
 )
 from pds.reporting.summary import write_summary
 from pds.reporting.swept import Panel, panels, symbol
-from pds.reporting.tables import HEADS, Grid, Line, Table, about_table, in_cell, table_lines, texts, write_table
+from pds.reporting.tables import HEADS, Grid, Measured, Table, about_table, in_cell, table_lines, texts, write_table
 
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
@@ -289,7 +289,7 @@ def _failures(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:
     return html
 
 
-def _table(table: Table, lines: Sequence[Line]) -> tuple[str, list[Chart]]:
+def _table(table: Table, lines: Sequence[Measured]) -> tuple[str, list[Chart]]:
     """The table that the runs fill, and where it is a grid whose rows are curves, their chart."""
     grid = Grid.of(table, lines)
     long = _long_form(lines)
@@ -337,7 +337,7 @@ def _grid(grid: Grid) -> str:
     return f"<div class=scroll><table class=grid>{head}<tbody>{body}</tbody></table></div>"
 
 
-def _long_form(lines: Sequence[Line]) -> str:
+def _long_form(lines: Sequence[Measured]) -> str:
     rows = texts(lines)
     # A figure of images has nothing printed, and a table that waits nothing measured.
     shown = [i for i, head in enumerate(HEADS) if head == "note" or any(row[i] != MISSING for row in rows)]

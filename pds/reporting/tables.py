@@ -87,7 +87,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Line:
+class Measured:
     """A cell as it was measured; what is not known is None.
 
     Attributes:
@@ -126,7 +126,7 @@ class Line:
         return self.measured is not None and math.isfinite(self.measured)
 
 
-def fill(table: Table, points: Sequence[Point], runs: Sequence[RunSummary]) -> list[Line]:
+def fill(table: Table, points: Sequence[Point], runs: Sequence[RunSummary]) -> list[Measured]:
     """Every cell with what its runs measured.
 
     Args:
@@ -139,9 +139,9 @@ def fill(table: Table, points: Sequence[Point], runs: Sequence[RunSummary]) -> l
     return [_fill(table, cell, [by_digest.get(digest) for digest in cell.points], results) for cell in table.cells]
 
 
-def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dict[str, dict[str, Any]]) -> Line:
+def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dict[str, dict[str, Any]]) -> Measured:
     if not cell.points:
-        return Line(cell, notes=[f"missing: {cell.missing}" if cell.missing else "as printed"])
+        return Measured(cell, notes=[f"missing: {cell.missing}" if cell.missing else "as printed"])
     ended = [point for point in points if point and point.state == "done"]
     done = [results[point.run] for point in ended if point.run in results]
     # One sentence where all seeds say the same.
@@ -149,11 +149,11 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dic
     notes = sorted(states) + (["not started"] if None in points else [])
     notes += ["a run is gone: run the command again"] if len(done) < len(ended) else []
     if not done:
-        return Line(cell, notes=notes)
+        return Measured(cell, notes=notes)
     first = done[0]
     name = "seconds" if table.quantity == "seconds" else next(iter(first["metrics"]), "")
     if not name:
-        return Line(cell, notes=[*notes, "no distance: the runs have metric=none"])
+        return Measured(cell, notes=[*notes, "no distance: the runs have metric=none"])
     values = [r["seconds"] if name == "seconds" else r["metrics"][name] for r in done if name in ("seconds", *r["metrics"])]
     if len(values) < len(points):
         notes.append(f"{len(values)} of {len(points)} seeds")
@@ -170,7 +170,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dic
     elif table.note and cell.printed is not None:
         notes.append(table.note)
     measured = statistics.mean(values)
-    return Line(
+    return Measured(
         cell,
         measured,
         len(values),
@@ -191,7 +191,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], results: dic
 HEADS = ("row", "column", "printed", "measured", "difference", "images", "T", "NFE", "seconds", "metric", "note")
 
 
-def texts(lines: Sequence[Line]) -> list[list[str]]:
+def texts(lines: Sequence[Measured]) -> list[list[str]]:
     """The cells of the finished table, as `HEADS` names them."""
     measured = rounded([line.measured for line in lines])
     differences = rounded([line.difference for line in lines])
@@ -218,10 +218,10 @@ class Grid:
     """
 
     table: Table
-    lines: dict[tuple[str, str], Line]
+    lines: dict[tuple[str, str], Measured]
 
     @classmethod
-    def of(cls, table: Table, lines: Sequence[Line]) -> Grid | None:
+    def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
         """None where one line a cell says more: with printed numbers, or with rows that share few columns."""
         places = {(line.cell.row, line.cell.column): line for line in lines}
         counts = [Counter(place[side] for place in places) for side in (0, 1)]
@@ -263,7 +263,7 @@ class Grid:
         return timing(*({getattr(line, key) for line in self._measured} for key in ("images", "device")))
 
     @property
-    def _measured(self) -> list[Line]:
+    def _measured(self) -> list[Measured]:
         return [line for line in self.lines.values() if line.measured is not None]
 
     def lowest(self) -> set[tuple[str, str]]:
@@ -275,7 +275,7 @@ class Grid:
                 found |= {place for place, value in numbers.items() if value == min(numbers.values())}
         return found
 
-    def curves(self) -> dict[str, list[Line]]:
+    def curves(self) -> dict[str, list[Measured]]:
         """The distances of each row by rising NFE; none where the table is not about distances that can be compared.
 
         A row without a number has none, and a grid whose rows stay at one NFE no curves at all.
@@ -309,7 +309,7 @@ class Grid:
                     others.setdefault(fact, []).append(place)
         return told + [f"{self._named(places)}: {fact.rstrip('.')}." for fact, places in others.items()]
 
-    def _facts(self, line: Line) -> list[str]:
+    def _facts(self, line: Measured) -> list[str]:
         if line.measured is None:
             # A cell itself says what has no message.
             return [note for note in line.notes if ":" in note]
@@ -351,7 +351,7 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def in_cell(line: Line) -> tuple[str, str]:
+def in_cell(line: Measured) -> tuple[str, str]:
     """What a cell of a grid shows: its number, or in a word why there is none, and the deviation over the seeds."""
     if line.measured is None:
         return line.notes[0].partition(":")[0], ""
@@ -362,7 +362,7 @@ def in_cell(line: Line) -> tuple[str, str]:
     return number, "" if line.deviation is None else f"{line.deviation:.{decimals}f}"
 
 
-def markdown(table: Table, lines: Sequence[Line]) -> str:
+def markdown(table: Table, lines: Sequence[Measured]) -> str:
     """The table with its title and how to make it again: a grid where it is one, else one line a cell."""
     grid = Grid.of(table, lines)
     if grid is None:
@@ -376,12 +376,12 @@ def markdown(table: Table, lines: Sequence[Line]) -> str:
 def _grid_bodies(grid: Grid) -> list[str]:
     lowest = grid.lowest()
 
-    def measured(place: tuple[str, str], line: Line) -> str:
+    def measured(place: tuple[str, str], line: Measured) -> str:
         # Without spaces, so that five columns with deviations fit a terminal.
         text = "±".join(filter(None, in_cell(line)))
         return f"**{text}**" if place in lowest else text
 
-    def seconds(_: tuple[str, str], line: Line) -> str:
+    def seconds(_: tuple[str, str], line: Measured) -> str:
         return MISSING if line.seconds is None else significant(line.seconds)
 
     bodies = []
@@ -429,13 +429,13 @@ def write_table(folder: Path) -> Table | None:
     return table
 
 
-def table_lines(folder: Path, table: Table) -> list[Line]:
+def table_lines(folder: Path, table: Table) -> list[Measured]:
     """The lines of the table of a folder, with what its runs say by now."""
     points = Points(folder).read()
     return fill(table, points, read_runs(folder) if points else [])
 
 
-def _csv(lines: Sequence[Line]) -> str:
+def _csv(lines: Sequence[Measured]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", "column", "printed", "measured", "deviation", "seeds", "difference", *HEADS[5:]])

@@ -145,19 +145,7 @@ class DDIM(_Deterministic):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`.
-            noise: not used.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, without a draw; see `Sampler`."""
         self._refuse(preconditioner)
         last = None
         for iteration, (sigma, below, _) in enumerate(levels):
@@ -204,7 +192,7 @@ class AcceleratedDeterministic(_Deterministic):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """See `DDIM.__call__`."""
+        """Sample, without a draw; see `Sampler`."""
         self._refuse(preconditioner)
         for iteration, (sigma, below, above) in enumerate(levels):
             s, h, h_above = score_at(score, x, sigma), sigma**2 - below**2, above**2 - sigma**2
@@ -295,19 +283,7 @@ class AcceleratedStochastic(VPStateSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: P and S; `Identity()` is the vanilla sampler.
-            noise: two standard normal draws for each iteration, none for the one that denoises.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, with two draws for each iteration, none for the one that denoises; see `Sampler`."""
         for iteration, level in enumerate(levels):
             h = level.sigma**2 - level.below**2
             if level.below:

@@ -74,18 +74,9 @@ class AdaptiveSDE(SigmaSpaceSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
+        """Sample, with one draw for each attempt of the slowest image; see `Sampler`.
 
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`, see `check`.
-            noise: one standard normal draw for each attempt of the slowest image.
-            callback: called with (iteration, sigma, x) after each attempt, sigma the largest noise level left.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
+        `callback` is called after each attempt, sigma the largest noise level left.
 
         Raises:
             PDSError: when an image has not arrived after T attempts.

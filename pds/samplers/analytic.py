@@ -95,18 +95,7 @@ class AnalyticDDIM(VPStateSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`.
-            noise: one standard normal draw for each iteration, none for the one that denoises.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
+        """Sample, with one draw for each iteration, none for the one that denoises; see `Sampler`.
 
         Raises:
             PDSError: the sampler has no moments.

@@ -95,19 +95,7 @@ class AnnealedLangevin:
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: (T,) descending noise levels, one for each iteration, from `levels`.
-            preconditioner: P and S; `Identity()` is the vanilla sampler.
-            noise: one standard normal draw for each iteration.
-            callback: called with (iteration, sigma, x) after each step, before any denoising.
-
-        Returns:
-            (batch, C, H, W), not clamped.
-        """
+        """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
         self._refuse_divergence(preconditioner)
         for iteration, sigma in enumerate(levels.tolist()):
             a = self.step_size * sigma**2

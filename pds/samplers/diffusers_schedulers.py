@@ -176,19 +176,7 @@ class DiffusersScheduler(SigmaSpaceSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`, see `check`.
-            noise: one uniform draw when stochastic, see `image_generators`.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, with one uniform draw when stochastic (`image_generators`); see `Sampler`."""
         super().check(levels, preconditioner)
         scheduler = deepcopy(levels[0].scheduler)
         drawn = {"generator": image_generators(noise)} if self.stochastic else {}

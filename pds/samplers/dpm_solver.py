@@ -71,19 +71,7 @@ class DPMSolver(KarrasLevelsSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`, see `check`.
-            noise: one standard normal draw for each iteration but the last when eta > 0.
-            callback: called with (iteration, sigma, x) after each iteration.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, with one draw for each iteration but the last when eta > 0; see `Sampler`."""
         self.check(levels, preconditioner)
         D_before, sigma_before = x, math.inf
         for iteration, (sigma, below) in enumerate(levels):

@@ -92,19 +92,7 @@ class EDM(KarrasLevelsSampler):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: `Identity()`, see `check`.
-            noise: one standard normal draw for each iteration with churn.
-            callback: called with (iteration, sigma, x) after each iteration.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, with one draw for each iteration with churn; see `Sampler`."""
         self.check(levels, preconditioner)
         for iteration, (sigma, below) in enumerate(levels):
             start = self.churned(sigma)

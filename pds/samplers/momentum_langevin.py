@@ -71,7 +71,7 @@ class MomentumLangevin(AnnealedLangevin):
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """See `AnnealedLangevin.__call__`."""
+        """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
         self._refuse_divergence(preconditioner)
         places = np.linspace(0, len(self.anchors) - 1, len(levels))
         gammas = np.interp(places, range(len(self.anchors)), self.anchors)

@@ -294,19 +294,7 @@ class PredictorCorrector:
         noise: NoiseSource,
         callback: Callback = lambda iteration, sigma, x: None,
     ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: P and S; `Identity()` is the vanilla sampler.
-            noise: one standard normal draw for each corrector step and for each predictor step that adds noise.
-            callback: called with (iteration, sigma, x) after each iteration.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
+        """Sample, with one draw for each corrector step and for each predictor step that adds noise; see `Sampler`."""
         for iteration, level in enumerate(levels):
             P = preconditioner.at(iteration)
             if self.corrector is not None:

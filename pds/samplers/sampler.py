@@ -75,5 +75,17 @@ class Sampler(Protocol[Levels]):
         noise: NoiseSource,
         callback: Callback,
     ) -> Tensor:
-        """(batch, C, H, W) samples, not clamped."""
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`.
+            preconditioner: P and S; `Identity()`, which gives the vanilla sampler, for those whose `check` refuses any other.
+            noise: source of standard normal draws; each sampler says how many it makes.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+        """
         ...
