@@ -39,6 +39,7 @@ from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
+from pds.reporting.markdown import markdown_table
 from pds.runs import provenance, run_name
 from pds.samplers.sampler import Sampler
 from pds.score import Score
@@ -406,7 +407,7 @@ def summary(results: list[dict[str, Any]]) -> str:
         "full complex FFTs instead": mebibytes("baseline", "added"),
     }
     header = ["", *("×".join(map(str, result["shape"])) for result in results)]
-    return markdown([header, *([name, *cells] for name, cells in rows.items())])
+    return markdown_table([header, *([name, *cells] for name, cells in rows.items())], [False] * len(header))
 
 
 def spread(values: list[float]) -> str:
@@ -414,14 +415,6 @@ def spread(values: list[float]) -> str:
     median = statistics.median(values)
     decimals = max(0, 2 - math.floor(math.log10(median)))
     return f"{median:.{decimals}f} ± {(max(values) - min(values)) / 2:.{decimals}f}"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table that also reads well in a terminal; the first row is the header."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 if __name__ == "__main__":

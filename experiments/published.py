@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from benchmark import Iteration, markdown, peak_memory
+from benchmark import Iteration, peak_memory
 from building import build, choose_device, entry_point, one_sentence
 from hydra import compose, initialize_config_dir
 from schema import register
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pds.errors import PDSError
 from pds.models.checkpoints import EMA
+from pds.reporting.markdown import markdown_table
 from pds.runs import fingerprint
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -51,7 +52,7 @@ def main() -> None:
         if unknown:
             raise PDSError(f"there is no published network {unknown[0]}: choose from {', '.join(NETWORKS)}")
         rows = [load_and_step(name, NETWORKS[name]) for name in names]
-        print(f"\n{markdown([list(rows[0]), *(list(row.values()) for row in rows)])}")
+        print(f"\n{markdown_table([list(rows[0]), *(list(row.values()) for row in rows)], [False] * len(rows[0]))}")
 
 
 def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:

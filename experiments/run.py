@@ -262,10 +262,13 @@ def sample_and_measure(
             tracked.log(record, step_name="images_done")
 
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, on_shard)
-        arrays = [shard.read() for shard in todo]
-        images = np.concatenate([a["images"] for a in arrays])
+        arrays, drawn = [], []
+        for shard in todo:
+            arrays.append(shard.read())
+            # All images at once may not fit the memory.
+            drawn += list(arrays[-1].pop("images")[: GRID_IMAGES - len(drawn)].copy())
         seconds = float(sum(a["seconds"] for a in arrays))
-        nfe = float(sum(a["nfe"] * len(a["images"]) for a in arrays)) / len(images)
+        nfe = float(sum(a["nfe"] * len(shard.indices) for a, shard in zip(arrays, todo, strict=True))) / cfg.images
         checkpoint = experiment.model.checkpoint
         result: dict[str, Any] = {
             "name": folder.path.name,
@@ -275,9 +278,9 @@ def sample_and_measure(
             "sampler": sampler.title,
             "iterations": iterations,
             "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
-            "images": len(images),
+            "images": cfg.images,
             "seconds": seconds,
-            "images_per_second": len(images) / seconds,  # of one process: seconds are summed over them
+            "images_per_second": cfg.images / seconds,  # of one process: seconds are summed over them
             "seed": cfg.seed,
             "model": experiment.model.title,
             "checkpoint": checkpoint
@@ -293,13 +296,13 @@ def sample_and_measure(
             **provenance(experiment.sample.device, command),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        draw(experiment, folder.path, images)
+        draw(experiment, folder.path, np.stack(drawn))
         # Of this process, since it was last started.
         result["wall_clock"] = {"seconds": time.perf_counter() - begun, "sampling": sampling}
         log.info(
             "%.0f s, of them sampling %.1f%%", result["wall_clock"]["seconds"], 100 * sampling / result["wall_clock"]["seconds"]
         )
-        metrics_file.append({"images_done": len(images), **result["metrics"]})
+        metrics_file.append({"images_done": cfg.images, **result["metrics"]})
         write_json(folder.path / "result.json", result)
         folder.status("done")
         mirror(tracked, folder.path, result)
@@ -319,9 +322,9 @@ def measure(metric: FrechetMetric | None, arrays: list[dict[str, np.ndarray]]) -
 
 
 def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
-    """grid.png of the first images, and filter.npz where there is a filter to draw."""
+    """grid.png of the images, and filter.npz where there is a filter to draw."""
     with atomic_path(folder / "grid.png") as temporary:
-        image_grid(torch.from_numpy(images[:GRID_IMAGES]), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
+        image_grid(torch.from_numpy(images), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
     present = {name: mask.numpy() for name, mask in experiment.masks.items()}
     if present:
         with atomic_path(folder / "filter.npz") as temporary, open(temporary, "wb") as file:

@@ -13,11 +13,13 @@ import os
 import time
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -151,8 +153,8 @@ class Shard:
 
     Attributes:
         indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling) and what it was
-            annotated with.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling, while the shard
+            before it is annotated and written) and what it was annotated with.
     """
 
     indices: range
@@ -191,7 +193,7 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A shard is annotated and written in a thread of its own while the next one is sampled, and before the one after that.
+    A shard is annotated and written in a thread of its own while the next one is sampled.
 
     Args:
         sample: makes images by index.
@@ -203,7 +205,7 @@ def generate(
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
 
     Raises:
-        PDSError: for values that are not finite, or a disk that is full; finished shards stay.
+        PDSError: for values that are not finite, a GPU whose memory is too small, or a disk that is full; finished shards stay.
     """
     if batch_size < 1:
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
@@ -230,47 +232,98 @@ def _sample_shards(
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
     written, lines = 0, show_progress and "TQDM_DISABLE" in os.environ
     disable = lines or not show_progress
-    writing: tuple[Shard, float, Future[None]] | None = None
 
-    def finish_writing() -> None:
+    def on_written(shard: Shard, seconds: float) -> None:
         nonlocal written
-        if writing is not None:
-            shard, seconds, done = writing
-            done.result()
-            on_shard(shard, seconds)
-            written += len(shard.indices)
-            if lines:
-                log.info("%d of %d images", written, total)
+        on_shard(shard, seconds)
+        written += len(shard.indices)
+        if lines:
+            log.info("%d of %d images", written, total)
 
-    # Leaving the block waits for the thread, so a shard that is sampled is kept whatever happens to the next one.
     with (
-        ThreadPoolExecutor(max_workers=1) as writer,
+        _Writer(annotate, on_written) as writer,
         tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
     ):
         for shard in mine:
             start, parts, evaluations = time.perf_counter(), [], 0.0
             for batch in _batches(shard.indices, batch_size):
+                writer.settle()
                 end = bar.n + len(batch)
-                x, nfe = sample(batch, lambda share=len(batch) / steps, end=end: bar.update(min(share, end - bar.n)))
+                try:
+                    x, nfe = sample(batch, lambda share=len(batch) / steps, end=end: bar.update(min(share, end - bar.n)))
+                except torch.cuda.OutOfMemoryError:
+                    kept = "" if sample.sampler.mixes_batch else "; finished shards are kept"
+                    raise PDSError(
+                        f"the GPU has too little memory for {len(batch)} images at once: run the same command again with "
+                        f"batch_size={max(1, len(batch) // 2)}{kept}"
+                    ) from None
                 bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
                 evaluations += nfe * len(batch)
                 parts.append(to_uint8(x).cpu())
             images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
-            finish_writing()
-            arrays = {"images": images, "nfe": evaluations / len(images), "seconds": seconds}
-            writing = shard, seconds, writer.submit(_write, shard.path, arrays, annotate)
-        finish_writing()
+            writer.write(shard, {"images": images, "nfe": evaluations / len(images), "seconds": seconds})
 
 
-def _write(path: Path, arrays: dict[str, Any], annotate: Callable[[np.ndarray], dict[str, np.ndarray]]) -> None:
-    try:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays, **annotate(arrays["images"]))
-    except OSError as error:
-        raise PDSError(
-            f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
-            "finished shards are kept"
-        ) from None
+class _Writer:
+    """Annotates and writes shards in a thread of its own, one after the other, with at most one waiting for its turn.
+
+    Leaving the block waits for all of them: what is sampled is kept, whatever happens to the next shard.
+
+    Args:
+        annotate: arrays to keep beside a shard's images.
+        on_written: called with each shard that was written and the seconds of its sampling, outside of that thread.
+    """
+
+    def __init__(
+        self, annotate: Callable[[np.ndarray], dict[str, np.ndarray]], on_written: Callable[[Shard, float], None]
+    ) -> None:
+        self.annotate, self.on_written = annotate, on_written
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.unsettled: deque[tuple[Shard, float, Future[None]]] = deque()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self.thread:
+            while self.unsettled:
+                try:
+                    self._settle_first()
+                except Exception as lost:
+                    if error is None:
+                        raise
+                    log.error("error: %s", lost)
+
+    def write(self, shard: Shard, arrays: dict[str, Any]) -> None:
+        """Have a shard written, and wait until the one before it is."""
+        self.unsettled.append((shard, arrays["seconds"], self.thread.submit(self._write, shard.path, arrays)))
+        while len(self.unsettled) > 1:
+            self._settle_first()
+
+    def settle(self) -> None:
+        """Tell of a shard that is written by now, or raise what went wrong."""
+        while self.unsettled and self.unsettled[0][2].done():
+            self._settle_first()
+
+    def _settle_first(self) -> None:
+        shard, seconds, done = self.unsettled.popleft()
+        done.result()
+        self.on_written(shard, seconds)
+
+    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
+        try:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, **arrays, **self.annotate(arrays["images"]))
+        except OSError as error:
+            raise PDSError(
+                f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
+                "finished shards are kept"
+            ) from None
+        except torch.cuda.OutOfMemoryError:
+            raise PDSError(
+                f"the GPU has too little memory to measure {path.name} while the next shard is sampled: run the same command "
+                "again with a smaller batch_size"
+            ) from None
 
 
 def _batches(indices: range, size: int) -> Iterator[range]:

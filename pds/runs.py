@@ -38,6 +38,9 @@ PLACE = {
     "dataset.source.root",
 }
 
+# Left out while they are off, so that runs keep the names they had before there were such keys.
+OFF = {"bf16"}
+
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
     """Flat, dotted view of a resolved configuration without what only says where and how fast: what the images depend on."""
@@ -46,7 +49,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in node.items():
             name = prefix + key
-            if name in PLACE:
+            if name in PLACE or (name in OFF and not value):
                 continue
             flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
         return flat
@@ -122,8 +125,11 @@ def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, A
     """Device, versions, commit and command, for result.json; the command is this process's own if none is given."""
     packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb", "diffusers")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
+    # Torch lets convolutions round to TensorFloat-32 unless told otherwise.
+    tf32 = {"tf32": torch.backends.cudnn.allow_tf32} if device.type == "cuda" else {}
     return {
         "device": _device_name(device),
+        **tf32,
         "versions": {"pds": pds.__version__, "python": platform.python_version(), **versions},
         "commit": _commit(),
         "command": shlex.join(["python", *(command or sys.argv)]),

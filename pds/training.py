@@ -43,7 +43,7 @@ def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Ten
 class Trainer:
     """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
 
-    Batch, noise levels and noise of iteration i depend on (seed, i) alone, so a run that is killed and started again
+    Batch, noise levels, noise and dropout of iteration i depend on (seed, i) alone, so a run that is killed and started again
     from its last checkpoint does what the unbroken run would have done.
 
     Attributes:
@@ -119,6 +119,7 @@ class Trainer:
             for iteration in bar:
                 x, sigma, z = (t.to(device) for t in self._batch(iteration, images, score.draw_sigma))
                 x = data_range[0] + (data_range[1] - data_range[0]) * x
+                torch.manual_seed(self._seed(iteration))  # of dropout
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = denoising_loss(network, x.contiguous(memory_format=torch.channels_last), sigma, z)
                 optimizer.param_groups[0]["lr"] = self.rate(iteration)
@@ -152,12 +153,15 @@ class Trainer:
         epoch, position = divmod(iteration, per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(images))
         x = to_unit(images.read(order[position * self.batch_size : (position + 1) * self.batch_size]))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + iteration)
+        generator = torch.Generator().manual_seed(self._seed(iteration))
         sigma = draw_sigma(len(x), generator)
         z = torch.randn(x.shape, generator=generator)
         if self.flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
         return x, sigma, z
+
+    def _seed(self, iteration: int) -> int:
+        return self.seed * 1_000_003 + iteration
 
     def _restore(
         self,

@@ -70,15 +70,15 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_images(tmp_path, unbroke
     code = f"""
 import os, sys
 sys.path[:0] = {sys.path!r}
+from pathlib import Path
 from test_generation import image_sampler, IMAGES
 from pds.generation import generate, shards
-written = []
+folder = Path({str(tmp_path)!r})
 def die_in_the_third(images):
-    if len(written) == 2:
+    if len(list(folder.glob("shard-*.npz"))) == 2:
         os._exit(9)
     return {{}}
-generate(image_sampler(), shards(__import__("pathlib").Path({str(tmp_path)!r}), IMAGES, 5), 5, die_in_the_third,
-         on_shard=lambda shard, seconds: written.append(shard))
+generate(image_sampler(), shards(folder, IMAGES, 5), 5, die_in_the_third)
 """
     child = subprocess.run([sys.executable, "-c", code], check=False, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert child.returncode == 9
@@ -181,10 +181,45 @@ def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails
         time.sleep(0.2)
         return {}
 
+    told = []
     with pytest.raises(PDSError, match="not finite after step 1 of 4"):
-        generate(image_sampler(score), todo, 5, annotate)
+        generate(image_sampler(score), todo, 5, annotate, on_shard=lambda shard, seconds: told.append(shard))
     assert waited == [True]
     assert [shard.path.exists() for shard in todo] == [True, False]
+    assert told == todo[:1]
+
+
+def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_path):
+    begun, failed, sampled = threading.Event(), threading.Event(), []
+
+    def annotate(images):
+        assert begun.wait(20)
+        failed.set()
+        raise PDSError("no features")
+
+    def score(x, sigma):
+        sampled.append(len(x))
+        if len(sampled) > 10:  # the second shard
+            begun.set()
+            assert failed.wait(20)
+            time.sleep(0.1)
+        return -x
+
+    with pytest.raises(PDSError, match="no features"):
+        generate(image_sampler(score), shards(tmp_path, 20, 5), 3, annotate)
+    assert len(sampled) == 15, "two batches of the first shard, one of the second"
+    assert not list(tmp_path.glob("*"))
+
+
+def test_a_gpu_without_memory_names_a_batch_that_may_fit(tmp_path):
+    def score(x, sigma):
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return -x
+
+    with pytest.raises(PDSError, match=r"too little memory for 5 images at once: .* batch_size=2; finished shards are kept"):
+        generate(image_sampler(score), shards(tmp_path, 10, 5), 5)
+    generate(image_sampler(score), shards(tmp_path, 10, 5), 2)
 
 
 def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeypatch):
@@ -201,7 +236,8 @@ def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeyp
     monkeypatch.setattr(generation.np, "savez_compressed", disk_full_at_the_third)
     with pytest.raises(PDSError, match=r"No space left on device.*run the same command again"):
         generate(image_sampler(), todo, 5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-00000.npz", "shard-00001.npz"]
+    # The fourth is there if it was sampled before the third was found to have failed.
+    assert {path.name for path in tmp_path.iterdir()} - {"shard-00003.npz"} == {"shard-00000.npz", "shard-00001.npz"}
     generate(image_sampler(), todo, 5)
     assert np.array_equal(images_of(tmp_path), unbroken)
 

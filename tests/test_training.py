@@ -43,6 +43,15 @@ def test_the_loss_is_least_at_the_true_score():
     assert losses[0.5] < min(losses[0.4], losses[0.62])
 
 
+class WithDropout(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, label):
+        return torch.nn.functional.dropout(self.network(x, label), 0.3, self.training)
+
+
 def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
     trainer = Trainer(iterations=12, batch_size=8, warmup=2, checkpoint_every=5, bf16=False)
 
@@ -51,6 +60,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
 
     def fit(path, stop_at=None):
         score = small()
+        score.network = WithDropout(score.network)
 
         def draw_sigma(count, generator):
             if generator.initial_seed() == stop_at:

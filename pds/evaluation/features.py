@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +89,7 @@ class InceptionFeatures:
     Images of one channel are repeated to three.
 
     Args:
-        device: where the network runs; the resize runs on the CPU, on all its cores.
+        device: where the network runs; the resize runs on the CPU, on as many threads as torch uses.
         cache: folder of the weights, the project's cache by default; they are downloaded into it if absent.
         checksum: SHA-256 that the weights file must have.
 
@@ -114,7 +113,7 @@ class InceptionFeatures:
         self.network = InceptionV3W(str(folder), download=False).to(self.device).eval()
         self.resize = build_resizer("clean")
         # Pillow, which resizes, leaves Python to the other threads meanwhile.
-        self.threads = ThreadPoolExecutor(os.cpu_count())
+        self.threads = ThreadPoolExecutor(torch.get_num_threads())
         self.provenance = {"features": self.name, "resize": "clean", "weights_sha256": checksum}
 
     def __call__(self, images: Tensor) -> np.ndarray:

@@ -111,8 +111,10 @@ class FourierPreconditioner:
         # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. Exact without a space filter;
         # with a space filter and a solenoid, which do not commute, an estimate.
         gain_R, gain_A = R.double() ** -2, A.double() ** -2
-        low, high = (gain_R * a + turn**2 / (gain_R * a) for a in (gain_A.min(), gain_A.max()))
-        self._stiffness = (min(low.min(), high.min()).item(), max(low.max(), high.max()).item())
+        low, high = gain_R * gain_A.min(), gain_R * gain_A.max()
+        # u + turn^2 / u is least at u = |turn|, largest at an end.
+        bounds = [u + turn**2 / u for u in (turn.abs().clamp(low, high), low, high)]
+        self._stiffness = (bounds[0].min().item(), max(bound.max().item() for bound in bounds))
 
     def at(self, iteration: int) -> FourierPreconditioner:
         return self

@@ -89,6 +89,15 @@ def integration_times(process: Process, iterations: int, end: float | None = Non
     return torch.linspace(1, end, iterations, dtype=torch.float64)
 
 
+def _reached(t: Tensor) -> Tensor:
+    """(T,) place of each of T times among T levels, 0 the largest, as the published code finds it: floor(t (T - 1)) from below.
+
+    They are 0, 1, ..., T - 1 unless the last time is above 1 / (T - 1).
+    """
+    last = len(t) - 1
+    return last - (last * t.double() + 1e-6).floor().long()
+
+
 @dataclass(frozen=True)
 class VarianceExploding:
     """VE: m = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t ([SDE] Eq. 30).
@@ -136,8 +145,8 @@ class VarianceExploding:
 
     def _neighbours(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sigma_j and sigma_{j-1}: the published code spreads T levels anew, and takes 0 below the smallest."""
-        sigmas = geometric_ladder(self.sigma_max, self.sigma_min, len(t))
-        return sigmas, torch.cat([sigmas[1:], sigmas.new_zeros(1)])
+        sigmas, level = geometric_ladder(self.sigma_max, self.sigma_min, len(t)), _reached(t)
+        return sigmas[level], torch.cat([sigmas[1:], sigmas.new_zeros(1)])[level]
 
     def steps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma, below = self._neighbours(t)
@@ -252,7 +261,7 @@ class VariancePreserving(BetaProcess):
                 f"beta_max / T = {self.beta_max:g} / {count} must be below 1 in a discrete VP chain: use more than "
                 f"{math.floor(self.beta_max)} sampler.iterations, or the Euler-Maruyama predictor without a corrector"
             )
-        return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)
+        return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)[_reached(t)]
 
 
 @dataclass(frozen=True)

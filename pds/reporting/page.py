@@ -36,7 +36,7 @@ from pds.reporting.runs import (
 )
 from pds.reporting.summary import write_summary
 from pds.reporting.swept import Panel, panels, symbol
-from pds.reporting.tables import HEADS, Grid, Measured, Table, about_table, in_cell, table_lines, texts, write_table
+from pds.reporting.tables import HEADS, Grid, Measured, Table, about_table, table_lines, texts, write_table
 
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
@@ -307,31 +307,24 @@ def _table(table: Table, lines: Sequence[Measured]) -> tuple[str, list[Chart]]:
 
 def _grid(grid: Grid) -> str:
     """Rows downwards, the columns twice: for what was measured and for the seconds it took."""
-    lowest, columns = grid.lowest(), grid.columns
-    heads = [grid.metric or grid.table.quantity, *(["seconds"] if grid.timed else [])]
+    blocks, columns = grid.blocks(), grid.columns
 
-    def measured(place: tuple[str, str]) -> str:
-        if place not in grid.lines:
-            return "<td></td>"
-        line = grid.lines[place]
-        text, deviation = in_cell(line)
-        kind = " best" if place in lowest else "" if line.finite else " failing" if text == "failed" else " soft"
-        spread = f" <small>± {deviation}</small>" if deviation else ""
-        return f'<td class="number{kind}">{escape(text)}{spread}</td>'
+    def cell(block: int, column: int, text: str, spread: str, kind: str) -> str:
+        classes = " ".join(filter(None, ("number", kind, apart(block, column))))
+        return f'<td class="{classes}">{escape(text)}{f" <small>± {spread}</small>" if spread else ""}</td>'
 
-    def seconds(place: tuple[str, str]) -> str:
-        taken = grid.lines[place].seconds if place in grid.lines else None
-        return f'<td class="number soft{apart(place[1])}">{"" if taken is None else significant(taken)}</td>'
+    def apart(block: int, column: int) -> str:
+        return "apart" if block and not column else ""
 
-    def apart(column: str) -> str:
-        return " apart" if column == columns[0] else ""
-
-    groups = "".join(f'<th scope="colgroup" colspan={len(columns)}>{escape(head)}</th>' for head in heads)
-    names = "".join(f'<th scope="col" class="number{apart(column)}">{escape(column)}</th>' for column in columns) * len(heads)
+    groups = "".join(f'<th scope="colgroup" colspan={len(columns)}>{escape(head)}</th>' for head in blocks)
+    names = "".join(
+        f'<th scope="col" class="{f"number {apart(block, column)}".strip()}">{escape(name)}</th>'
+        for block in range(len(blocks))
+        for column, name in enumerate(columns)
+    )
     body = ""
-    for row in grid.rows:
-        places = [(row, column) for column in columns]
-        cells = [*map(measured, places), *(map(seconds, places) if grid.timed else ())]
+    for row, *parts in zip(grid.rows, *blocks.values(), strict=True):
+        cells = (cell(block, column, *shown) for block, part in enumerate(parts) for column, shown in enumerate(part))
         body += f'<tr><th scope="row">{escape(row)}</th>{"".join(cells)}</tr>'
     head = f"<thead><tr><th rowspan=2></th>{groups}</tr><tr>{names}</tr></thead>"
     return f"<div class=scroll><table class=grid>{head}<tbody>{body}</tbody></table></div>"

@@ -13,6 +13,7 @@ import yaml
 
 from pds.errors import PDSError
 from pds.points import Point, Points
+from pds.reporting.markdown import markdown_table
 
 MISSING = "–"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -196,16 +197,8 @@ def format_table(runs: Sequence[RunSummary]) -> str:
             columns[name].append(FLOOR if name == "run" else "")
         elif not floor and name in names:
             columns[name].pop()
-    cells = [[name, *values] for name, values in columns.items()]
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in column] for column in cells]
-    lines = []
-    widths = [max(3, *map(len, column)) for column in cells]
-    worded = [name in ("run", "model", "sampler") for name in columns]
-    for row in zip(*cells, strict=True):
-        padded = [c.ljust(w) if left else c.rjust(w) for left, c, w in zip(worded, row, widths, strict=True)]
-        lines.append(f"| {' | '.join(padded)} |")
-    rules = ["-" * w if left else "-" * (w - 1) + ":" for left, w in zip(worded, widths, strict=True)]
-    lines.insert(1, f"| {' | '.join(rules)} |")
+    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    lines = [markdown_table(rows, [name not in ("run", "model", "sampler") for name in columns])]
     lines += ["", *other_floors(runs)] if other_floors(runs) else []
     if unfinished:
         lines += ["", *unfinished]

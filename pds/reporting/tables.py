@@ -18,6 +18,7 @@ import numpy as np
 from pds.errors import PDSError
 from pds.files import atomic_path, write_json
 from pds.points import Point, Points
+from pds.reporting.markdown import markdown_table
 from pds.reporting.runs import FLOOR, MISSING, RunSummary, common, format_table, read_runs, rounded, significant, timing
 
 FILE = "table.json"
@@ -266,6 +267,27 @@ class Grid:
     def _measured(self) -> list[Measured]:
         return [line for line in self.lines.values() if line.measured is not None]
 
+    def blocks(self) -> dict[str, list[list[tuple[str, str, str]]]]:
+        """What stands in its cells, by what it is: the quantity measured, then the seconds where they are worth it.
+
+        Rows of cells (text, deviation over the seeds, kind), the kind being "best" of its column, "failing", "soft" or "".
+        """
+        lowest = self.lowest()
+
+        def measured(place: tuple[str, str], line: Measured) -> tuple[str, str, str]:
+            text, spread = in_cell(line)
+            return text, spread, "best" if place in lowest else "" if line.finite else "failing" if text == "failed" else "soft"
+
+        def seconds(place: tuple[str, str], line: Measured) -> tuple[str, str, str]:
+            return MISSING if line.seconds is None else significant(line.seconds), "", "soft"
+
+        shown = {self.metric or self.table.quantity: measured, **({"seconds": seconds} if self.timed else {})}
+        places = [[(row, column) for column in self.columns] for row in self.rows]
+        return {
+            head: [[cell(at, self.lines[at]) if at in self.lines else ("", "", "") for at in row] for row in places]
+            for head, cell in shown.items()
+        }
+
     def lowest(self) -> set[tuple[str, str]]:
         """Where the lowest number of each column stands, of those columns that can be compared."""
         found: set[tuple[str, str]] = set()
@@ -367,40 +389,28 @@ def markdown(table: Table, lines: Sequence[Measured]) -> str:
     grid = Grid.of(table, lines)
     if grid is None:
         number = [head not in ("row", "column", "metric", "note") for head in HEADS]
-        bodies, about = [_aligned([list(HEADS), *texts(lines)], number)], about_table(table)
+        bodies, about = [markdown_table([list(HEADS), *texts(lines)], number)], about_table(table)
     else:
         bodies, about = _grid_bodies(grid), [*grid.sentences(), *about_table(table)]
     return "\n\n".join([f"**{table.title}**", *bodies, "\n".join(f"- {sentence}" for sentence in about)]) + "\n"
 
 
 def _grid_bodies(grid: Grid) -> list[str]:
-    lowest = grid.lowest()
-
-    def measured(place: tuple[str, str], line: Measured) -> str:
+    def shown(text: str, spread: str, kind: str) -> str:
         # Without spaces, so that five columns with deviations fit a terminal.
-        text = "±".join(filter(None, in_cell(line)))
-        return f"**{text}**" if place in lowest else text
+        text = "±".join(filter(None, (text, spread)))
+        return f"**{text}**" if kind == "best" else text
 
-    def seconds(_: tuple[str, str], line: Measured) -> str:
-        return MISSING if line.seconds is None else significant(line.seconds)
-
-    bodies = []
-    for head, shown in {grid.metric or grid.table.quantity: measured, **({"seconds": seconds} if grid.timed else {})}.items():
-        rows = [[head, *grid.columns]]
-        for row in grid.rows:
-            places = [(row, column) for column in grid.columns]
-            rows.append([row, *(shown(place, grid.lines[place]) if place in grid.lines else "" for place in places)])
-        bodies.append(_aligned(rows, [False] + [True] * len(grid.columns)))
-    return bodies
-
-
-def _aligned(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str:
-    """A Markdown table, its head the first row, that also reads well in a terminal; numbers stand to the right."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
-    padded = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+    return [
+        markdown_table(
+            [
+                [head, *grid.columns],
+                *([row, *(shown(*cell) for cell in cells)] for row, cells in zip(grid.rows, block, strict=True)),
+            ],
+            [False] + [True] * len(grid.columns),
+        )
+        for head, block in grid.blocks().items()
+    ]
 
 
 def about_table(table: Table) -> list[str]:

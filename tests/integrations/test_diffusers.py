@@ -113,7 +113,15 @@ def test_without_a_filter_it_is_the_scheduler_of_diffusers(pipe, correct_steps):
         scheduler.set_sigmas(T, sigma_max=5.0)
     for levels in ("timesteps", "sigmas", "discrete_sigmas"):
         torch.testing.assert_close(getattr(one, levels), getattr(other, levels))
-    x, indices = torch.rand(2, *SHAPE), torch.tensor([0, 3])
+    # So large a last time that levels are stepped from more than once, and the smallest is not reached.
+    x, s = torch.rand(2, *SHAPE), torch.rand(2, *SHAPE)
+    for scheduler in (one, other):
+        scheduler.set_timesteps(T, sampling_eps=0.37)
+        scheduler.set_sigmas(T)
+    for t in one.timesteps:
+        ours, theirs = (each.step_pred(s, t, x, torch.Generator().manual_seed(0)).prev_sample for each in (one, other))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    indices = torch.tensor([0, 3])
     torch.testing.assert_close(one.add_noise(x, x - 1, indices), other.add_noise(x, x - 1, indices))
 
 

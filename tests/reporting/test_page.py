@@ -178,6 +178,7 @@ def test_report_marks_the_lowest_and_says_so_when_vanilla_wins(experiment: Path)
 
 
 def test_a_ratio_needs_a_vanilla_run_of_the_same_length(experiment: Path) -> None:
+    assert "×<" in write_report(experiment).read_text()
     result = json.loads((experiment / "a-1" / "result.json").read_text()) | {"nfe": 80}
     (experiment / "a-1" / "result.json").write_text(json.dumps(result))
     assert "×<" not in write_report(experiment).read_text()
