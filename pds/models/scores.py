@@ -134,12 +134,12 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
         score: from a `ScoreModel`.
         device: where to sample.
         bf16: run the network under bfloat16 autocast. Its rounding, 0.4% of a value, changes the images.
-        compile: compile the network with `torch.compile`, at its first call for each batch size; on a CPU its weights are
-            frozen into the program. Images change by float32 rounding alone.
+        compile: compile the network with `torch.compile`, at its first call for each batch size. Images change by rounding
+            in the precision that the device computes in.
     """
     score.to(device, memory_format=torch.channels_last)
     if compile:
-        score.network.compile(options={"freezing": device.type == "cpu"})
+        score.network.compile()
     return Bfloat16Score(score) if bf16 else score
 
 
