@@ -72,7 +72,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
-            raise PDSError("trainer.iterations, batch_size and checkpoint_every must be at least 1")
+            given = f"{self.iterations}, {self.batch_size} and {self.checkpoint_every}"
+            raise PDSError(f"trainer.iterations, batch_size and checkpoint_every must be at least 1, got {given}")
         if not self.learning_rate > 0 or self.seed < 0:
             raise PDSError(
                 f"trainer.learning_rate must be positive and trainer.seed at least 0, got {self.learning_rate} and {self.seed}"

@@ -64,5 +64,7 @@ class CelebA(Photographs):
         except ValueError as error:
             raise PDSError(f"{folder} has images not called 000001.jpg to 202599.jpg, as CelebA's are ({error})") from None
         if not images.paths:
-            raise PDSError(f"{folder} holds none of the images {first:06}.jpg to {last:06}.jpg of CelebA {self.split}")
+            raise PDSError(
+                f"{folder} holds none of the images {first:06}.jpg to {last:06}.jpg of CelebA {self.split}: put them there"
+            )
         return images

@@ -60,7 +60,8 @@ def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     raw = np.frombuffer(path.read_bytes(), np.uint8)
     if len(raw) != IMAGES_PER_BATCH * (1 + PIXELS):
-        raise PDSError(f"{path} has {len(raw)} bytes, a CIFAR-10 binary batch has {IMAGES_PER_BATCH * (1 + PIXELS)}")
+        whole = IMAGES_PER_BATCH * (1 + PIXELS)
+        raise PDSError(f"{path} has {len(raw)} bytes, a CIFAR-10 binary batch has {whole}: fetch it again")
     rows = raw.reshape(IMAGES_PER_BATCH, 1 + PIXELS)
     return rows[:, 1:], rows[:, 0]
 

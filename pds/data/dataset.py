@@ -38,7 +38,8 @@ class Dataset:
         """The images; a `PDSError` says what is missing or of another shape."""
         images = self.source()
         if tuple(images.shape) != tuple(self.shape):
-            raise PDSError(f"{self.name} images are {tuple(images.shape)}, dataset.shape says {tuple(self.shape)}")
+            found, asked = list(images.shape), list(self.shape)
+            raise PDSError(f"{self.name} images are {found}, not {asked}: set dataset.shape={found} or take other images")
         return images
 
     @cached_property

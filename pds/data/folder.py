@@ -86,14 +86,14 @@ class EncodedImages(ABC):
             with Image.open(io.BytesIO(self.encoded(i))) as file:
                 image = file.convert("L" if channels == 1 else "RGB")
         except UNREADABLE as error:
-            raise PDSError(f"{self.place(i)} cannot be read as an image ({error})") from None
+            raise PDSError(f"{self.place(i)} cannot be read as an image ({error}): remove or replace it") from None
         try:
             pixels = self.preprocess(image)
         except PDSError as refusal:
             raise PDSError(f"{self.place(i)} {refusal}") from None
         if pixels.shape[:2] != (height, width):
             found = "x".join(map(str, pixels.shape[:2]))
-            raise PDSError(f"{self.place(i)} is {found}, the data set is {height}x{width}")
+            raise PDSError(f"{self.place(i)} is {found}, the data set is {height}x{width}: remove or replace it")
         return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 

@@ -58,9 +58,9 @@ def mnist(root: str | Path, split: str = "train") -> ArrayImages:
         path = require_file(folder, names, f"MNIST {split} {kind.split('-')[0]}", where_from)
         array = read_idx(path)
         if array.shape != shape:
-            raise PDSError(f"{path} holds an array of shape {array.shape}, MNIST {split} has {shape}")
+            raise PDSError(f"{path} holds an array of shape {array.shape}, MNIST {split} has {shape}: fetch it again")
         arrays.append(array)
     images, labels = arrays
     if labels.max() > 9:
-        raise PDSError(f"{folder} has MNIST labels up to {labels.max()}: they must be 0 to 9")
+        raise PDSError(f"{folder} has MNIST labels up to {labels.max()}: they must be 0 to 9, fetch them again")
     return ArrayImages("mnist", split, images[:, None], labels)

@@ -224,13 +224,16 @@ def _read(path: Path, trainable: list[str]) -> _Weights:
         if len(average) != len(trainable):
             raise PDSError(
                 f"{path} averages {len(average)} parameters where the model trains {len(trainable)}: it is a checkpoint of "
-                "another network"
+                "another network, choose its model and data set"
             )
         average = dict(zip(trainable, average, strict=True))
     average = _table(average, path)
     missing = next((name for name in trainable if name not in average), None)
     if missing is not None:
-        raise PDSError(f"{path} has no average of the parameter {missing}: it is a checkpoint of another network")
+        raise PDSError(
+            f"{path} has no average of the parameter {missing}: it is a checkpoint of another network, choose its model and "
+            "data set"
+        )
     # Buffers and the parameters that are not trained have no average.
     return _Weights(layout, True, path, state | average)
 

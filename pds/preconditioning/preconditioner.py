@@ -174,7 +174,10 @@ def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
     if mask is None:
         return torch.ones(shape)
     if tuple(mask.shape) != tuple(shape):
-        raise PDSError(f"the {name} filter has the shape {tuple(mask.shape)}, the model samples images of {tuple(shape)}")
+        raise PDSError(
+            f"the {name} filter has the shape {tuple(mask.shape)}, the model samples images of {tuple(shape)}: take the "
+            "statistics of the data set that the model was trained on"
+        )
     if not (torch.isfinite(mask).all() and mask.min() > 0):
         raise PDSError(f"the {name} filter must be positive and finite, its values span {mask.min():g} to {mask.max():g}")
     return mask

@@ -102,5 +102,5 @@ def test_a_data_set_opens_its_files_only_when_asked():
     dataset = Dataset("noise", [1, 6, 8], lambda: opened.append(1) or random_images(), "asset:mnist_statistics.npz")
     assert dataset.statistics.name == "mnist"
     assert not opened
-    with pytest.raises(PDSError, match=r"noise images are \(1, 6, 8\), dataset.shape says \(1, 4, 4\)"):
+    with pytest.raises(PDSError, match=r"noise images are \[1, 6, 8\], not \[1, 4, 4\]: set dataset.shape=\[1, 6, 8\]"):
         Dataset("noise", [1, 4, 4], random_images).images  # noqa: B018
