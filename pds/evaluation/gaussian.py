@@ -16,7 +16,7 @@ from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.sampler import Sampler
+from pds.samplers.sampler import Sampler, no_callback
 
 UNIFORM_STD = 12**-0.5
 TOLERANCE = 1e-3  # of what must be linear, in units of the largest answer; filters compute in float32
@@ -97,7 +97,7 @@ def sampled_law(
     def run(count: int) -> tuple[Tensor, int]:
         noise = _Impulses(count, shape)
         start = sampler.prior(noise, process, preconditioner)
-        return sampler(target, start, levels, preconditioner, noise, lambda iteration, sigma, x: None).double(), noise.draws
+        return sampler(target, start, levels, preconditioner, noise, no_callback).double(), noise.draws
 
     _, draws = run(0)
     final, _ = run(draws)

@@ -22,8 +22,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process
 from pds.processes.schedules import Schedule
-from pds.samplers.predictor_corrector import LEFT_OVER
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, amplified_noise, no_callback
 from pds.score import Score, score_at
 
 
@@ -143,7 +142,7 @@ class DDIM(_Deterministic):
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, without a draw; see `Sampler`."""
         self._refuse(preconditioner)
@@ -190,7 +189,7 @@ class AcceleratedDeterministic(_Deterministic):
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, without a draw; see `Sampler`."""
         self._refuse(preconditioner)
@@ -257,13 +256,7 @@ class AcceleratedStochastic(VPStateSampler):
             factor = root + gain * (1 - root - h / level.sigma**2)
             v = min(factor**2 * (v + gain * h / 2) + gain * self._second(level) ** 2, 1e200)
         left = v**0.5 / steps[-1].below
-        if left <= LEFT_OVER * gain**0.5:
-            return []
-        return [
-            f"at sampler.iterations={len(levels)} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the "
-            f"data have no variance ({left:.2g} times the smallest noise level would be left there): use more iterations or a "
-            "weaker filter"
-        ]
+        return amplified_noise(len(levels), gain, left, "use more iterations or a weaker filter")
 
     def _root(self, level: Level) -> float:
         """sqrt(alpha_t)."""
@@ -281,7 +274,7 @@ class AcceleratedStochastic(VPStateSampler):
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with two draws for each iteration, none for the one that denoises; see `Sampler`."""
         for iteration, level in enumerate(levels):

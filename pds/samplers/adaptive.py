@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.samplers.sigma_space import Interval, SigmaSpaceSampler, denoised
 from pds.score import Score
 
@@ -72,7 +72,7 @@ class AdaptiveSDE(SigmaSpaceSampler):
         levels: list[Interval],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each attempt of the slowest image; see `Sampler`.
 

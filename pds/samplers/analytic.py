@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.samplers.accelerated import Level, VPStateSampler
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.score import Score, score_at
 
 
@@ -93,7 +93,7 @@ class AnalyticDDIM(VPStateSampler):
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each iteration, none for the one that denoises; see `Sampler`.
 

@@ -12,7 +12,7 @@ from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.processes.ladders import visit_levels
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.score import Score, score_at
 
 
@@ -93,7 +93,7 @@ class AnnealedLangevin:
         levels: Tensor,
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
         self._refuse_divergence(preconditioner)

@@ -21,7 +21,7 @@ from pds.errors import MissingError, PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.samplers.sigma_space import SigmaSpaceSampler
 from pds.score import Score, score_at
 
@@ -174,7 +174,7 @@ class DiffusersScheduler(SigmaSpaceSampler):
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one uniform draw when stochastic (`image_generators`); see `Sampler`."""
         super().check(levels, preconditioner)

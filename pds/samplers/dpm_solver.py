@@ -12,7 +12,7 @@ from torch import Tensor
 from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, denoised
 from pds.score import Score
 
@@ -69,7 +69,7 @@ class DPMSolver(KarrasLevelsSampler):
         levels: list[Interval],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each iteration but the last when eta > 0; see `Sampler`."""
         self.check(levels, preconditioner)

@@ -13,7 +13,7 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.samplers.annealed_langevin import AnnealedLangevin
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, no_callback
 from pds.score import Score, score_at
 
 
@@ -69,7 +69,7 @@ class MomentumLangevin(AnnealedLangevin):
         levels: Tensor,
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
         self._refuse_divergence(preconditioner)

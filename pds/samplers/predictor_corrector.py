@@ -16,10 +16,8 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process, Transitions, integration_times
-from pds.samplers.sampler import Callback
+from pds.samplers.sampler import Callback, amplified_noise, no_callback
 from pds.score import Score, score_at
-
-LEFT_OVER = 10.0  # noise that a stable run may leave, in units of the smallest level
 
 
 class Level(NamedTuple):
@@ -273,13 +271,9 @@ class PredictorCorrector:
             v = min(v, 1e200)
         gain, left = max(predicted, corrected), v**0.5 / levels[-1].std
         known = self.predictor is not None or isinstance(self.corrector, AnnealedLangevinSteps)
-        if not known or left <= LEFT_OVER * gain**0.5:
-            return []
-        return [
-            f"at sampler.iterations={len(levels)} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the "
-            f"data have no variance ({left:.2g} times the smallest noise level would be left there): use more iterations, a "
-            "weaker filter or a smaller snr"
-        ]
+        return (
+            amplified_noise(len(levels), gain, left, "use more iterations, a weaker filter or a smaller snr") if known else []
+        )
 
     def _filtered(self, part: Predictor | Corrector | None, preconditioner: Preconditioner) -> Preconditioner:
         ignored = self.precondition == "published" and part is not None and not part.published_with_filter
@@ -292,7 +286,7 @@ class PredictorCorrector:
         levels: list[Level],
         preconditioner: Preconditioner,
         noise: NoiseSource,
-        callback: Callback = lambda iteration, sigma, x: None,
+        callback: Callback = no_callback,
     ) -> Tensor:
         """Sample, with one draw for each corrector step and for each predictor step that adds noise; see `Sampler`."""
         for iteration, level in enumerate(levels):

@@ -16,6 +16,30 @@ Callback = Callable[[int, float, Tensor], None]
 """Called with (iteration, sigma, x) after each step: progress, recording, early stops."""
 
 
+def no_callback(iteration: int, sigma: float, x: Tensor) -> None:
+    """The default callback."""
+
+
+LEFT_OVER = 10.0  # noise that a stable run may leave, in units of the smallest level
+
+
+def amplified_noise(iterations: int, gain: float, left: float, remedy: str) -> list[str]:
+    """The doubt of a `check` about noise that is amplified where the data have no variance, if it is.
+
+    Args:
+        iterations: T.
+        gain: largest gain of filter and solenoid, `stiffness()[1]`.
+        left: standard deviation of what is left of that noise, in units of the smallest level.
+        remedy: what to do.
+    """
+    if left <= LEFT_OVER * gain**0.5:
+        return []
+    return [
+        f"at sampler.iterations={iterations} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the data "
+        f"have no variance ({left:.2g} times the smallest noise level would be left there): {remedy}"
+    ]
+
+
 Levels = TypeVar("Levels", bound=Sized)
 """What a sampler needs to know about each of its T iterations: its own business, but their number."""
 
