@@ -30,7 +30,7 @@ from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, json_digest, write_json
-from pds.generation import ImageSampler, Processes, Shard, generate, shards
+from pds.generation import ImageSampler, Processes, generate
 from pds.logs import log_file, to_terminal
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
@@ -44,6 +44,7 @@ from pds.runs import RunFolder, fingerprint, provenance, run_name
 from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
 from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.sampler import Sampler
+from pds.shards import Shard, shards
 from pds.tracking import MetricsFile, TrackedRun, Tracker
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Many images from one sampler: in shards that are written whole, skipped when present, and shared by processes.
+"""Many images from one sampler: in shards that are skipped when present and shared by processes.
 
 The noise of image i depends on (seed, i) alone (`pds.noise`), so a run that is killed, restarted, batched otherwise or
 spread over processes gives the images of one that never was.
@@ -11,16 +11,9 @@ import contextlib
 import logging
 import os
 import time
-import zipfile
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +23,12 @@ from tqdm import tqdm
 
 from pds.data.images import to_uint8
 from pds.errors import PDSError
-from pds.files import atomic_path
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler
 from pds.score import CountedScore, Score
+from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
 
@@ -147,42 +140,6 @@ class ImageSampler:
         return (x - black) / (white - black), score.images / len(indices)
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A range of image indices and the file that holds its images.
-
-    Attributes:
-        indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling, while the shard
-            before it is annotated and written) and what it was annotated with.
-    """
-
-    indices: range
-    path: Path
-
-    def read(self) -> dict[str, np.ndarray]:
-        """Its arrays; a damaged file is a `PDSError`."""
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            if len(arrays["images"]) != len(self.indices):
-                raise ValueError(f"{len(arrays['images'])} images instead of {len(self.indices)}")
-            return arrays
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise PDSError(f"{self.path} is damaged ({error}): delete it and run the same command again") from None
-
-
-def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
-    """The shards of a run of `images` images."""
-    if images < 1 or shard_size < 1:
-        raise PDSError(f"images and shard_size must be at least 1, got {images} and {shard_size}")
-    starts = range(0, images, shard_size)
-    return [
-        Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz")
-        for number, start in enumerate(starts)
-    ]
-
-
 def generate(
     sample: ImageSampler,
     todo: list[Shard],
@@ -193,14 +150,13 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A shard is annotated and written in a thread of its own while the next one is sampled.
+    A shard is written, and on a GPU annotated, in a thread of its own while the next one is sampled.
 
     Args:
         sample: makes images by index.
         todo: all shards of the run; those whose file exists are skipped.
         batch_size: images sampled at once; it does not change them.
-        annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file; called in that
-            thread.
+        annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
         processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
 
@@ -240,8 +196,10 @@ def _sample_shards(
         if lines:
             log.info("%d of %d images", written, total)
 
+    # On a CPU it would take the cores from sampling, and a second team of OpenMP threads slows the first even when it rests.
+    aside = sample.device.type != "cpu"
     with (
-        _Writer(annotate, on_written) as writer,
+        ShardWriter(annotate, aside, on_written) as writer,
         tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
     ):
         for shard in mine:
@@ -262,68 +220,6 @@ def _sample_shards(
                 parts.append(to_uint8(x).cpu())
             images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
             writer.write(shard, {"images": images, "nfe": evaluations / len(images), "seconds": seconds})
-
-
-class _Writer:
-    """Annotates and writes shards in a thread of its own, one after the other, with at most one waiting for its turn.
-
-    Leaving the block waits for all of them: what is sampled is kept, whatever happens to the next shard.
-
-    Args:
-        annotate: arrays to keep beside a shard's images.
-        on_written: called with each shard that was written and the seconds of its sampling, outside of that thread.
-    """
-
-    def __init__(
-        self, annotate: Callable[[np.ndarray], dict[str, np.ndarray]], on_written: Callable[[Shard, float], None]
-    ) -> None:
-        self.annotate, self.on_written = annotate, on_written
-        self.thread = ThreadPoolExecutor(max_workers=1)
-        self.unsettled: deque[tuple[Shard, float, Future[None]]] = deque()
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self.thread:
-            while self.unsettled:
-                try:
-                    self._settle_first()
-                except Exception as lost:
-                    if error is None:
-                        raise
-                    log.error("error: %s", lost)
-
-    def write(self, shard: Shard, arrays: dict[str, Any]) -> None:
-        """Have a shard written, and wait until the one before it is."""
-        self.unsettled.append((shard, arrays["seconds"], self.thread.submit(self._write, shard.path, arrays)))
-        while len(self.unsettled) > 1:
-            self._settle_first()
-
-    def settle(self) -> None:
-        """Tell of a shard that is written by now, or raise what went wrong."""
-        while self.unsettled and self.unsettled[0][2].done():
-            self._settle_first()
-
-    def _settle_first(self) -> None:
-        shard, seconds, done = self.unsettled.popleft()
-        done.result()
-        self.on_written(shard, seconds)
-
-    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
-        try:
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays, **self.annotate(arrays["images"]))
-        except OSError as error:
-            raise PDSError(
-                f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
-                "finished shards are kept"
-            ) from None
-        except torch.cuda.OutOfMemoryError:
-            raise PDSError(
-                f"the GPU has too little memory to measure {path.name} while the next shard is sampled: run the same command "
-                "again with a smaller batch_size"
-            ) from None
 
 
 def _batches(indices: range, size: int) -> Iterator[range]:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from conftest import GaussianTarget, natural_power
 
-import pds.generation as generation
+import pds.shards
 from pds.errors import PDSError
-from pds.generation import ImageSampler, generate, shards
+from pds.generation import ImageSampler, generate
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.processes.forward import VarianceExploding
 from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.shards import ShardWriter, shards
 
 SHAPE = (1, 8, 8)
 IMAGES = 23
@@ -72,7 +73,8 @@ import os, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler, IMAGES
-from pds.generation import generate, shards
+from pds.generation import generate
+from pds.shards import shards
 folder = Path({str(tmp_path)!r})
 def die_in_the_third(images):
     if len(list(folder.glob("shard-*.npz"))) == 2:
@@ -105,7 +107,8 @@ import sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler, IMAGES
-from pds.generation import Processes, generate, shards
+from pds.generation import Processes, generate
+from pds.shards import shards
 processes = Processes.join()
 mine = []
 generate(image_sampler(), shards(Path({str(tmp_path)!r}), IMAGES, 5), 5, processes=processes,
@@ -147,7 +150,8 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler
 from pds.errors import PDSError
-from pds.generation import Processes, generate, shards
+from pds.generation import Processes, generate
+from pds.shards import shards
 processes = Processes.join()
 def annotate(images):
     if processes.rank == 1:
@@ -164,8 +168,8 @@ except PDSError as error:
     assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-00000.npz"]
 
 
-def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails(tmp_path):
-    todo, calls, next_one = shards(tmp_path, 10, 5), [], threading.Event()
+def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails(tmp_path, monkeypatch):
+    todo, calls, next_one, waited, told = shards(tmp_path, 10, 5), [], threading.Event(), [], []
 
     def score(x, sigma):
         calls.append(1)
@@ -174,28 +178,27 @@ def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails
         next_one.set()
         return x * torch.nan
 
-    waited = []
-
-    def annotate(images):
+    def slowly(file, **arrays):
         waited.append(next_one.wait(20))
         time.sleep(0.2)
-        return {}
+        save(file, **arrays)
 
-    told = []
+    save = np.savez_compressed
+    monkeypatch.setattr(pds.shards.np, "savez_compressed", slowly)
     with pytest.raises(PDSError, match="not finite after step 1 of 4"):
-        generate(image_sampler(score), todo, 5, annotate, on_shard=lambda shard, seconds: told.append(shard))
+        generate(image_sampler(score), todo, 5, on_shard=lambda shard, seconds: told.append(shard))
     assert waited == [True]
     assert [shard.path.exists() for shard in todo] == [True, False]
     assert told == todo[:1]
 
 
-def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_path):
+def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_path, monkeypatch):
     begun, failed, sampled = threading.Event(), threading.Event(), []
 
-    def annotate(images):
+    def no_room(file, **arrays):
         assert begun.wait(20)
         failed.set()
-        raise PDSError("no features")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def score(x, sigma):
         sampled.append(len(x))
@@ -205,10 +208,25 @@ def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_p
             time.sleep(0.1)
         return -x
 
-    with pytest.raises(PDSError, match="no features"):
-        generate(image_sampler(score), shards(tmp_path, 20, 5), 3, annotate)
+    monkeypatch.setattr(pds.shards.np, "savez_compressed", no_room)
+    with pytest.raises(PDSError, match="No space left"):
+        generate(image_sampler(score), shards(tmp_path, 20, 5), 3)
     assert len(sampled) == 15, "two batches of the first shard, one of the second"
     assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_a_writer_annotates_in_its_own_thread_or_at_once(tmp_path, aside):
+    (shard,), threads = shards(tmp_path, 3, 3), []
+
+    def annotate(images):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return {"features": images.sum((1, 2, 3))}
+
+    with ShardWriter(annotate, aside, lambda shard, seconds: None) as writer:
+        writer.write(shard, {"images": np.ones((3, *SHAPE), np.uint8), "nfe": 5.0, "seconds": 1.0})
+    assert threads == [not aside]
+    assert shard.read()["features"].tolist() == [64] * 3
 
 
 def test_a_gpu_without_memory_names_a_batch_that_may_fit(tmp_path):
@@ -233,7 +251,7 @@ def test_a_full_disk_stops_the_run_with_nothing_lost(tmp_path, unbroken, monkeyp
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(file, **arrays)
 
-    monkeypatch.setattr(generation.np, "savez_compressed", disk_full_at_the_third)
+    monkeypatch.setattr(pds.shards.np, "savez_compressed", disk_full_at_the_third)
     with pytest.raises(PDSError, match=r"No space left on device.*run the same command again"):
         generate(image_sampler(), todo, 5)
     # The fourth is there if it was sampled before the third was found to have failed.

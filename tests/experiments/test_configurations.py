@@ -155,9 +155,9 @@ GIVEN = {"moments"}, {"dataset", "device"}
 
 
 def targets(node):
-    """What a configuration names, with the keys it gives."""
+    """What a configuration names, with the keys that it gives, but for what is given the rest later."""
     if isinstance(node, dict):
-        if "_target_" in node:
+        if "_target_" in node and not node.get("_partial_"):
             yield node["_target_"], node.keys() - {"_target_"}
         for value in node.values():
             yield from targets(value)

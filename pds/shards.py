@@ -1,0 +1,129 @@
+"""Shards: ranges of images and the files that hold them, each whole or absent."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from pds.errors import PDSError
+from pds.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of image indices and the file that holds its images.
+
+    Attributes:
+        indices: the image indices.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling, on a GPU with the
+            annotation of the shard before it beside it) and what it was annotated with.
+    """
+
+    indices: range
+    path: Path
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Its arrays; a damaged file is a `PDSError`."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+            if len(arrays["images"]) != len(self.indices):
+                raise ValueError(f"{len(arrays['images'])} images instead of {len(self.indices)}")
+            return arrays
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise PDSError(f"{self.path} is damaged ({error}): delete it and run the same command again") from None
+
+
+def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
+    """The shards of a run of `images` images."""
+    if images < 1 or shard_size < 1:
+        raise PDSError(f"images and shard_size must be at least 1, got {images} and {shard_size}")
+    starts = range(0, images, shard_size)
+    return [
+        Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz")
+        for number, start in enumerate(starts)
+    ]
+
+
+class ShardWriter:
+    """Writes shards in a thread of its own, one after the other, with at most one waiting for its turn.
+
+    Leaving the block waits for all of them: what is sampled is kept, whatever happens to the next shard.
+
+    Args:
+        annotate: arrays to keep beside a shard's images.
+        aside: annotate in that thread as well.
+        on_written: called with each shard that was written and the seconds of its sampling, outside of that thread.
+    """
+
+    def __init__(
+        self,
+        annotate: Callable[[np.ndarray], dict[str, np.ndarray]],
+        aside: bool,
+        on_written: Callable[[Shard, float], None],
+    ) -> None:
+        self.annotate, self.aside, self.on_written = annotate, aside, on_written
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.unsettled: deque[tuple[Shard, float, Future[None]]] = deque()
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self.thread:
+            while self.unsettled:
+                try:
+                    self._settle_first()
+                except Exception as lost:
+                    if error is None:
+                        raise
+                    log.error("error: %s", lost)
+
+    def write(self, shard: Shard, arrays: dict[str, Any]) -> None:
+        """Have a shard written, and wait until the one before it is."""
+        if not self.aside:
+            arrays = arrays | self.annotate(arrays["images"])
+        written = self.thread.submit(self._write, shard.path, arrays)
+        self.unsettled.append((shard, arrays["seconds"], written))
+        while len(self.unsettled) > 1:
+            self._settle_first()
+
+    def settle(self) -> None:
+        """Tell of a shard that is written by now, or raise what went wrong."""
+        while self.unsettled and self.unsettled[0][2].done():
+            self._settle_first()
+
+    def _settle_first(self) -> None:
+        shard, seconds, done = self.unsettled.popleft()
+        done.result()
+        self.on_written(shard, seconds)
+
+    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
+        try:
+            if self.aside:
+                arrays = arrays | self.annotate(arrays["images"])
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, **arrays)
+        except OSError as error:
+            raise PDSError(
+                f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
+                "finished shards are kept"
+            ) from None
+        except torch.cuda.OutOfMemoryError:
+            raise PDSError(
+                f"the GPU has too little memory to measure {path.name} while the next shard is sampled: run the same command "
+                "again with a smaller batch_size"
+            ) from None
