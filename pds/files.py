@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` to write to: renamed to `path` when the block ends well, removed when it fails."""
+    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Process ids are not enough: machines and containers that share a disk have equal ones.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -33,20 +34,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def make_once(path: Path, make: Callable[[], None]) -> None:
-    """Have `make` write `path` unless it is there; where several processes want it, one makes it and the others wait."""
+    """Have `make` write `path` unless it is there; of this user's processes on a machine one makes it and the others wait."""
     if path.is_file():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.lock")
+    # Not beside `path`, so that nothing is left where it could not be made.
+    name = hashlib.sha256(f"{getattr(os, 'getuid', int)()} {path.resolve()}".encode()).hexdigest()
+    lock_file = Path(tempfile.gettempdir()) / f"pds-{name[:32]}.lock"
     try:
-        with open(neighbour, "w") as lock:
+        with open(lock_file, "w") as lock:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.is_file():
                 make()
     finally:
         # Who opened it before this and waits finds `path` made, or makes it.
-        neighbour.unlink(missing_ok=True)
+        lock_file.unlink(missing_ok=True)
 
 
 ASSETS = Path(__file__).parent / "assets"

@@ -14,6 +14,7 @@ def test_a_file_is_made_once_however_many_want_it(tmp_path):
     def make():
         made.append(threading.get_ident())
         time.sleep(0.1)
+        path.parent.mkdir()
         path.write_text("whole")
 
     wanting = [threading.Thread(target=make_once, args=(path, make)) for _ in range(5)]
