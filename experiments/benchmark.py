@@ -360,7 +360,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         "config": config,
     }
     # Where and how fast is what a benchmark is about: it names the folder, too.
-    place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads()]}
+    place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads(), cfg.compile]}
     path = Path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
     write_json(path, result)
     results = [json.loads(file.read_text()) for file in sorted(path.parent.parent.glob("*/benchmark.json"))]
