@@ -21,6 +21,7 @@ from schema import register
 from pds.errors import PDSError
 from pds.preconditioning.filters import NoFilter, ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.runs import run_name
 from pds.samplers.annealed_langevin import AnnealedLangevin
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -303,6 +304,21 @@ def test_an_impossible_value_fails_before_any_sampling(overrides, says):
         resolved(cfg)
         Experiment.build(cfg)
     assert "\n" not in str(error.value)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PDSError, match="compile=true needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
+        Experiment.build(composed("compile=true"))
+
+
+def test_the_precision_is_part_of_a_run_and_compiling_is_not():
+    plain, compiled, rounded = (resolved(composed(*given)) for given in ([], ["compile=true"], ["bf16=true"]))
+    assert run_name([], plain) == run_name([], compiled) != run_name([], rounded)
+    assert run_name(["compile=true"], compiled) == run_name([], plain)
+    before = {key: value for key, value in plain.items() if key not in ("bf16", "compile")}
+    assert run_name([], before) == run_name([], plain), "runs keep the names they had before there were these keys"
+    assert "bf16" in Experiment.build(composed("bf16=true")).label
 
 
 class StandInFeatures:
