@@ -151,6 +151,13 @@ def test_a_filter_or_solenoid_that_does_nothing_is_the_identity():
     assert isinstance(built, FourierPreconditioner)
 
 
+def test_stiffness_is_least_between_the_extremes_of_the_space_filter():
+    # u = R^-2 A^-2 spans [8, 32] at the mean and [1/2, 2] elsewhere, where turn = 1: u + 1 / u is least at u = 1.
+    R, A = torch.tensor([[[0.25, 1.0, 1.0]]]), torch.tensor([[[0.5**-0.5, 1.0, 0.5**0.5]]])
+    P = FourierPreconditioner((1, 1, 3), R, A, torch.tensor([[0.0, 1.0, -1.0]]), 1.0)
+    assert P.stiffness() == pytest.approx((2, 32))
+
+
 def test_refusals_name_the_fault():
     shape = (1, 8, 8)
     uneven = torch.ones(shape)

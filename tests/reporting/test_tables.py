@@ -113,4 +113,7 @@ def test_the_files_of_a_table(tmp_path):
     assert "python r.py" in text
     (row,) = csv.DictReader((tmp_path / "table.csv").open())
     assert (row["row"], row["printed"], row["measured"], row["note"]) == ("DDIM | x", "6.08", "", "as printed")
-    assert markdown(asked, fill(asked, [], [])).startswith("**t**")
+    waiting = markdown(asked, fill(asked, [], []))
+    assert waiting.startswith("**t**")
+    # One hyphen and a colon at least, or it is no table.
+    assert all(set(cell) <= {"-", ":"} and "-" in cell for cell in waiting.splitlines()[3].strip("| ").split(" | "))
