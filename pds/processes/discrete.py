@@ -58,6 +58,7 @@ class DiscreteVariancePreserving(BetaProcess):
     """
 
     betas: tuple[float, ...] = field(repr=False)
+    _on_devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         wrong = [beta for beta in self.betas if not 0 < beta < 1]
@@ -77,6 +78,12 @@ class DiscreteVariancePreserving(BetaProcess):
         betas = torch.tensor([0.0, *self.betas], dtype=torch.float64)
         return -(-betas).log1p().cumsum(0)
 
+    def _nodes_beside(self, t: Tensor) -> Tensor:
+        """`_nodes` on the device of t: copied there once, not at every evaluation."""
+        if t.device not in self._on_devices:
+            self._on_devices[t.device] = self._nodes.to(t.device)
+        return self._on_devices[t.device]
+
     @property
     def ladder(self) -> Tensor:
         return self._nodes[1:].flip(0).expm1().sqrt()
@@ -90,15 +97,15 @@ class DiscreteVariancePreserving(BetaProcess):
         return (self.levels * t.double() - 1e-9).ceil().long().clamp(1, self.levels)
 
     def beta(self, t: Tensor) -> Tensor:
-        nodes, k = self._nodes.to(t.device), self._after(t)
+        nodes, k = self._nodes_beside(t), self._after(t)
         return self.levels * (nodes[k] - nodes[k - 1])
 
     def integral(self, t: Tensor) -> Tensor:
-        nodes, k = self._nodes.to(t.device), self._after(t)
+        nodes, k = self._nodes_beside(t), self._after(t)
         return nodes[k] + (self.levels * t.double() - k) * (nodes[k] - nodes[k - 1])
 
     def _inverse_integral(self, B: Tensor) -> Tensor:
-        nodes = self._nodes.to(B.device)
+        nodes = self._nodes_beside(B)
         k = torch.searchsorted(nodes, B).clamp(1, self.levels)
         return (k + (B - nodes[k]) / (nodes[k] - nodes[k - 1])) / self.levels
 
