@@ -24,7 +24,7 @@ from typing import Any
 
 import hydra
 import torch
-from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
+from building import build, choose_device, choose_precision, entry_point, one_sentence, require_compiler, resolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -304,6 +304,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     """
     config, load = resolved(cfg), os.getloadavg()[0]
     device = choose_device(cfg.device, cfg.threads)
+    choose_precision(cfg.tf32)
     if cfg.compile:
         require_compiler()
     torch.manual_seed(0)
@@ -360,7 +361,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         "config": config,
     }
     # Where and how fast is what a benchmark is about: it names the folder, too.
-    place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads(), cfg.compile]}
+    place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads(), cfg.compile, cfg.tf32]}
     path = Path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
     write_json(path, result)
     results = [json.loads(file.read_text()) for file in sorted(path.parent.parent.glob("*/benchmark.json"))]
@@ -383,7 +384,9 @@ def summary(results: list[dict[str, Any]]) -> str:
         "network": [result["network"] for result in results],
         "sampler, one iteration": [result["sampler"] for result in results],
         "filter": [result["filter"] for result in results],
-        "batch, dtype": [f"{r['batch_size']}, {r['dtype']}{', compiled' if r['compiled'] else ''}" for r in results],
+        "batch, dtype": [
+            f"{r['batch_size']}, {r['dtype']}{', compiled' if r['compiled'] else ''}{_rounding(r)}" for r in results
+        ],
         "device": [result["device"] for result in results],
         "threads, load before": [f"{result['threads']}, {result['load_average_before']:.1f}" for result in results],
         "network evaluation, ms": milliseconds("network"),
@@ -408,6 +411,12 @@ def summary(results: list[dict[str, Any]]) -> str:
     }
     header = ["", *("×".join(map(str, result["shape"])) for result in results)]
     return markdown_table([header, *([name, *cells] for name, cells in rows.items())], [False] * len(header))
+
+
+def _rounding(result: dict[str, Any]) -> str:
+    """What rounds to TensorFloat-32 on a GPU."""
+    rounds = [what for what, allowed in result.get("tf32", {}).items() if allowed]
+    return f", {' and '.join(rounds)} in TF32" if rounds and result["dtype"] == "float32" else ""
 
 
 def spread(values: list[float]) -> str:

@@ -93,6 +93,12 @@ def choose_device(name: str, threads: int | None) -> torch.device:
     return device
 
 
+def choose_precision(tf32: bool | None) -> None:
+    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None leaves it as torch has it."""
+    if tf32 is not None:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 def require_compiler() -> None:
     """Refuse `compile=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
     compiler = os.environ.get("CXX", "g++")

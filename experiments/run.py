@@ -21,7 +21,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
+from building import build, choose_device, choose_precision, entry_point, one_sentence, require_compiler, resolved
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -121,6 +121,7 @@ class Experiment:
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
         device = choose_device(cfg.device, cfg.threads)
+        choose_precision(cfg.tf32)
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives

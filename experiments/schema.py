@@ -39,6 +39,7 @@ class Run:
     shard_size: int = MISSING
     batch_size: int = MISSING
     bf16: bool = MISSING
+    tf32: bool | None = None
     compile: bool = MISSING
     device: str = MISSING
     threads: int | None = None
@@ -69,6 +70,7 @@ class Benchmark:
     batch_size: int = MISSING
     repeats: int = MISSING
     bf16: bool = MISSING
+    tf32: bool | None = None
     compile: bool = MISSING
     device: str = MISSING
     threads: int | None = None
@@ -426,6 +428,7 @@ class Trainer(Target):
     seed: int = MISSING
     checkpoint_every: int = MISSING
     bf16: bool = MISSING
+    tf32: bool | None = None
     compile: bool = MISSING
     flip: bool = MISSING
 

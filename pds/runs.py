@@ -32,6 +32,7 @@ PLACE = {
     "threads",
     "batch_size",
     "compile",
+    "tf32",
     "tracker",
     "model.checkpoint",
     "metric.cache",
@@ -125,8 +126,9 @@ def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, A
     """Device, versions, commit and command, for result.json; the command is this process's own if none is given."""
     packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb", "diffusers")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    # Torch lets convolutions round to TensorFloat-32 unless told otherwise.
-    tf32 = {"tf32": torch.backends.cudnn.allow_tf32} if device.type == "cuda" else {}
+    # Torch lets convolutions round to TensorFloat-32 unless told otherwise, and products only when told to.
+    rounds = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
+    tf32 = {"tf32": rounds} if device.type == "cuda" else {}
     return {
         "device": _device_name(device),
         **tf32,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from building import build, choose_device, resolved
+from building import build, choose_device, choose_precision, resolved
 from conftest import GOLDEN
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
@@ -21,7 +21,7 @@ from schema import register
 from pds.errors import PDSError
 from pds.preconditioning.filters import NoFilter, ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
-from pds.runs import run_name
+from pds.runs import provenance, run_name
 from pds.samplers.annealed_langevin import AnnealedLangevin
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -313,12 +313,22 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 
 
 def test_the_precision_is_part_of_a_run_and_compiling_is_not():
-    plain, compiled, rounded = (resolved(composed(*given)) for given in ([], ["compile=true"], ["bf16=true"]))
-    assert run_name([], plain) == run_name([], compiled) != run_name([], rounded)
-    assert run_name(["compile=true"], compiled) == run_name([], plain)
-    before = {key: value for key, value in plain.items() if key not in ("bf16", "compile")}
+    plain, placed, rounded = (resolved(composed(*given)) for given in ([], ["compile=true", "tf32=false"], ["bf16=true"]))
+    assert run_name([], plain) == run_name([], placed) != run_name([], rounded)
+    assert run_name(["compile=true", "tf32=false"], placed) == run_name([], plain)
+    before = {key: value for key, value in plain.items() if key not in ("bf16", "compile", "tf32")}
     assert run_name([], before) == run_name([], plain), "runs keep the names they had before there were these keys"
     assert "bf16" in Experiment.build(composed("bf16=true")).label
+
+
+def test_tensorfloat_is_what_was_asked_for_or_as_torch_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    try:
+        for asked, convolutions, products in [(None, True, False), (True, True, True), (False, False, False)]:
+            choose_precision(asked)
+            assert provenance(torch.device("cuda"))["tf32"] == {"convolutions": convolutions, "products": products}
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
 
 
 class StandInFeatures:
