@@ -45,10 +45,14 @@ class Predictor(Protocol):
     Attributes:
         title: what tables call it.
         published_with_filter: whether the released PDS code preconditions it.
+        probability_flow: whether it discretises the ODE.
     """
 
     title: ClassVar[str]
     published_with_filter: ClassVar[bool]
+
+    @property
+    def probability_flow(self) -> bool: ...
 
     def transitions(self, process: Process, t: Tensor) -> Transitions:
         """Coefficients at (T,) descending times."""
@@ -95,6 +99,7 @@ class Ancestral:
 
     title: ClassVar[str] = "ancestral"
     published_with_filter: ClassVar[bool] = False
+    probability_flow: ClassVar[bool] = False
 
     def transitions(self, process: Process, t: Tensor) -> Transitions:
         return process.ancestral(t)
@@ -108,6 +113,7 @@ class Corrector(Protocol):
         published_with_filter: whether the released PDS code preconditions it.
         snr: r, the ratio that sets the step.
         steps: Langevin steps an iteration.
+        mixes_batch: whether a step depends on the images of the batch beside its own.
     """
 
     title: ClassVar[str]
@@ -119,6 +125,13 @@ class Corrector(Protocol):
     @property
     def steps(self) -> int: ...
 
+    @property
+    def mixes_batch(self) -> bool: ...
+
+    def fixed_step(self, level: Level) -> float | None:
+        """a where it does not depend on the images, else None."""
+        ...
+
     def step_size(self, d: Tensor, Pz: Tensor, level: Level) -> Tensor | float:
         """a, a number or (batch, 1, 1, 1)."""
         ...
@@ -126,6 +139,13 @@ class Corrector(Protocol):
 
 @dataclass(frozen=True)
 class _LangevinSteps:
+    """Options of both correctors.
+
+    Attributes:
+        snr: r > 0, the signal-to-noise ratio that sets the step.
+        steps: Langevin steps an iteration, at least 1; each is a score evaluation.
+    """
+
     snr: float
     steps: int = 1
 
@@ -156,6 +176,13 @@ class Langevin(_LangevinSteps):
         if self.norms not in ("image", "batch"):
             raise PDSError(f"sampler.corrector.norms must be image or batch, got {self.norms!r}")
 
+    @property
+    def mixes_batch(self) -> bool:
+        return self.norms == "batch"
+
+    def fixed_step(self, level: Level) -> None:
+        return None
+
     def step_size(self, d: Tensor, Pz: Tensor, level: Level) -> Tensor:
         d_norm, z_norm = (torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True) for v in (d, Pz))
         if self.norms == "batch":
@@ -169,9 +196,13 @@ class AnnealedLangevinSteps(_LangevinSteps):
 
     title: ClassVar[str] = "annealed Langevin"
     published_with_filter: ClassVar[bool] = False
+    mixes_batch: ClassVar[bool] = False
 
-    def step_size(self, d: Tensor | None, Pz: Tensor | None, level: Level) -> float:
+    def fixed_step(self, level: Level) -> float:
         return 2 * level.alpha * (self.snr * level.std) ** 2
+
+    def step_size(self, d: Tensor, Pz: Tensor, level: Level) -> float:
+        return self.fixed_step(level)
 
 
 def no_predictor() -> None:
@@ -225,7 +256,7 @@ class PredictorCorrector:
     @property
     def detail(self) -> str:
         """The options that comparisons are made over, for tables."""
-        parts = ["ODE"] if getattr(self.predictor, "probability_flow", False) else []
+        parts = ["ODE"] if self.predictor is not None and self.predictor.probability_flow else []
         parts += ["no corrector"] if self.corrector is None else [f"snr={self.corrector.snr:g}"]
         if self.corrector is not None and self.corrector.steps > 1:
             parts.append(f"{self.corrector.steps} corrector steps")
@@ -250,7 +281,7 @@ class PredictorCorrector:
     @property
     def mixes_batch(self) -> bool:
         """Whether an image depends on those sampled with it."""
-        return getattr(self.corrector, "norms", "image") == "batch"
+        return self.corrector is not None and self.corrector.mixes_batch
 
     def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
         """Say when the noise of a frequency in which the data have no variance is amplified.
@@ -260,20 +291,19 @@ class PredictorCorrector:
         predicted, corrected = (
             self._filtered(part, preconditioner).stiffness()[1] for part in (self.predictor, self.corrector)
         )
+        fixed = self.corrector is not None and self.corrector.fixed_step(levels[0]) is not None
+        if self.predictor is None and not fixed:
+            return []
         # On such a mode s = -x / std^2, so its variance follows an exact recursion.
         v = predicted * levels[0].std ** 2
         for level in levels[:-1]:
-            if isinstance(self.corrector, AnnealedLangevinSteps):
-                a = self.corrector.step_size(None, None, level)
-                for _ in range(self.corrector.steps):
-                    v = (1 - a * corrected / level.std**2) ** 2 * v + 2 * a * corrected
+            for _ in range(self.corrector.steps if fixed else 0):
+                a = self.corrector.fixed_step(level)
+                v = (1 - a * corrected / level.std**2) ** 2 * v + 2 * a * corrected
             v = (1 + predicted * (level.linear - level.weight / level.std**2)) ** 2 * v + predicted * level.noise**2
             v = min(v, 1e200)
         gain, left = max(predicted, corrected), v**0.5 / levels[-1].std
-        known = self.predictor is not None or isinstance(self.corrector, AnnealedLangevinSteps)
-        return (
-            amplified_noise(len(levels), gain, left, "use more iterations, a weaker filter or a smaller snr") if known else []
-        )
+        return amplified_noise(len(levels), gain, left, "use more iterations, a weaker filter or a smaller snr")
 
     def _filtered(self, part: Predictor | Corrector | None, preconditioner: Preconditioner) -> Preconditioner:
         ignored = self.precondition == "published" and part is not None and not part.published_with_filter
