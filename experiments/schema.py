@@ -428,7 +428,6 @@ class Trainer(Target):
     seed: int = MISSING
     checkpoint_every: int = MISSING
     bf16: bool = MISSING
-    tf32: bool | None = None
     compile: bool = MISSING
     flip: bool = MISSING
 
