@@ -91,6 +91,20 @@ class Gaussian:
 
 
 @dataclass
+class ExcessNoise:
+    model: Any = MISSING
+    dataset: Any = MISSING
+    filter: Any = MISSING
+    sampler: Any = MISSING
+    published: Any = None
+    iterations: list[int] = MISSING
+    images: int = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    threads: int | None = None
+
+
+@dataclass
 class SmallForm:
     another_model: bool = True  # than the printed one
     base: list[str] = field(default_factory=list)
@@ -433,7 +447,14 @@ class Trainer(Target):
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "schema": {"run": Run, "train": Train, "benchmark": Benchmark, "gaussian": Gaussian, "reproduce": Reproduce},
+    "schema": {
+        "run": Run,
+        "train": Train,
+        "benchmark": Benchmark,
+        "gaussian": Gaussian,
+        "excess_noise": ExcessNoise,
+        "reproduce": Reproduce,
+    },
     "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D},
     "schema/model/process": {"ve": VE, "vp": VP},
     "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},

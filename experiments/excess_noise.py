@@ -1,0 +1,147 @@
+"""Whether a network sees excess noise, how much a sampler leaves because it does not, and how strong a filter must be.
+
+PDS_DATA=/data python experiments/excess_noise.py model=ncsnpp_small iterations=[25,50,100] filter.alpha=2.5
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import hydra
+import numpy as np
+import torch
+from building import build, choose_device, entry_point, one_sentence, resolved
+from omegaconf import DictConfig, OmegaConf
+from schema import register
+from torch import Tensor
+
+from pds.data.dataset import Dataset
+from pds.data.images import to_unit
+from pds.data.statistics import choose
+from pds.errors import PDSError
+from pds.evaluation.excess_noise import (
+    FACTORS,
+    NoiseResponse,
+    excess_noise,
+    highest_frequencies,
+    least_gain,
+    noise_in,
+    noise_response,
+)
+from pds.models.scores import ScoreModel
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import Filter, NoFilter
+from pds.preconditioning.preconditioner import Preconditioner, build_preconditioner
+from pds.preconditioning.solenoids import NoSolenoid
+from pds.samplers.predictor_corrector import PredictorCorrector
+
+LEVELS = 5  # at which the response is measured
+DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
+
+failures: list[str] = []
+
+
+@hydra.main(config_path="../conf", config_name="excess_noise", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """The response of one network, then a line for each number of iterations."""
+    with one_sentence(failures):
+        report(cfg)
+
+
+def report(cfg: DictConfig) -> None:
+    """Measure, predict, sample and print."""
+    resolved(cfg)
+    device = choose_device(cfg.device, cfg.threads)
+    model: ScoreModel = build(cfg.model)
+    dataset: Dataset = build(cfg.dataset)
+    sampler = build(cfg.sampler)
+    if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
+        raise PDSError(
+            "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
+            "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
+        )
+    if not cfg.iterations or cfg.images < 1:
+        raise PDSError("iterations must name at least one T, as in iterations=[25,50], and images must be at least 1")
+    model.score.to(device)
+    black, white = model.data_range
+    chosen = choose(dataset.images, cfg.images, 0)
+    images = black + (white - black) * to_unit(dataset.images.read(chosen)).to(device)
+    ladder = model.process.ladder
+    sigmas = np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist()
+    response = noise_response(model.score, images, sigmas)
+    print(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
+    print("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
+    _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
+    for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
+        _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
+
+    filter: Filter = build(cfg.filter)
+    print(
+        f"\nNoise in the highest frequencies of {sampler.title}, in units of its level, where the data begin to show in them:\n"
+    )
+    named = [name for name in ("vanilla", filter.title) if name]
+    told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
+    _row(["T", "sigma there", *told, "gain that bounds it", "alpha at most"], head=True)
+    for iterations in cfg.iterations:
+        _row(_line(cfg, iterations, model, dataset, response, device))
+    print(
+        "\nThe gain is the least 1 / R^2 there with which the noise ends below twice its level, alpha that of the weakest filter from"
+    )
+    print("statistics that has it; the best filter is stronger. Infinite, none: no gain up to 8 does, take more iterations.")
+
+
+def _line(
+    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+) -> list[str]:
+    here = cfg.copy()
+    OmegaConf.update(here, "sampler.iterations", iterations)
+    sampler: PredictorCorrector = build(here.sampler)
+    levels = sampler.levels(model.process)
+    modes = highest_frequencies(model.shape[1:])
+    black, white = model.data_range
+    data = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
+    last = max(i for i, level in enumerate(levels) if i == 0 or data <= DATA_SHARE * level.sigma**2)
+    cells = [str(iterations), f"{levels[last].sigma:.3g}"]
+    filter: Filter = build(here.filter)
+    for made in [NoFilter()] + [filter] * bool(filter.title):
+        R = made.frequency(model.shape, lambda: dataset.statistics)
+        gain = 1.0 if R is None else R[:, modes].double().pow(-2).mean().item()
+        P = build_preconditioner(made, NoSolenoid(), model.shape, lambda: dataset.statistics, device)
+        predicted = list(excess_noise(levels, response, gain))[last]
+        cells += [f"{predicted:.3g}", f"{_sampled(cfg, sampler, model, P, last, modes, device):.3g}"]
+    gain = least_gain(levels, response)
+    spectrum = dataset.statistics.power.double().log1p()
+    lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
+    # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
+    alpha = (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
+    return [*cells, f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"]
+
+
+@torch.no_grad()
+def _sampled(
+    cfg: DictConfig,
+    sampler: PredictorCorrector,
+    model: ScoreModel,
+    preconditioner: Preconditioner,
+    last: int,
+    modes: Tensor,
+    device: torch.device,
+) -> float:
+    """k before iteration `last` of a real run."""
+    levels = sampler.levels(model.process)
+    noise = ImageNoise(cfg.seed, torch.arange(cfg.images, device=device), model.shape)
+    x = sampler.prior(noise, model.process, preconditioner)
+    x = replace(sampler, denoise=False)(model.score, x, levels[:last], preconditioner, noise)
+    return noise_in(x, modes) / levels[last].std
+
+
+def _row(cells: list[str], head: bool = False) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+    if head:
+        print(f"|{' --: |' * len(cells)}")
+
+
+if __name__ == "__main__":
+    register()
+    entry_point(main, failures)

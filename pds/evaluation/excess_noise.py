@@ -1,0 +1,110 @@
+"""Noise that a score network does not see, and what becomes of it along a sampler.
+
+With few steps a predictor leaves more noise in the state than its level says, k sigma z instead of sigma z. The exact score of
+a mode without data, -x / sigma^2, pulls k times as hard, and the excess stays small. A network that was trained on k = 1 alone
+may pull as if k were 1, r(k) = 1 instead of r(k) = k, and then the excess grows from step to step: in such a mode
+
+    K <- sqrt((K (1 + m^2 linear) - m^2 weight r(k) / std)^2 + m^2 noise^2),    k = K / std,
+
+is the standard deviation of the state, m^2 the gain of P P^T there, and linear, weight and noise the coefficients of the step.
+With r = 1 and reverse diffusion on VE it stays bounded only for m^2 >= sigma_i^2 / sigma_{i+1}^2: for a filter, not for m = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pds.noise import ImageNoise
+from pds.samplers.predictor_corrector import Level
+from pds.score import Score, score_at
+
+FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
+HIGH = 0.35  # cycles a pixel, along both axes: photographs and digits have next to nothing there
+MOST = 8.0  # gain of a filter that anyone would use
+
+
+@dataclass(frozen=True)
+class NoiseResponse:
+    """How much noise a network predicts where there is k times as much as its level says.
+
+    Attributes:
+        sigmas: (S,) ascending noise levels.
+        factors: (K,) ascending k, 1 among them.
+        values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma): k for an exact score
+            of pure noise, the same for every k from a network that does not see the excess. Below that where data hide noise.
+    """
+
+    sigmas: tuple[float, ...]
+    factors: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
+
+    def __call__(self, sigma: float, k: float) -> float:
+        """r(k) at a level, in units of r(1): linear in k and in log sigma between what was measured, and in k beyond."""
+        rows = [self._of_level(row, k) for row in self.values]
+        return float(np.interp(math.log(sigma), np.log(self.sigmas), rows))
+
+    def _of_level(self, row: Sequence[float], k: float) -> float:
+        at_1 = row[self.factors.index(1.0)]
+        if k <= self.factors[-1]:
+            return float(np.interp(k, self.factors, row)) / at_1
+        slope = (row[-1] - row[-2]) / (self.factors[-1] - self.factors[-2])
+        return (row[-1] + slope * (k - self.factors[-1])) / at_1
+
+
+@torch.no_grad()
+def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: int = 0) -> NoiseResponse:
+    """Measure it, with the same noise at every level.
+
+    Args:
+        score: `score(x, sigma)`.
+        images: (n, C, H, W) float32 real images in the data range of the model.
+        sigmas: (S,) ascending noise levels.
+        seed: of the noise.
+    """
+    z = ImageNoise(seed, torch.arange(len(images), device=images.device), tuple(images.shape[1:])).normal()
+
+    def share(sigma: float, k: float) -> float:
+        return (-sigma * (score_at(score, images + k * sigma * z, sigma) * z).sum() / z.square().sum()).item()
+
+    values = tuple(tuple(share(sigma, k) for k in FACTORS) for sigma in sigmas)
+    return NoiseResponse(tuple(sigmas), FACTORS, values)
+
+
+def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float = 1.0) -> Iterator[float]:
+    """k before each iteration of a predictor without a corrector, in modes without data variance.
+
+    Args:
+        levels: from `PredictorCorrector.levels`.
+        response: of the network.
+        gain: m^2, that of P P^T in these modes; the prior goes through P.
+    """
+    K = gain**0.5 * levels[0].std
+    for level in levels:
+        k = K / level.std
+        yield k
+        kept = K * (1 + gain * level.linear) - gain * level.weight * response(level.sigma, k) / level.std
+        K = math.hypot(kept, gain**0.5 * level.noise)
+
+
+def least_gain(levels: Sequence[Level], response: NoiseResponse, bound: float = 2.0) -> float:
+    """The smallest gain m^2 >= 1, to 1%, that keeps k at the end of the run to `bound`; infinite if none up to 8 does."""
+    gains = 1.01 ** np.arange(math.ceil(math.log(MOST) / math.log(1.01)) + 1)
+    return next((float(gain) for gain in gains if list(excess_noise(levels, response, gain))[-1] <= bound), math.inf)
+
+
+def highest_frequencies(size: tuple[int, int]) -> Tensor:
+    """(H, W) bool, DC at [0, 0]: the modes in which excess noise is looked for."""
+    h, w = (torch.fft.fftfreq(n).abs() > HIGH for n in size)
+    return h[:, None] & w[None, :]
+
+
+def noise_in(x: Tensor, modes: Tensor) -> float:
+    """Standard deviation of (batch, C, H, W) images in some Fourier modes, (H, W) bool; 1 for standard normal noise."""
+    power = torch.fft.fft2(x, norm="ortho").abs().square()
+    return power[..., modes.to(x.device)].mean().sqrt().item()

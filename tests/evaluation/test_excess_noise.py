@@ -1,0 +1,129 @@
+"""Noise that a network does not see: responses that are known, and the recursion against real sampling."""
+
+import math
+
+import pytest
+import torch
+from conftest import GaussianTarget
+from PIL import Image
+from test_run import command
+
+from pds.evaluation.excess_noise import (
+    FACTORS,
+    NoiseResponse,
+    excess_noise,
+    highest_frequencies,
+    least_gain,
+    noise_in,
+    noise_response,
+)
+from pds.noise import ImageNoise
+from pds.preconditioning.preconditioner import FourierPreconditioner
+from pds.processes.forward import VarianceExploding, VariancePreserving
+from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, PredictorCorrector, ReverseDiffusion
+
+SHAPE = (1, 32, 32)
+VE = VarianceExploding(0.01, 16.0, 1000)
+NOISE_ALONE = GaussianTarget(torch.zeros(32, 32))
+
+
+def half_blind(x, sigma):
+    """Pure noise of k sigma, of which (1 + k) / 2 sigma is predicted."""
+    k = x.square().mean((1, 2, 3), keepdim=True).sqrt() / sigma[:, None, None, None]
+    return -(1 + k) / (2 * k) * x / sigma[:, None, None, None] ** 2
+
+
+def blind(x, sigma):
+    """The same direction, always as much as the level says."""
+    return -x / x.square().mean((1, 2, 3), keepdim=True).sqrt() / sigma[:, None, None, None]
+
+
+@pytest.mark.parametrize(("score", "seen"), [(NOISE_ALONE, 1.0), (half_blind, 0.5), (blind, 0.0)])
+def test_the_response_of_known_scores(score, seen):
+    response = noise_response(score, torch.zeros(8, *SHAPE), [0.1, 3.0])
+    for row in response.values:
+        assert row == pytest.approx([1 + seen * (k - 1) for k in FACTORS], rel=0.02)
+    assert response(0.5, 8.0) == pytest.approx(1 + 7 * seen, rel=0.02)
+
+
+def test_the_response_is_told_in_units_of_that_at_its_own_level():
+    response = NoiseResponse((0.1, 10.0), (1.0, 2.0), ((0.5, 0.75), (1.0, 2.0)))
+    assert [response(0.1, k) for k in (1.0, 2.0, 3.0)] == pytest.approx([1.0, 1.5, 2.0])
+    assert response(1.0, 2.0) == pytest.approx(1.75)  # half-way in log sigma
+
+
+class UnitNoise:
+    """Draws whose standard deviation is 1 to the bit: what the start has more of would be amplified, too."""
+
+    def __init__(self):
+        self.draws = ImageNoise(0, torch.arange(32), SHAPE)
+
+    def normal(self):
+        z = self.draws.normal()
+        return z / z.square().mean().sqrt()
+
+
+@pytest.mark.parametrize(("process", "T"), [(VE, 12), (VariancePreserving(), 25)])
+@pytest.mark.parametrize(
+    ("score", "predictor", "gain"),
+    [
+        (NOISE_ALONE, ReverseDiffusion(), 1.7),
+        (half_blind, EulerMaruyama(), 1.0),
+        (half_blind, Ancestral(), 1.7),
+        (blind, ReverseDiffusion(), 1.0),
+        (blind, ReverseDiffusion(), 1.7),
+    ],
+)
+def test_the_recursion_is_what_sampling_does(process, T, score, predictor, gain):
+    sampler = PredictorCorrector(T, predictor, None, denoise=False)
+    levels, noise = sampler.levels(process), UnitNoise()
+    response = noise_response(score, torch.zeros(16, *SHAPE), [1e-3, 1e3])
+    P = FourierPreconditioner(SHAPE, torch.full(SHAPE, gain**-0.5))
+    x, everywhere = sampler.prior(noise, process, P), torch.ones(32, 32, dtype=torch.bool)
+    sampled = [noise_in(x, everywhere)]
+    sampler(score, x, levels, P, noise, lambda i, sigma, x: sampled.append(noise_in(x, everywhere)))
+    measured = [std / level.std for std, level in zip(sampled, levels, strict=False)]
+    assert measured == pytest.approx(list(excess_noise(levels, response, gain)), rel=0.05)
+
+
+def test_without_a_filter_what_is_not_seen_grows_and_the_derived_gain_bounds_it():
+    response = NoiseResponse((0.01, 16.0), (1.0, 2.0), ((1.0, 1.0), (1.0, 1.0)))
+    exact = NoiseResponse((0.01, 16.0), (1.0, 2.0), ((1.0, 2.0), (1.0, 2.0)))
+    for T in (50, 100):
+        levels = PredictorCorrector(T, ReverseDiffusion(), None).levels(VE)
+        assert list(excess_noise(levels, response))[-1] > 10 > 1.3 > list(excess_noise(levels, exact))[-1]
+        # sigma_i^2 / sigma_{i+1}^2 is where it stays bounded for ever; a run that ends may do with a little less.
+        threshold = (VE.sigma_max / VE.sigma_min) ** (2 / (T - 1))
+        assert 1 < least_gain(levels, response) <= 1.01 * threshold
+        assert least_gain(levels, response) > threshold**0.6
+        assert least_gain(levels, exact) == 1
+    few = PredictorCorrector(8, ReverseDiffusion(), None).levels(VE)
+    assert least_gain(few, response) == math.inf
+
+
+def test_the_highest_frequencies_of_white_noise_and_of_a_wave():
+    modes = highest_frequencies((32, 32))
+    assert modes.sum() == 81 and not modes[0].any() and modes[16, 16]  # 12 to 20 of 32, both ways
+    white = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert noise_in(3 * white, modes) == pytest.approx(3, rel=0.03)
+    wave = torch.cos(2 * math.pi * torch.arange(32) * 5 / 32).expand(1, *SHAPE)
+    assert noise_in(wave, modes) < 1e-5
+
+
+def test_the_command(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for i in range(8):
+        pixels = torch.randint(0, 256, (28, 28), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+    data = ["dataset=folder", "dataset.shape=[1,28,28]", f"dataset.source.root={tmp_path}", "images=4"]
+    here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[6,12]", "model.process.sigma_max=16"]
+    result = command("excess_noise.py", *here)
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in result.stdout.splitlines() if row.startswith("| ")]
+    lines = [row for row in rows if row[0] in ("6", "12")]
+    assert [row[0] for row in lines] == ["6", "12"]
+    for row in lines:
+        predicted, sampled, with_filter, sampled_with_filter = map(float, row[2:6])
+        assert predicted == pytest.approx(sampled, rel=0.2) and with_filter == pytest.approx(sampled_with_filter, rel=0.3)
+    refused = command("excess_noise.py", *here, "sampler/corrector=langevin")
+    assert refused.returncode == 1 and "sampler/corrector=none" in refused.stderr and "Traceback" not in refused.stderr
