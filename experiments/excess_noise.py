@@ -85,10 +85,8 @@ def report(cfg: DictConfig) -> None:
     _row(["T", "sigma there", *told, "gain that bounds it", "alpha at most"], head=True)
     for iterations in cfg.iterations:
         _row(_line(cfg, iterations, model, dataset, response, device))
-    print(
-        "\nThe gain is the least 1 / R^2 there with which the noise ends below twice its level, alpha that of the weakest filter from"
-    )
-    print("statistics that has it; the best filter is stronger. Infinite, none: no gain up to 8 does, take more iterations.")
+    print("\nThe gain is the least 1 / R^2 there with which the noise ends below twice its level, alpha that of the weakest")
+    print("statistics filter that has it; the best is stronger. inf, none: no gain up to 8 does, take more iterations.")
 
 
 def _line(
