@@ -22,13 +22,12 @@ from torch.nn import functional as F
 from pds.cache import cache_folder
 from pds.data.dataset import Dataset
 from pds.data.folder import ImageFolder
-from pds.data.images import ArrayImages
+from pds.data.images import ArrayImages, image_digest
 from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation import classifier_training
 from pds.evaluation.classifier_training import accuracy, random_shift, train_classifier
 from pds.evaluation.features import (
-    ASSETS,
     CLASSIFIER_FILE,
     INCEPTION_FILE,
     INCEPTION_SHA256,
@@ -40,13 +39,12 @@ from pds.evaluation.metric import FrechetMetric, clean_fid_metric, mnist_classif
 from pds.evaluation.reference import (
     MadeReference,
     PublishedReference,
-    image_digest,
     make_reference,
     published_or_made,
     published_reference,
     shipped_mnist_reference,
 )
-from pds.files import sha256
+from pds.files import ASSETS, sha256
 
 
 class StandInLayers(nn.Module):
