@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import GOLDEN, Golden
 from safetensors.torch import save_file
 
@@ -20,6 +21,7 @@ from pds.models.diffusers_layout import as_published, published_names
 from pds.models.ncsn import NCSN
 from pds.models.ncsnpp import NCSNpp
 from pds.models.ncsnv2 import NCSNv2
+from pds.models.ncsnv2 import ncsnv2 as make_ncsnv2
 from pds.processes.ladders import geometric_ladder
 
 
@@ -106,6 +108,27 @@ def test_a_buffer_that_no_file_has_stays(tmp_path):
     torch.save(state, tmp_path / "c.pth")
     load_weights(network, tmp_path / "c.pth")
     assert torch.equal(network.sigmas, levels)
+
+
+def test_a_file_of_this_project_is_of_the_images_and_the_noise_it_says(tmp_path):
+    path, made = (
+        tmp_path / "weights.safetensors",
+        {"width": 4, "depth": "base", "sigma_begin": 50.0, "sigma_end": 0.01, "levels": 3},
+    )
+    network = make_ncsnv2([1, 16, 16], **made).score.network
+    says = yaml.safe_dump(
+        {"model.shape": [1, 16, 16], "trainer.seed": 0} | {f"model.{key}": value for key, value in made.items()}
+    )
+    save_weights(network.state_dict(), path, {"config": says})
+    assert make_ncsnv2([1, 16, 16], **made, checkpoint=path).checkpoint.path == path
+    with pytest.raises(PDSError, match=r"of a network with shape \[1, 16, 16\], the model has \[1, 32, 32\]"):
+        make_ncsnv2([1, 32, 32], **made, checkpoint=path)
+    with pytest.raises(PDSError, match=r"set model\.sigma_begin=50"):
+        make_ncsnv2([1, 16, 16], **(made | {"sigma_begin": 90.0}), checkpoint=path)
+    for broken in ("[1, {", "- model.rescale", "3", "1: 2", "model.rescale: !!python/name:os.system", "[" * 10_000, "!!bool x"):
+        save_weights(network.state_dict(), path, {"config": broken})
+        with refused(network, "no table of options as its metadata `config`"):
+            load_weights(network, path)
 
 
 def test_the_shipped_network_says_that_it_is_an_average():
