@@ -6,15 +6,18 @@ mapped into memory where their format allows it, so that optimizer states and un
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import pickletools
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 import yaml
@@ -29,6 +32,7 @@ from pds.models.diffusers_layout import as_published, current_names, spelled
 log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
+PLAIN_MODULES = {"torch", "collections", "_codecs"}  # what files of plain weights import from
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
 
 
@@ -274,17 +278,50 @@ def _setting(name: str, value: Any) -> str:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # The format of torch before 1.6 cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # They are of what is refused in a moment.
+            # The format of torch before 1.6 cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise PDSError(f"{path} cannot be read ({first_line(error)}): set model.checkpoint to a weights file") from None
     except Exception as error:  # A file that is no checkpoint fails in any way the unpickler can fail.
-        code = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        code = refused[1] if refused else _code(path)
         if code:
-            raise PDSError(
-                f"{path} holds code ({code[1]}), which is never executed here: get a file of plain weights"
-            ) from None
+            raise PDSError(f"{path} holds code ({code}), which is never executed here: get a file of plain weights") from None
         raise PDSError(f"{path} is a truncated checkpoint, or none at all: fetch it again") from None
+
+
+def _code(path: Path) -> str | None:
+    """The first function or class, but those of plain weights, that a file of `torch.save` would import.
+
+    torch names it for pickles of its own protocol alone; nothing is executed, here neither.
+    """
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(archive.open(next(x for x in archive.namelist() if x.endswith("data.pkl"))))
+        # Before 1.6 torch wrote five pickles in a row, then the numbers.
+        for _ in range(5):
+            for name in _imports(file):
+                if name.split(".")[0] not in PLAIN_MODULES:
+                    return name
+    return None
+
+
+def _imports(pickled: IO[bytes]) -> Iterator[str]:
+    """What one pickle imports, in order."""
+    pushed: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, value, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            pushed.append(".".join(map(str, pushed[-2:])) if value is None else value.replace(" ", "."))
+            yield pushed[-1]
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = pushed[-1]
+        elif opcode.stack_after:
+            pushed.append(memo.get(value) if "GET" in opcode.name else value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

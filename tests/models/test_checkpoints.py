@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import zipfile
 import zlib
 
@@ -173,7 +174,7 @@ def state_with(**changed):
     return ncsn().state_dict() | changed
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.filterwarnings("error")
 def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sde_file("whole.pth", ncsnpp())
@@ -190,6 +191,12 @@ def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save([{"begin_conv.weight": Hostile()}], "hostile.pth")
     torch.save([ncsnv2().state_dict(), {}, 3, 500, {"begin_conv.weight": Hostile()}], "hostile_average.pth")
+    for protocol in (0, 4, 5):
+        (tmp_path / f"hostile_{protocol}.pkl").write_bytes(pickle.dumps([os.system.__module__, Hostile()], protocol))
+        torch.save(
+            [{"begin_conv.weight": torch.zeros(1)}, Hostile()], f"hostile_{protocol}.pth", pickle_protocol=max(2, protocol)
+        )
+    torch.save([Hostile()], "hostile_old.pth", pickle_protocol=4, _use_new_zipfile_serialization=False)
     torch.save({"a": 1}, "numbers.pth")
     torch.save([], "nothing.pth")
     torch.save(state_with(**{"end_conv.bias": torch.zeros(1).to_sparse()}), "sparse.pth")
@@ -208,6 +215,10 @@ def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
         "empty.pth": "truncated checkpoint, or none",
         "hostile.pth": r"holds code \(\w+\.system\), which is never executed",
         "hostile_average.pth": r"holds code \(\w+\.system\)",
+        **{
+            f"hostile_{end}": rf"holds code \({os.system.__module__}\.system\)"
+            for end in ("0.pkl", "4.pkl", "5.pkl", "0.pth", "4.pth", "5.pth", "old.pth")
+        },
         "numbers.pth": "no table of tensors",
         "nothing.pth": "no table of tensors",
         "sparse.pth": "no table of tensors",
