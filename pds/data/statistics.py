@@ -58,10 +58,17 @@ class DatasetStatistics:
     def load(cls, path: str | Path) -> DatasetStatistics:
         """Read what `save` wrote; anything else is a `PDSError`."""
         try:
-            with np.load(locate(path), allow_pickle=False) as file:
-                arrays = [torch.from_numpy(file[key]) for key in ("power", "mean", "second_moment")]
+            content = np.load(locate(path), allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise ValueError("it holds a single array")
+            with content as file:
+                arrays = [file[key] for key in ("power", "mean", "second_moment")]
                 provenance = json.loads(str(file["provenance"]))
-            return cls(provenance["dataset"], *arrays, provenance)
+            if any(array.dtype != np.float32 or array.ndim != 3 or array.shape != arrays[0].shape for array in arrays):
+                raise ValueError("its arrays are not float32 of one shape (C, H, W)")
+            if not (isinstance(provenance, dict) and {"dataset", "images"} <= provenance.keys()):
+                raise ValueError("its provenance does not say of how many images of which data set it is")
+            return cls(provenance["dataset"], *map(torch.from_numpy, arrays), provenance)
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
 
