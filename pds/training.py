@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from pds.files import atomic_path
 from pds.models.scores import NetworkScore
 
 log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """(count,) indices of the images in the order of an epoch; kept, since that of millions takes longer than a step."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
@@ -152,7 +159,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         per_epoch = max(1, len(images) // self.batch_size)
         epoch, position = divmod(iteration, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(images))
+        order = _order(self.seed, epoch, len(images))
         x = to_unit(images.read(order[position * self.batch_size : (position + 1) * self.batch_size]))
         generator = torch.Generator().manual_seed(self._seed(iteration))
         sigma = draw_sigma(len(x), generator)
