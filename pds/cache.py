@@ -54,8 +54,8 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
     try:
         make_once(path, download)
     except (OSError, http.client.HTTPException) as error:
-        with contextlib.suppress(OSError):
-            for folder in made:
+        for folder in made:
+            with contextlib.suppress(OSError):
                 folder.rmdir()
         raise MissingError(
             f"{what} is missing and could not be downloaded ({error}): put the file from {url} ({expected}) at {path}"
