@@ -90,9 +90,11 @@ def test_the_published_rows_are_what_they_say(name):
     if name.startswith("ncsnv2"):
         published_step = {"ncsnv2_church": 4.9e-6, "ncsnv2_tower": 1.8e-6}[name.split("/")[0]] / 0.01**2
         assert sampler.step_size == pytest.approx(published_step * last, rel=1e-3)
+        assert int(pds.published.iterations / last) == T
     else:
         assert sampler.corrector.snr == last
         assert sampler.end == pytest.approx(1e-5 * round(levels / T))
+        assert int(levels / round(levels / T)) == T
     assert (pds.images, pds.metric._target_.rsplit(".")[-1]) == (50_000, "clean_fid_metric")
 
 
