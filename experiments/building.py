@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import warnings
@@ -99,11 +100,12 @@ def choose_precision(tf32: bool | None) -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def require_compiler() -> None:
-    """Refuse `compile=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
-    compiler = os.environ.get("CXX", "g++")
+def require_compiler(key: str = "compile") -> None:
+    """Refuse `key=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
+    # A command, as "ccache g++" is.
+    compiler = [*shlex.split(os.environ.get("CXX", "g++")), ""][0]
     if shutil.which(compiler) is None:
-        raise PDSError(f"compile=true needs a C++ compiler, and there is no {compiler} here: install it, or set compile=false")
+        raise PDSError(f"{key}=true needs a C++ compiler, and there is no {compiler} here: install it, or set {key}=false")
 
 
 @contextlib.contextmanager

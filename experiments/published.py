@@ -35,6 +35,9 @@ NETWORKS: dict[str, list[str]] = {
     "ncsnpp_church": ["model=ncsnpp", "dataset=lsun", "dataset.category=church"],
     "ncsnpp_bedroom": ["model=ncsnpp", "dataset=lsun", "dataset.category=bedroom"],
     "ncsnpp_ffhq256": ["model=ncsnpp", "dataset=ffhq", "dataset.resolution=256"],
+    "ncsn_cifar10": ["model=ncsn", "dataset=cifar10"],
+    "ncsnv2_cifar10": ["model=ncsnv2", "dataset=cifar10"],
+    "ncsnv2_celeba": ["model=ncsnv2", "dataset=celeba"],
     "ncsnv2_church": ["model=ncsnv2", "dataset=lsun", "dataset.category=church"],
     "ncsnv2_tower": ["model=ncsnv2", "dataset=lsun", "dataset.category=tower"],
     "ncsnv2_ffhq256": ["model=ncsnv2", "dataset=ffhq"],
@@ -59,18 +62,18 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
     """One row of the table.
 
     Args:
-        name: of the network; the authors of those of `ncsnv2` save lists, those of the others dictionaries.
+        name: of the network; it begins with that of its family (see `write_as_authors`).
         overrides: its configuration.
 
     Raises:
-        RuntimeError: when the loaded weights are not the averages of the file.
+        RuntimeError: when the loaded weights are not those that the file is read for.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("benchmark", overrides)
     device = choose_device(cfg.device, cfg.threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pth"
-        expected = write_as_authors(build(cfg.model).score.network, path, as_list=name.startswith("ncsnv2"))
+        expected = write_as_authors(build(cfg.model).score.network, path, name.split("_")[0])
         cfg.model.checkpoint = str(path)
         with peak_memory(device) as peak, torch.no_grad():
             start = time.perf_counter()
@@ -81,7 +84,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
             stepped = time.perf_counter()
         network, checkpoint = iteration.model.score.network, iteration.model.checkpoint
         if fingerprint(*averaged(network).values()) != expected:
-            raise RuntimeError(f"{name}: the weights loaded are not the averages that the file holds")
+            raise RuntimeError(f"{name}: the weights loaded are not those that the file is read for")
         return {
             "network": name,
             "title": iteration.model.title,
@@ -99,19 +102,26 @@ def averaged(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
-def write_as_authors(network: nn.Module, path: Path, as_list: bool) -> str:
-    """A checkpoint as score_sde_pytorch (a dictionary) or ncsnv2 (a list) saves it, in training under `DataParallel`.
+def write_as_authors(network: nn.Module, path: Path, family: str) -> str:
+    """A checkpoint as its authors save it, in training under `DataParallel`.
+
+    Args:
+        family: "ncsn" (a list without averages), "ncsnv2" (a list), "ncsnpp" or "ddpmpp" (a dictionary).
 
     Returns:
-        The fingerprint of its averaged weights, which are half of the others.
+        The fingerprint of what the file is read for: its averaged weights, half of the others, where there are any.
     """
     trained = averaged(network)
     model = nn.DataParallel(network).state_dict()
     moments = [{"step": 1, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)} for p in trained.values()]
     groups = [{"lr": 2e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0, "params": list(range(len(moments)))}]
     optimizer = {"state": dict(enumerate(moments)), "param_groups": groups}
+    if family == "ncsn":
+        # torch had no other format in 2019.
+        torch.save([model, optimizer], path, _use_new_zipfile_serialization=False)
+        return fingerprint(*trained.values())
     averages = {name: value / 2 for name, value in trained.items()}
-    if as_list:
+    if family == "ncsnv2":
         content: object = [model, optimizer, 1, 1, averages]
     else:
         ema = {"decay": 0.999, "num_updates": 1, "shadow_params": list(averages.values())}

@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 import torch
 import yaml
-from building import build, choose_device, entry_point, one_sentence, resolved
+from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
 from omegaconf import DictConfig
 from schema import register
 
@@ -48,7 +48,10 @@ def train(cfg: DictConfig) -> None:
         raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
     trainer: Trainer = build(cfg.trainer)
+    if trainer.compile:
+        require_compiler("trainer.compile")
     images = dataset.images
+    trainer.check(images)
     folder = RunFolder(Path(cfg.outputs) / "train" / cfg.name)
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import logging
 import os
@@ -36,6 +37,7 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
     Raises:
         PDSError: the file is absent and cannot be downloaded, or is not the published one.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
     expected = f"sha256 {checksum}" if checksum else "no published checksum"
 
     def download() -> None:
@@ -52,6 +54,9 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
     try:
         make_once(path, download)
     except (OSError, http.client.HTTPException) as error:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise MissingError(
             f"{what} is missing and could not be downloaded ({error}): put the file from {url} ({expected}) at {path}"
         ) from None

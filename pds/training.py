@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from pds.files import atomic_path
 from pds.models.scores import NetworkScore
 
 log = logging.getLogger(__name__)
+
+
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """(count,) indices of the images in the order of an epoch; kept, since that of millions takes longer than a step."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
@@ -86,6 +93,19 @@ class Trainer:
         warm = min(1.0, (iteration + 1) / max(1, self.warmup))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
 
+    def check(self, images: ImageSource) -> None:
+        """Read a batch, so that images that cannot be trained on are refused at once.
+
+        Raises:
+            PDSError: there are fewer than a batch, or one cannot be read.
+        """
+        if len(images) < self.batch_size:
+            raise PDSError(
+                f"{images.name} {images.split} has {len(images)} images, fewer than trainer.batch_size={self.batch_size}: give "
+                "it more, or lower trainer.batch_size"
+            )
+        images.read(range(self.batch_size))
+
     def fit(
         self,
         score: NetworkScore,
@@ -108,7 +128,11 @@ class Trainer:
         Returns:
             The exponential moving average of the parameters, by name, on the CPU; and the seconds that training took, those
             before a restart included.
+
+        Raises:
+            PDSError: see `check`; or the loss is not finite any more.
         """
+        self.check(images)
         score = score.to(device, memory_format=torch.channels_last).train()
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
@@ -150,9 +174,8 @@ class Trainer:
     def _batch(
         self, iteration: int, images: ImageSource, draw_sigma: Callable[[int, torch.Generator], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        per_epoch = max(1, len(images) // self.batch_size)
-        epoch, position = divmod(iteration, per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(images))
+        epoch, position = divmod(iteration, len(images) // self.batch_size)
+        order = _order(self.seed, epoch, len(images))
         x = to_unit(images.read(order[position * self.batch_size : (position + 1) * self.batch_size]))
         generator = torch.Generator().manual_seed(self._seed(iteration))
         sigma = draw_sigma(len(x), generator)

@@ -116,6 +116,8 @@ def test_impossible_settings_are_refused(tmp_path):
         Trainer(iterations=1, learning_rate=-1.0)
     with pytest.raises(PDSError, match="ema_decay"):
         Trainer(iterations=1, ema_decay=1.0)
+    with pytest.raises(PDSError, match=r"stripes train has 64 images, fewer than trainer\.batch_size=65: give"):
+        Trainer(iterations=1, batch_size=65).fit(small(), images(), tmp_path / "t.pt", torch.device("cpu"))
     with pytest.raises(PDSError, match=r"loss is nan.*lower trainer.learning_rate"):
         broken = small()
         broken.network.begin_conv.weight.data.fill_(torch.nan)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pds.errors import MissingError, PDSError
@@ -86,7 +86,9 @@ class EncodedImages(ABC):
             with Image.open(io.BytesIO(self.encoded(i))) as file:
                 image = file.convert("L" if channels == 1 else "RGB")
         except UNREADABLE as error:
-            raise PDSError(f"{self.place(i)} cannot be read as an image ({error}): remove or replace it") from None
+            # Pillow names an object in memory.
+            why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise PDSError(f"{self.place(i)} cannot be read as an image ({why}): remove or replace it") from None
         try:
             pixels = self.preprocess(image)
         except PDSError as refusal:

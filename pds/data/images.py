@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -65,6 +65,14 @@ def read_in_batches(images: ImageSource, indices: np.ndarray) -> Iterator[Tensor
     size = max(1, min(500, 2**25 // math.prod(images.shape)))
     for start in range(0, len(indices), size):
         yield images.read(indices[start : start + size])
+
+
+def image_digest(chunks: Iterable[Tensor]) -> str:
+    """Hexadecimal SHA-256 of uint8 images, in order."""
+    digest = hashlib.sha256()
+    for images in chunks:
+        digest.update(images.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zipfile
@@ -14,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.data.images import ImageSource, read_in_batches, to_unit
+from pds.data.images import ImageSource, image_digest, read_in_batches, to_unit
 from pds.errors import PDSError
-from pds.files import atomic_path, locate
+from pds.files import atomic_path, json_digest, locate
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +58,17 @@ class DatasetStatistics:
     def load(cls, path: str | Path) -> DatasetStatistics:
         """Read what `save` wrote; anything else is a `PDSError`."""
         try:
-            with np.load(locate(path), allow_pickle=False) as file:
-                arrays = [torch.from_numpy(file[key]) for key in ("power", "mean", "second_moment")]
+            content = np.load(locate(path), allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise ValueError("it holds a single array")
+            with content as file:
+                arrays = [file[key] for key in ("power", "mean", "second_moment")]
                 provenance = json.loads(str(file["provenance"]))
-            return cls(provenance["dataset"], *arrays, provenance)
+            if any(array.dtype != np.float32 or array.ndim != 3 or array.shape != arrays[0].shape for array in arrays):
+                raise ValueError("its arrays are not float32 of one shape (C, H, W)")
+            if not (isinstance(provenance, dict) and {"dataset", "images"} <= provenance.keys()):
+                raise ValueError("its provenance does not say of how many images of which data set it is")
+            return cls(provenance["dataset"], *map(torch.from_numpy, arrays), provenance)
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
 
@@ -87,19 +93,15 @@ def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cac
         cache: folder of statistics files, or None. A file is named by what it depends on, the hash of its images included.
     """
     indices = choose(images, count, seed)
-    # Read twice rather than kept: 200 images of 1024x1024 in float64 would fill 5 GB.
-    digest = hashlib.sha256()
-    for batch in read_in_batches(images, indices):
-        digest.update(batch.numpy().tobytes())
     provenance: dict[str, str | int] = {
         "dataset": images.name,
         "split": images.split,
         "images": count,
         "seed": seed,
-        "images_sha256": digest.hexdigest(),
+        # Read twice rather than kept: 200 images of 1024x1024 in float64 would fill 5 GB.
+        "images_sha256": image_digest(read_in_batches(images, indices)),
     }
-    key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"{images.name}-{key}.npz" if cache else None
+    path = cache / f"{images.name}-{json_digest(provenance)}.npz" if cache else None
     if path and path.exists():
         cached = DatasetStatistics.load(path)
         if cached.provenance == provenance:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from pds.data.images import ArrayImages, to_unit
+from pds.data.images import ArrayImages, image_digest, to_unit
 from pds.data.mnist import mnist
 from pds.evaluation.features import CLASSIFIER_FILE, ClassifierFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.evaluation.reference import MNIST_REFERENCE_FILE, Reference, image_digest, write_reference
+from pds.evaluation.reference import MNIST_REFERENCE_FILE, Reference, write_reference
 from pds.files import atomic_path
 from pds.models.classifier import DigitClassifier
 

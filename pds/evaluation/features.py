@@ -15,10 +15,9 @@ from torch import Tensor
 from pds.cache import cache_folder, fetch
 from pds.data.images import to_unit
 from pds.errors import PDSError
-from pds.files import sha256
+from pds.files import ASSETS, sha256
 from pds.models.classifier import DigitClassifier
 
-ASSETS = Path(__file__).parents[1] / "assets"
 CLASSIFIER_FILE = "mnist_classifier.safetensors"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"

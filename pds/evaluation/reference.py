@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from pds.cache import cache_folder, fetch
 from pds.data.images import ImageSource, read_in_batches
 from pds.data.statistics import choose
 from pds.errors import PDSError
-from pds.evaluation.features import ASSETS, FeatureExtractor, InceptionFeatures
+from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.files import atomic_path, make_once, sha256
+from pds.files import ASSETS, atomic_path, json_digest, make_once, sha256
 
 log = logging.getLogger(__name__)
 
@@ -135,14 +133,6 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
     return Reference(statistics, InceptionFeatures.name, provenance)
 
 
-def image_digest(chunks: Iterable[Tensor]) -> str:
-    """Hexadecimal SHA-256 of uint8 images, in order."""
-    digest = hashlib.sha256()
-    for images in chunks:
-        digest.update(images.contiguous().numpy())
-    return digest.hexdigest()
-
-
 def _provenance(images: ImageSource, features: FeatureExtractor, count: int) -> dict[str, str | int]:
     chosen = {"seed": SEED} if count < len(images) else {}
     shape = "x".join(map(str, images.shape))
@@ -240,8 +230,7 @@ class MadeReference:
             )
         if count < FEW:
             log.warning("the reference of %s is of %d images only: distances to it are rough", source.name, count)
-        facts = json.dumps(_provenance(source, features, count), sort_keys=True)
-        key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        key = json_digest(_provenance(source, features, count))
         name = f"{source.name}_{features.name}_{source.split}_{count}-{key}.npz"
         return make_reference(source, features, cache / "references" / name, count)
 

@@ -6,15 +6,18 @@ mapped into memory where their format allows it, so that optimizer states and un
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import pickletools
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 import yaml
@@ -24,11 +27,12 @@ from torch import Tensor, nn
 
 from pds.errors import MissingError, PDSError
 from pds.files import atomic_path, locate, sha256
-from pds.models.diffusers_layout import as_published, current_names
+from pds.models.diffusers_layout import as_published, current_names, spelled
 
 log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
+PLAIN_MODULES = {"torch", "collections", "_codecs"}  # what files of plain weights import from
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
 
 
@@ -104,7 +108,7 @@ class DiffusersFolder(NamedTuple):
         return _table(_read_torch(self.weights), self.weights)
 
 
-def load_weights(network: nn.Module, path: str | Path) -> Checkpoint:
+def load_weights(network: nn.Module, path: str | Path, options: Mapping[str, Any] = MappingProxyType({})) -> Checkpoint:
     """Load a checkpoint into `network`, all of it or nothing: averaged (EMA) weights where there are any.
 
     Buffers that the checkpoint lacks stay as they are.
@@ -112,13 +116,15 @@ def load_weights(network: nn.Module, path: str | Path) -> Checkpoint:
     Args:
         network: one of this package, whose parameters have the published names and order.
         path: a file in any of the layouts of `Checkpoint`, or a diffusers folder (of a pipeline or of its `UNet2DModel`).
+        options: what the network itself does not know of its model, by configuration key below `model.`: shape, noise. Files
+            of this project say what they were trained with.
 
     Raises:
         PDSError: for a missing, truncated or hostile file, or weights of another network, naming the first parameter that
-            is missing, unknown, of another shape or not finite.
+            is missing, unknown, of another shape or not finite, or the first option that differs.
     """
     weights = _read(locate(path), [name for name, p in network.named_parameters() if p.requires_grad])
-    return _load(network, weights, path)
+    return _load(network, weights, path, options)
 
 
 def load_unet(network: nn.Module, folder: DiffusersFolder) -> Checkpoint:
@@ -133,7 +139,9 @@ def load_unet(network: nn.Module, folder: DiffusersFolder) -> Checkpoint:
     return _load(network, _Weights("diffusers", None, folder.weights, current_names(folder.tensors()), fix=fix), folder.unet)
 
 
-def _load(network: nn.Module, weights: _Weights, path: str | Path) -> Checkpoint:
+def _load(
+    network: nn.Module, weights: _Weights, path: str | Path, options: Mapping[str, Any] = MappingProxyType({})
+) -> Checkpoint:
     """Check all, then load all; `path` is what messages call the checkpoint."""
     expected, parameters = network.state_dict(), dict(network.named_parameters())
     state = {name: value for name, value in expected.items() if name not in parameters} | weights.state
@@ -151,9 +159,11 @@ def _load(network: nn.Module, weights: _Weights, path: str | Path) -> Checkpoint
     unknown = next((name for name in state if name not in expected), None)
     if unknown is not None:
         raise PDSError(f"{path} has a parameter {unknown} that the model does not have: {weights.fix}")
+    known = {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, str))} | dict(options)
     for name, value in weights.traits.items():
-        if getattr(network, name, value) != value:
-            raise PDSError(f"{path} is of a network with {name} {value}, the model has {getattr(network, name)}: {weights.fix}")
+        if (ours := known.get(name, value)) != value:
+            fix = weights.fix if weights.layout == "diffusers" else _setting(name, value)
+            raise PDSError(f"{path} is of a network with {name} {value}, the model has {ours}: {fix}")
     network.load_state_dict(state)
     checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path))
     log.info("weights read from %s (layout: %s; %s; sha256 %s)", path, weights.layout, EMA[weights.ema], checkpoint.sha256[:12])
@@ -206,7 +216,9 @@ def _read(path: Path, trainable: list[str]) -> _Weights:
         raise MissingError(f"checkpoint {path} does not exist: set model.checkpoint to a weights file")
     if path.suffix == ".safetensors":
         state, metadata = _read_safetensors(path)
-        return _Weights("safetensors", True if metadata.get("weights") == "ema" else None, path, state, _trained_as(metadata))
+        return _Weights(
+            "safetensors", True if metadata.get("weights") == "ema" else None, path, state, _trained_as(path, metadata)
+        )
     content = _read_torch(path)
     if isinstance(content, (list, tuple)) and content:
         # [NCSN] saves [model, optimizer]; [NCSNv2] saves [model, optimizer, epoch, step, average by name].
@@ -248,26 +260,68 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise PDSError(f"{path} is not a whole safetensors file ({first_line(error)}): fetch it again") from None
 
 
-def _trained_as(metadata: dict[str, str]) -> dict[str, Any]:
-    """Options of a network of this project that leave no trace in its shapes, from the configuration it was trained with."""
-    config = yaml.safe_load(metadata.get("config", "")) or {}
-    options = {key.removeprefix("model."): value for key, value in config.items() if key.startswith("model.")}
-    return {name: value for name, value in options.items() if isinstance(value, (bool, str))}
+def _trained_as(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The options of the model that a file of this project was trained as: many leave no trace in its shapes."""
+    try:
+        config = yaml.safe_load(metadata.get("config", "{}"))
+        return {key.removeprefix("model."): value for key, value in config.items() if key.startswith("model.")}
+    except Exception:  # The parser fails in more ways than its own.
+        raise PDSError(f"{path} has no table of options as its metadata `config`: fetch it again") from None
+
+
+def _setting(name: str, value: Any) -> str:
+    """What gives a model an option that a file of this project was trained with."""
+    if name == "shape":
+        return "choose a data set of this shape (dataset.shape or dataset.resolution)"
+    return f"set model.{name}={spelled(value)}"
 
 
 def _read_torch(path: Path) -> Any:
     try:
-        # The format of torch before 1.6 cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # They are of what is refused in a moment.
+            # The format of torch before 1.6 cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise PDSError(f"{path} cannot be read ({first_line(error)}): set model.checkpoint to a weights file") from None
     except Exception as error:  # A file that is no checkpoint fails in any way the unpickler can fail.
-        code = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        code = refused[1] if refused else _code(path)
         if code:
-            raise PDSError(
-                f"{path} holds code ({code[1]}), which is never executed here: get a file of plain weights"
-            ) from None
+            raise PDSError(f"{path} holds code ({code}), which is never executed here: get a file of plain weights") from None
         raise PDSError(f"{path} is a truncated checkpoint, or none at all: fetch it again") from None
+
+
+def _code(path: Path) -> str | None:
+    """The first function or class, but those of plain weights, that a file of `torch.save` would import.
+
+    torch names it for pickles of its own protocol alone; nothing is executed, here neither.
+    """
+    with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(open(path, "rb"))
+        if zipfile.is_zipfile(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(archive.open(next(x for x in archive.namelist() if x.endswith("data.pkl"))))
+        # Before 1.6 torch wrote five pickles in a row, then the numbers.
+        for _ in range(5):
+            for name in _imports(file):
+                if name.split(".")[0] not in PLAIN_MODULES:
+                    return name
+    return None
+
+
+def _imports(pickled: IO[bytes]) -> Iterator[str]:
+    """What one pickle imports, in order."""
+    pushed: list[Any] = []
+    memo: dict[int, Any] = {}
+    for opcode, value, _ in pickletools.genops(pickled):
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
+            pushed.append(".".join(map(str, pushed[-2:])) if value is None else value.replace(" ", "."))
+            yield pushed[-1]
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = pushed[-1]
+        elif opcode.stack_after:
+            pushed.append(memo.get(value) if "GET" in opcode.name else value)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], tensors: dic
         # The weight of a linear layer is (out, in), that of a NIN (in, out).
         state[names[name]] = value.T if names[name].endswith(".W") and value.ndim == 2 else value
     return Published(
-        state, traits, "set model=ncsnpp " + " ".join(f"model.{key}={_spelled(value)}" for key, value in settings.items())
+        state, traits, "set model=ncsnpp " + " ".join(f"model.{key}={spelled(value)}" for key, value in settings.items())
     )
 
 
@@ -203,6 +203,6 @@ def _describe(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return traits, settings
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A value as a command line has it."""
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

@@ -66,10 +66,17 @@ def ncsn(
         width, levels, rescale: as for `NCSN`.
         sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
         checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
+
+    Raises:
+        PDSError: for a shape that does not fit, or a checkpoint of another network; of other images or noise levels, too, where
+            the file says so, which those of [NCSN] do not.
     """
     channels, height, wide = image_shape("NCSN", shape, STAGES["base"])
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     network = NCSN(channels, width, levels, rescale).eval()
-    weights = None if checkpoint is None else load_weights(network, checkpoint)
+    weights = None
+    if checkpoint is not None:
+        options = {"shape": [channels, height, wide], "sigma_begin": sigma_begin, "sigma_end": sigma_end}
+        weights = load_weights(network, checkpoint, options)
     title = f"NCSN (width {width}, {levels} levels) {channels}x{height}x{wide}"
     return ScoreModel(title, LadderScore(network, process.ladder), process, (channels, height, wide), weights)

@@ -452,7 +452,8 @@ def ncsnpp(
         architecture: the other arguments of `NCSNpp`.
 
     Raises:
-        PDSError: for a process and a network that do not belong together, or weights of another network.
+        PDSError: for a process and a network that do not belong together, or weights of another network or of
+            other noise.
     """
     if len(shape) != 3 or min(shape) < 1 or shape[1] != shape[2]:
         raise PDSError(f"NCSN++ images have a shape (C, H, H) of positive numbers, got {list(shape)}")
@@ -475,7 +476,9 @@ def ncsnpp(
     ).eval()
     weights = None
     if checkpoint is not None:
-        weights = load_weights(network, checkpoint)
+        noise = {"_target_": f"{type(process).__module__}.{type(process).__qualname__}"} | vars(process)
+        options = {f"process.{name}": value for name, value in noise.items()}
+        weights = load_weights(network, checkpoint, {"shape": list(shape)} | options)
         # Networks of LSUN and FFHQ have the same shapes and other noise; what VP files say here is not used by them.
         if exploding:
             check_levels(network.sigmas, process.ladder, checkpoint, "model.process.sigma_max", "model.process.sigma_min")

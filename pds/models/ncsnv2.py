@@ -111,7 +111,7 @@ def ncsnv2(
     network = NCSNv2(channels, width, depth, sigmas, rescale).eval()
     weights = None
     if checkpoint is not None:
-        weights = load_weights(network, checkpoint)
+        weights = load_weights(network, checkpoint, {"shape": [channels, height, wide]})
         check_levels(network.sigmas, sigmas, checkpoint, "model.sigma_begin", "model.sigma_end")
     title = f"NCSNv2 {depth} (width {width}, {levels} levels) {channels}x{height}x{wide}"
     return ScoreModel(

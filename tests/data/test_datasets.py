@@ -102,7 +102,7 @@ def test_folders_of_images(tmp_path):
     with pytest.raises(PDSError, match="6x4, the data set is 8x8"):
         ImageFolder(tmp_path, (3, 8, 8)).read([0])
     (tmp_path / "c.png").write_bytes(b"no image")
-    with pytest.raises(PDSError, match=r"c\.png cannot be read"):
+    with pytest.raises(PDSError, match=r"c\.png cannot be read as an image \(of no known format\): remove"):
         ImageFolder(tmp_path, (3, 6, 4)).read([1])
     with pytest.raises(PDSError, match="does not exist"):
         ImageFolder(tmp_path / "no", (3, 6, 4))

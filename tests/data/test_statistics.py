@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,30 @@ def test_the_cache_is_keyed_by_the_images_and_checked(tmp_path, monkeypatch):
         dataset_statistics(random_images(), 50, cache=tmp_path)
     with pytest.raises(PDSError, match="has 300 images, cannot take 400"):
         dataset_statistics(random_images(), 400)
+
+
+def test_what_is_no_statistics_file_is_one_sentence(tmp_path):
+    masks = dict.fromkeys(("power", "mean", "second_moment"), np.ones((1, 6, 8), np.float32))
+    whole = masks | {"provenance": json.dumps({"dataset": "noise", "images": 200})}
+    broken = {
+        "its provenance does not say": whole | {"provenance": json.dumps(["noise", 200])},
+        "does not say of how many images": whole | {"provenance": json.dumps({"dataset": "noise"})},
+        "not float32": whole | {"mean": np.full((1, 6, 8), "grey")},
+        "of one shape": whole | {"mean": np.ones((1, 6, 9), np.float32)},
+        r"\(C, H, W\)": whole | dict.fromkeys(masks, np.ones((6, 8), np.float32)),
+        "provenance is not a file": masks,
+    }
+    np.savez(tmp_path / "whole.npz", **whole)
+    assert DatasetStatistics.load(tmp_path / "whole.npz").shape == (1, 6, 8)
+    # The format of the released masks.
+    np.save(tmp_path / "mask.npy", masks["power"])
+    with pytest.raises(PDSError, match=r"mask\.npy is not a statistics file of this project \(it holds a single array\)"):
+        DatasetStatistics.load(tmp_path / "mask.npy")
+    for i, (says, content) in enumerate(broken.items()):
+        np.savez(tmp_path / f"{i}.npz", **content)
+        with pytest.raises(PDSError, match=f"is not a statistics file.*{says}") as error:
+            DatasetStatistics.load(tmp_path / f"{i}.npz")
+        assert "\n" not in str(error.value)
 
 
 def test_a_data_set_opens_its_files_only_when_asked():

@@ -172,14 +172,24 @@ def test_peak_memory_sees_what_a_block_needs_for_a_while():
     assert peak.added == pytest.approx(20 * 2**20, rel=0.2)
 
 
-@pytest.mark.parametrize(("name", "layout", "overrides"), [("ncsnpp", "dict", NCSNPP), ("ncsnv2", "list", NCSNV2)])
-def test_a_file_made_to_the_published_layout_loads_and_steps(tmp_path, monkeypatch, name, layout, overrides):
+NCSN = ["model=ncsn", "dataset=cifar10", "dataset.shape=[3,8,8]", "model.width=4", "sampler.iterations=20"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "kept", "overrides"),
+    [
+        ("ncsnpp", "dict; EMA weights", 0.5, NCSNPP),
+        ("ncsnv2", "list; EMA weights", 0.5, NCSNV2),
+        ("ncsn", "list; no EMA weights", 1.0, NCSN),
+    ],
+)
+def test_a_file_made_to_the_published_layout_loads_and_steps(tmp_path, monkeypatch, name, layout, kept, overrides):
     torch.manual_seed(0)
     network = build(composed(*overrides, config="benchmark").model).score.network
-    published.write_as_authors(network, tmp_path / "checkpoint.pth", as_list=name == "ncsnv2")
+    published.write_as_authors(network, tmp_path / "checkpoint.pth", name)
     content = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
-    assert isinstance(content, {"dict": dict, "list": list}[layout])
-    model, optimizer = (content[0], content[1]) if layout == "list" else (content["model"], content["optimizer"])
+    assert type(content).__name__ == layout.split(";")[0]
+    model, optimizer = (content["model"], content["optimizer"]) if isinstance(content, dict) else content[:2]
     assert all(key.startswith("module.") for key in model)
     trained = published.averaged(network)
     assert len(optimizer["state"]) == len(trained)
@@ -188,14 +198,14 @@ def test_a_file_made_to_the_published_layout_loads_and_steps(tmp_path, monkeypat
         composed(*overrides, f"model.checkpoint={tmp_path}/checkpoint.pth", config="benchmark"), torch.device("cpu")
     )
     loaded = dict(iteration.model.score.network.named_parameters())
-    assert all(torch.equal(loaded[key], value / 2) for key, value in trained.items())
+    assert all(torch.equal(loaded[key], kept * value) for key, value in trained.items())
     assert torch.isfinite(iteration(iteration.preconditioner)).all()
 
     row = published.load_and_step(name, overrides)
-    assert (row["network"], row["layout"]) == (name, f"{layout}; EMA weights")
+    assert (row["network"], row["layout"]) == (name, layout)
     write = published.write_as_authors
     monkeypatch.setattr(published, "write_as_authors", lambda *a, **k: write(*a, **k)[::-1])
-    with pytest.raises(RuntimeError, match="not the averages"):
+    with pytest.raises(RuntimeError, match="not those that the file is read for"):
         published.load_and_step(name, overrides)
 
 
@@ -203,4 +213,4 @@ def test_every_published_network_composes():
     shapes = {
         name: resolved(composed(*given, config="benchmark"))["model"]["shape"] for name, given in published.NETWORKS.items()
     }
-    assert [size for _, _, size in shapes.values()] == [32, 32, 32, 256, 256, 256, 96, 128, 256, 1024]
+    assert [size for _, _, size in shapes.values()] == [32, 32, 32, 256, 256, 256, 32, 32, 64, 96, 128, 256, 1024]

@@ -90,9 +90,11 @@ def test_the_published_rows_are_what_they_say(name):
     if name.startswith("ncsnv2"):
         published_step = {"ncsnv2_church": 4.9e-6, "ncsnv2_tower": 1.8e-6}[name.split("/")[0]] / 0.01**2
         assert sampler.step_size == pytest.approx(published_step * last, rel=1e-3)
+        assert int(pds.published.iterations / last) == T
     else:
         assert sampler.corrector.snr == last
         assert sampler.end == pytest.approx(1e-5 * round(levels / T))
+        assert int(levels / round(levels / T)) == T
     assert (pds.images, pds.metric._target_.rsplit(".")[-1]) == (50_000, "clean_fid_metric")
 
 
@@ -243,7 +245,10 @@ IMPOSSIBLE = [
     (["filter=statistics", "filter.alpha=auto"], "none was published for this model and data set: set filter.reference"),
     (["model=ncsnpp_small", "filter=statistics", "filter.alpha=auto", "sampler.iterations=20"], "take more than 20 iterations"),
     (["filter=statistics", "filter.pixels=paper"], "use filter.pixels=released or none"),
-    (["filter=statistics", "dataset.shape=[1,32,32]"], r"filter has the shape \(1, 28, 28\).*\(1, 32, 32\)"),
+    (
+        ["filter=statistics", "dataset.shape=[1,32,32]", "model.checkpoint=null"],
+        r"filter has the shape \(1, 28, 28\).*\(1, 32, 32\)",
+    ),
     (["sampler.iterations=25"], r"nearest: 20, 30"),
     (["sampler.step_size=2.5"], "sampler.step_size=2.5 diverges"),
     (["sampler.step_size=-1"], "sampler.step_size must be positive"),
@@ -256,9 +261,14 @@ IMPOSSIBLE = [
     (["model=ncsnpp_small", "model.block=unet"], "model.block must be one of biggan, ddpm"),
     (["model=ncsnpp_small", "model.checkpoint=asset:mnist_ncsn.safetensors"], "checkpoint of another network"),
     (["model=ncsnpp_small", "dataset.shape=[3,28,28]"], r"all_modules.3.weight of shape \(16, 1, 3, 3\)"),
+    (["dataset.shape=[1,32,32]"], r"shape \[1, 28, 28\], the model has \[1, 32, 32\]: choose a data set of this shape"),
+    (["model=ncsnpp_small", "dataset.shape=[1,32,32]", "model.attention=[8]"], r"shape \[1, 28, 28\], the model has"),
+    (["model.sigma_begin=5"], r"sigma_begin 1\.0, the model has 5\.0: set model.sigma_begin=1\.0"),
+    (["model=ddpmpp_small", "model.process.beta_max=10"], r"set model.process.beta_max=20\.0"),
+    (["model=ddpmpp_small", "model/process=sub_vp"], r"set model.process._target_=pds\.processes\.forward\.VariancePreserving"),
     (["model=ncsnpp_small", "dataset.shape=[1,30,30]"], "images divisible by 4"),
     (["model=ncsnpp_small", "sampler.iterations=0"], "sampler.iterations must be at least 2"),
-    (["model=ncsnpp_small", "model.fir=true"], "of a network with fir False, the model has True"),
+    (["model=ncsnpp_small", "model.fir=true"], "of a network with fir False, the model has True: set model.fir=false"),
     (["model.rescale=false"], "of a network with rescale True, the model has False"),
     (["model=ncsnpp", "dataset=ffhq", "dataset.resolution=512", "model.checkpoint=null"], "256px, 1024px, not for 512px"),
     (["model=ncsnpp_small", "sampler=edm", "filter=statistics"], "takes no filter: set filter=none solenoid=none"),
@@ -441,6 +451,7 @@ def test_the_training_configuration_builds():
     cfg = composed(config="train")
     assert build(cfg.trainer).rate(cfg.trainer.warmup // 2) < build(cfg.trainer).learning_rate
     assert build(cfg.model).checkpoint is None
+    assert build(composed("model.checkpoint=asset:mnist_ncsn.safetensors", config="train").model).checkpoint.ema
     assert choose_device("cpu", None).type == "cpu"
 
 

@@ -22,6 +22,7 @@ from moments import make_moments
 from PIL import Image
 from run import Experiment, run
 from test_configurations import composed
+from train import train
 
 from pds.errors import PDSError
 from pds.files import ASSETS
@@ -232,6 +233,25 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
     x, nfe = experiment.sample(range(2))
     assert x.shape == (2, 1, 8, 8)
     assert nfe == 21
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["trainer.batch_size=5"], "has 4 images, fewer than trainer.batch_size=5"),
+        (["trainer.batch_size=4"], r"3\.png cannot be read as an image"),
+        (["trainer.batch_size=2", "trainer.compile=true"], r"trainer\.compile=true needs .* no no-such-compiler here: install"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, given, says):
+    monkeypatch.setenv("CXX", "'no-such-compiler' -O2")
+    for i in range(3):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    data = ["dataset=folder", f"dataset.source.root={tmp_path}", "dataset.shape=[1,8,8]", f"outputs={tmp_path / 'outputs'}"]
+    with pytest.raises(PDSError, match=says):
+        train(composed(*data, "model.width=4", "trainer.compile=false", *given, config="train"))
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_run_that_fails_midway_says_so_in_its_status_and_report(tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ import json
 import logging
 import math
 import os
+import pickle
 import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import GOLDEN, Golden
 from safetensors.torch import save_file
 
@@ -20,6 +22,7 @@ from pds.models.diffusers_layout import as_published, published_names
 from pds.models.ncsn import NCSN
 from pds.models.ncsnpp import NCSNpp
 from pds.models.ncsnv2 import NCSNv2
+from pds.models.ncsnv2 import ncsnv2 as make_ncsnv2
 from pds.processes.ladders import geometric_ladder
 
 
@@ -108,6 +111,27 @@ def test_a_buffer_that_no_file_has_stays(tmp_path):
     assert torch.equal(network.sigmas, levels)
 
 
+def test_a_file_of_this_project_is_of_the_images_and_the_noise_it_says(tmp_path):
+    path, made = (
+        tmp_path / "weights.safetensors",
+        {"width": 4, "depth": "base", "sigma_begin": 50.0, "sigma_end": 0.01, "levels": 3},
+    )
+    network = make_ncsnv2([1, 16, 16], **made).score.network
+    says = yaml.safe_dump(
+        {"model.shape": [1, 16, 16], "trainer.seed": 0} | {f"model.{key}": value for key, value in made.items()}
+    )
+    save_weights(network.state_dict(), path, {"config": says})
+    assert make_ncsnv2([1, 16, 16], **made, checkpoint=path).checkpoint.path == path
+    with pytest.raises(PDSError, match=r"of a network with shape \[1, 16, 16\], the model has \[1, 32, 32\]"):
+        make_ncsnv2([1, 32, 32], **made, checkpoint=path)
+    with pytest.raises(PDSError, match=r"set model\.sigma_begin=50"):
+        make_ncsnv2([1, 16, 16], **(made | {"sigma_begin": 90.0}), checkpoint=path)
+    for broken in ("[1, {", "- model.rescale", "3", "1: 2", "model.rescale: !!python/name:os.system", "[" * 10_000, "!!bool x"):
+        save_weights(network.state_dict(), path, {"config": broken})
+        with refused(network, "no table of options as its metadata `config`"):
+            load_weights(network, path)
+
+
 def test_the_shipped_network_says_that_it_is_an_average():
     assert load_weights(NCSN(1, 16, 10), "asset:mnist_ncsn.safetensors").ema is True
 
@@ -150,7 +174,7 @@ def state_with(**changed):
     return ncsn().state_dict() | changed
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.filterwarnings("error")
 def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sde_file("whole.pth", ncsnpp())
@@ -167,6 +191,12 @@ def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save([{"begin_conv.weight": Hostile()}], "hostile.pth")
     torch.save([ncsnv2().state_dict(), {}, 3, 500, {"begin_conv.weight": Hostile()}], "hostile_average.pth")
+    for protocol in (0, 4, 5):
+        (tmp_path / f"hostile_{protocol}.pkl").write_bytes(pickle.dumps([os.system.__module__, Hostile()], protocol))
+        torch.save(
+            [{"begin_conv.weight": torch.zeros(1)}, Hostile()], f"hostile_{protocol}.pth", pickle_protocol=max(2, protocol)
+        )
+    torch.save([Hostile()], "hostile_old.pth", pickle_protocol=4, _use_new_zipfile_serialization=False)
     torch.save({"a": 1}, "numbers.pth")
     torch.save([], "nothing.pth")
     torch.save(state_with(**{"end_conv.bias": torch.zeros(1).to_sparse()}), "sparse.pth")
@@ -185,6 +215,10 @@ def test_broken_and_hostile_files_give_one_sentence(tmp_path, monkeypatch):
         "empty.pth": "truncated checkpoint, or none",
         "hostile.pth": r"holds code \(\w+\.system\), which is never executed",
         "hostile_average.pth": r"holds code \(\w+\.system\)",
+        **{
+            f"hostile_{end}": rf"holds code \({os.system.__module__}\.system\)"
+            for end in ("0.pkl", "4.pkl", "5.pkl", "0.pth", "4.pth", "5.pth", "old.pth")
+        },
         "numbers.pth": "no table of tensors",
         "nothing.pth": "no table of tensors",
         "sparse.pth": "no table of tensors",

@@ -1,14 +1,16 @@
 """Predictor-corrector sampling against the published trajectories and against exact Gaussian recursions."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, GaussianTarget, Golden, RecordedNoise, mode_variance, natural_power
 from models.test_ncsnpp import published
 
+from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.models.scores import LadderScore, NoisePredictionScore, SigmaScore
 from pds.noise import ImageNoise
-from pds.preconditioning.filters import ParametricFilter
+from pds.preconditioning.filters import ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.preconditioning.solenoids import ShiftSolenoid
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
@@ -72,20 +74,35 @@ def golden_sampler(hyper):
     )
 
 
-def golden_preconditioner(golden, hyper):
-    def normalised(name):
-        if f"mask/{name}_raw" not in golden.arrays:
-            return None
-        mask = golden[f"mask/{name}_raw"].double()
-        return ((mask / mask.max() + hyper["alpha"] - 1) / hyper["alpha"]).float()
-
-    R, A = normalised("freq"), normalised("space")
+def golden_filters(golden, hyper):
+    """R and A of the masks that a golden file has, by the library's own filter."""
     shape = tuple(golden.json("meta")["shape"][1:])
-    return Identity() if R is None and A is None else FourierPreconditioner(shape, R, A)
+    # The released masks are log(1 + E|F x|^2) and E[x^2].
+    power, second_moment = (golden.arrays.get(f"mask/{name}_raw", np.ones(shape)) for name in ("freq", "space"))
+    moments = [torch.from_numpy(x).float() for x in (np.expm1(power.astype(np.float64)), np.zeros(shape), second_moment)]
+    statistics, filter = DatasetStatistics("golden", *moments), StatisticsFilter(hyper.get("alpha", 1), "released")
+    made = {"freq": filter.frequency, "space": filter.space}
+    return {name: make(shape, lambda: statistics) for name, make in made.items() if f"mask/{name}_raw" in golden.arrays}
+
+
+def golden_preconditioner(golden, hyper):
+    filters = golden_filters(golden, hyper)
+    shape = tuple(golden.json("meta")["shape"][1:])
+    return FourierPreconditioner(shape, filters.get("freq"), filters.get("space")) if filters else Identity()
 
 
 CASES = sorted(path.stem for pattern in ("ve_*", "vp_*", "pds_*") for path in (GOLDEN / "sampler").glob(f"{pattern}.npz"))
 UNEVEN = "pds_ve_freq_space_asymmetric_mask_analytic"
+
+
+def test_the_filters_are_those_of_the_released_code():
+    compared = 0
+    for case in CASES:
+        golden = Golden(f"sampler/{case}")
+        for name, mask in golden_filters(golden, golden.json("meta")["hyper"]).items():
+            torch.testing.assert_close(1 / mask[None], golden[f"mask/{name}_inverse"], rtol=1e-5, atol=0)
+            compared += 1
+    assert compared == 15
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != UNEVEN])
