@@ -81,7 +81,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
         os.chdir(HydraConfig.get().runtime.cwd)
     folder = Path(cfg.outputs) / cfg.group
     points = Points(folder)
-    point = points.planned(overrides)
+    point = points.planned(overrides, cfg.sweep.where)
     title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
     log.info("%s: %s", title, point.title)
     try:

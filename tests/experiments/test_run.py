@@ -96,6 +96,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert [point.state for point in points.read()][::2] == ["done", "waiting"]
     before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
     assert 5 <= len(before) < 9
+    sweep += ["batch_size=2"]  # what a GPU without memory asks for: the same sweep, smaller batches
     again = command("run.py", *sweep)
     assert again.returncode == 0
     assert [point.state for point in points.read()] == ["done"] * 3
