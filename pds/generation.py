@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -102,7 +103,7 @@ class ImageSampler:
     data_range: tuple[float, float] = (0.0, 1.0)
 
     @torch.no_grad()
-    def __call__(self, indices: range, on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
+    def __call__(self, indices: Sequence[int], on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
         """Images by index.
 
         Args:
@@ -150,12 +151,14 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A shard is written, and on a GPU annotated, in a thread of its own while the next one is sampled.
+    A batch goes over the ends of shards, unless its images depend on one another. A shard is written, and on a GPU annotated,
+    in a thread of its own while the next batch is sampled; a kill loses that batch and the shards that are not written yet.
 
     Args:
         sample: makes images by index.
         todo: all shards of the run; those whose file exists are skipped.
-        batch_size: images sampled at once; it does not change them.
+        batch_size: images sampled at once, whatever shards they go to; it does not change them. Of a sampler that mixes the
+            batch it does, and batches end with their shard.
         annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
         processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
@@ -198,30 +201,49 @@ def _sample_shards(
 
     # On a CPU it would take the cores from sampling, and a second team of OpenMP threads slows the first even when it rests.
     aside = sample.device.type != "cpu"
+    apart = sample.sampler.mixes_batch
+    # As many shards as one batch fills may wait while the next batch is sampled.
+    most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
     with (
-        ShardWriter(annotate, aside, on_written) as writer,
+        ShardWriter(annotate, aside, on_written, most) as writer,
         tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
     ):
-        for shard in mine:
-            start, parts, evaluations = time.perf_counter(), [], 0.0
-            for batch in _batches(shard.indices, batch_size):
-                writer.settle()
-                end = bar.n + len(batch)
-                try:
-                    x, nfe = sample(batch, lambda share=len(batch) / steps, end=end: bar.update(min(share, end - bar.n)))
-                except torch.cuda.OutOfMemoryError:
-                    kept = "" if sample.sampler.mixes_batch else "; finished shards are kept"
-                    raise PDSError(
-                        f"the GPU has too little memory for {len(batch)} images at once: run the same command again with "
-                        f"batch_size={max(1, len(batch) // 2)}{kept}"
-                    ) from None
-                bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
-                evaluations += nfe * len(batch)
-                parts.append(to_uint8(x).cpu())
-            images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
-            writer.write(shard, {"images": images, "nfe": evaluations / len(images), "seconds": seconds})
+
+        def sampled(batch: list[int]) -> dict[str, np.ndarray]:
+            writer.settle()
+            n, end, start = len(batch), bar.n + len(batch), time.perf_counter()
+            try:
+                x, nfe = sample(batch, lambda: bar.update(min(n / steps, end - bar.n)))
+            except torch.cuda.OutOfMemoryError:
+                kept = "" if apart else "; finished shards are kept"
+                raise PDSError(
+                    f"the GPU has too little memory for {n} images at once: run the same command again with "
+                    f"batch_size={max(1, n // 2)}{kept}"
+                ) from None
+            bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
+            images = to_uint8(x).cpu().numpy()
+            return {"images": images, "nfe": np.full(n, nfe), "seconds": np.full(n, (time.perf_counter() - start) / n)}
+
+        for shard, arrays in _filled(mine, map(sampled, _batches(mine, batch_size, apart))):
+            nfe, seconds = float(arrays["nfe"].mean()), float(arrays["seconds"].sum())
+            writer.write(shard, {"images": arrays["images"], "nfe": nfe, "seconds": seconds})
 
 
-def _batches(indices: range, size: int) -> Iterator[range]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _batches(mine: list[Shard], size: int, apart: bool) -> Iterator[list[int]]:
+    """Image indices to sample at once: of all shards in a row, or of each apart, so that a restart has the same batches."""
+    rows = [list(shard.indices) for shard in mine]
+    for row in rows if apart else [list(itertools.chain(*rows))]:
+        for start in range(0, len(row), size):
+            yield row[start : start + size]
+
+
+def _filled(mine: list[Shard], batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Shard, dict[str, np.ndarray]]]:
+    """Each shard with its part of the arrays of batches, a row an image, as soon as there are batches enough."""
+    parts: list[dict[str, np.ndarray]] = []
+    for shard in mine:
+        n = len(shard.indices)
+        while sum(len(part["images"]) for part in parts) < n:
+            parts.append(next(batches))
+        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
+        yield shard, {key: rows[:n] for key, rows in whole.items()}
+        parts = [{key: rows[n:] for key, rows in whole.items()}]

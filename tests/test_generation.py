@@ -44,11 +44,56 @@ def unbroken(tmp_path_factory):
     return images_of(folder)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
 def test_images_do_not_depend_on_the_batch_size(tmp_path, unbroken, batch_size):
     generate(image_sampler(), shards(tmp_path, IMAGES, 5), batch_size)
     assert np.array_equal(images_of(tmp_path), unbroken)
     assert len(np.unique(unbroken.reshape(IMAGES, -1), axis=0)) == IMAGES
+
+
+@pytest.mark.parametrize(("mixes", "expected"), [(False, [8, 5]), (True, [5, 5, 3])])
+def test_a_batch_goes_over_the_ends_of_shards_unless_its_images_depend_on_one_another(
+    tmp_path, unbroken, monkeypatch, mixes, expected
+):
+    target, sizes = GaussianTarget(natural_power(8), mean=0.5), []
+    monkeypatch.setattr(AnnealedLangevin, "mixes_batch", mixes)
+    todo = shards(tmp_path, IMAGES, 5)
+    generate(image_sampler(), [todo[1], todo[3]], 5)  # what is missing is not in a row
+    sample = image_sampler(lambda x, sigma: sizes.append(len(x)) or target(x, sigma))
+    start = time.perf_counter()
+    generate(sample, todo, 8)
+    wall = time.perf_counter() - start
+    assert sizes[::5] == expected  # five evaluations an image
+    assert np.array_equal(images_of(tmp_path), unbroken)
+    arrays = [todo[i].read() for i in (0, 2, 4)]
+    assert [float(a["nfe"]) for a in arrays] == [5.0] * 3
+    assert 0 < sum(a["seconds"] for a in arrays) < wall
+    if not mixes:  # the first shard lies in the first batch, the second in both, the third in the second
+        first, both, second = (a["seconds"] / len(a["images"]) for a in arrays)
+        assert both == pytest.approx((3 * first + 2 * second) / 5)
+
+
+def test_shards_of_a_batch_wait_while_the_next_batch_is_sampled_and_no_more_than_those(tmp_path, monkeypatch):
+    save, sampled, waiting, going = np.savez_compressed, [], [], threading.Event()
+
+    def score(x, sigma):
+        sampled.append(len(x))
+        if len(sampled) == 6:  # the second batch, while nothing of the first is written
+            waiting.append(not list(tmp_path.glob("shard-*")))
+            going.set()
+        return -x
+
+    def slowly(file, **arrays):
+        going.wait(20)
+        save(file, **arrays)
+
+    monkeypatch.setattr(pds.shards.np, "savez_compressed", slowly)
+    most = []
+    write = ShardWriter.write
+    monkeypatch.setattr(ShardWriter, "write", lambda self, *shard: write(self, *shard) or most.append(len(self.unsettled)))
+    generate(image_sampler(score), shards(tmp_path, 24, 4), 8)
+    assert waiting == [True]
+    assert max(most) <= 2
 
 
 def test_a_centred_model_gives_images_from_black_to_white():
