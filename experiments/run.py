@@ -145,7 +145,9 @@ class Experiment:
         if isinstance(sampler, AnalyticDDIM):
             moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
             sampler = replace(sampler, moments=moments)
-        sample = ImageSampler(score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range)
+        sample = ImageSampler(
+            score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
+        )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)

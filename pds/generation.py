@@ -28,7 +28,7 @@ from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler
-from pds.score import CountedScore, Score
+from pds.score import CountedScore, Score, score_at
 from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class ImageSampler:
         seed: seed of all noise.
         device: where to sample.
         data_range: pixel values of black and white in the model's state.
+        compiled: whether the network is compiled at its first call with a batch of some size.
     """
 
     score: Score
@@ -101,6 +102,7 @@ class ImageSampler:
     seed: int
     device: torch.device
     data_range: tuple[float, float] = (0.0, 1.0)
+    compiled: bool = False
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
@@ -122,23 +124,55 @@ class ImageSampler:
         levels = self.sampler.levels(self.process)
         x = self.sampler.prior(noise, self.process, self.preconditioner)
 
-        def require_finite(x: Tensor, when: str) -> None:
-            # One reduction a step: a sum is finite only if every value is.
-            if not torch.isfinite(x.sum()):
-                raise PDSError(
-                    f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
-                    "smaller or more steps, a weaker filter or a lower solenoid.omega) or the weights are broken"
-                )
+        asked: list[tuple[Callable[[], bool], str]] = []
+
+        def require_finite() -> None:
+            while asked:
+                finite, when = asked.pop()
+                if not finite():
+                    raise PDSError(
+                        f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
+                        "smaller or more steps, a weaker filter or a lower solenoid.omega) or the weights are broken"
+                    )
 
         def watch(iteration: int, sigma: float, x: Tensor) -> None:
-            require_finite(x, f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})")
+            # Of the iteration before: the answer of this one would be waited for.
+            require_finite()
+            asked.append((_finite(x), f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})"))
             on_step()
 
-        x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
-        require_finite(x, "the final denoising")
+        try:
+            x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
+        finally:  # what failed since may have failed of that
+            require_finite()
+        asked.append((_finite(x), "the final denoising"))
+        require_finite()
         black, white = self.data_range
         # Not the calls: an adaptive sampler evaluates an image no more once it has arrived.
         return (x - black) / (white - black), score.images / len(indices)
+
+    @torch.no_grad()
+    def warm_up(self, count: int) -> None:
+        """Have a GPU and a compiled network do now what they do once for batches of `count` images: one evaluation."""
+        if self.device.type == "cuda" or self.compiled:
+            score_at(self.score, torch.zeros(count, *self.shape, device=self.device), self.process.ladder[0].item())
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _finite(x: Tensor) -> Callable[[], bool]:
+    """Whether all values are finite: asked now, and answered by a GPU when what it does until now is done."""
+    # One reduction: a sum is finite only if every value is.
+    flag = x.sum().isfinite().to("cpu", non_blocking=True)
+    if not x.is_cuda:
+        return flag.item
+    copied = torch.cuda.current_stream(x.device).record_event()
+
+    def answer() -> bool:
+        copied.synchronize()
+        return bool(flag)
+
+    return answer
 
 
 def generate(
@@ -201,6 +235,7 @@ def _sample_shards(
 
     # On a CPU it would take the cores from sampling, and a second team of OpenMP threads slows the first even when it rests.
     aside = sample.device.type != "cpu"
+    warm: set[int] = set()
     apart = sample.sampler.mixes_batch
     # As many shards as one batch fills may wait while the next batch is sampled.
     most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
@@ -211,8 +246,12 @@ def _sample_shards(
 
         def sampled(batch: list[int]) -> dict[str, np.ndarray]:
             writer.settle()
-            n, end, start = len(batch), bar.n + len(batch), time.perf_counter()
+            n, end = len(batch), bar.n + len(batch)
             try:
+                if n not in warm:
+                    sample.warm_up(n)
+                    warm.add(n)
+                start = time.perf_counter()
                 x, nfe = sample(batch, lambda: bar.update(min(n / steps, end - bar.n)))
             except torch.cuda.OutOfMemoryError:
                 kept = "" if apart else "; finished shards are kept"

@@ -1,5 +1,6 @@
 """Many images: the same ones whatever the batch size, the number of processes, a kill or a full disk."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -114,15 +115,18 @@ def test_another_seed_gives_other_images(tmp_path, unbroken):
 def test_a_run_killed_at_any_moment_resumes_to_the_same_images(tmp_path, unbroken):
     # The child dies without a word (as under SIGKILL) inside its third shard, leaving a half-written file behind.
     code = f"""
-import os, sys
+import os, sys, time
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler, IMAGES
 from pds.generation import generate
 from pds.shards import shards
-folder = Path({str(tmp_path)!r})
+folder, calls = Path({str(tmp_path)!r}), []
 def die_in_the_third(images):
-    if len(list(folder.glob("shard-*.npz"))) == 2:
+    calls.append(1)
+    if len(calls) == 3:
+        while len(list(folder.glob("shard-*.npz"))) < 2:  # the second is written in a thread of its own
+            time.sleep(0.01)
         os._exit(9)
     return {{}}
 generate(image_sampler(), shards(folder, IMAGES, 5), 5, die_in_the_third)
@@ -185,6 +189,40 @@ def test_images_that_are_not_finite_stop_the_run_and_keep_what_is_done(tmp_path)
     late = image_sampler(lambda x, sigma: calls.append(1) or (x * torch.nan if len(calls) == 5 else -x))
     with pytest.raises(PDSError, match="not finite after the final denoising"):
         late(range(2))
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_step_that_broke_the_values_is_named_though_it_is_found_later(step, fails):
+    calls = []
+
+    def score(x, sigma):
+        calls.append(1)
+        if fails and len(calls) > step:
+            raise ValueError("of values that are not finite")
+        return x * torch.nan if len(calls) == step else -x
+
+    with pytest.raises(PDSError, match=f"not finite after step {step} of 4 "):
+        image_sampler(score)(range(2))
+    assert len(calls) == step + 1
+
+
+def test_what_a_compiled_network_does_once_is_neither_timed_nor_counted(tmp_path):
+    seen = set()
+
+    def score(x, sigma):
+        if len(x) not in seen:
+            seen.add(len(x))
+            time.sleep(0.5)
+        return -x
+
+    todo = shards(tmp_path, 8, 5)
+    generate(dataclasses.replace(image_sampler(score), compiled=True), todo, 5)
+    assert seen == {5, 3}
+    for shard in todo:
+        arrays = shard.read()
+        assert arrays["seconds"] < 0.5
+        assert arrays["nfe"] == 5
 
 
 def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):
