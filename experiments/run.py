@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
@@ -61,13 +61,17 @@ failures: list[str] = []
 def main(cfg: DictConfig) -> None:
     """One run, or one point of a sweep."""
     overrides = HydraConfig.get().overrides.task
-    leader = os.environ.get("RANK", "0") == "0"
-    if cfg.sweep.number is None or not leader:
-        # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
-        with one_sentence(failures if leader else []):
-            run(cfg, overrides)
-    else:
+    if cfg.sweep.number is not None:
         run_point(cfg, overrides)
+    else:
+        # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
+        with one_sentence(failures if leads() else []):
+            run(cfg, overrides)
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
@@ -79,20 +83,20 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
         os.environ["TQDM_DISABLE"] = "1"
         # A worker of a cluster starts in another folder, and paths may be relative.
         os.chdir(HydraConfig.get().runtime.cwd)
+    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
+    if not leads():
+        with going_on(title):
+            Processes.join().agree()
+            run(cfg, overrides)
+        return
     folder = Path(cfg.outputs) / cfg.group
     points = Points(folder)
     point = points.planned(overrides, cfg.sweep.where)
-    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
     log.info("%s: %s", title, point.title)
-    try:
-        with points.running(point) as started:
-            run(cfg, overrides, started)
-    except MissingError as error:
-        log.warning("%s is skipped: %s", title, error)
-    except (PDSError, OSError) as error:
-        log.error("error: %s", error)
-    except Exception:
-        log.exception("%s failed", title)
+    with going_on(title), contextlib.ExitStack() as opened:
+        with Processes.join().together():
+            started = opened.enter_context(points.running(point))
+        run(cfg, overrides, started)
     report = folder / "report.html"
     if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
         try:
@@ -101,6 +105,19 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
             log.warning("the report could not be written: %s", error)
     if left := points.time_left(cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
+
+
+@contextlib.contextmanager
+def going_on(title: str) -> Iterator[None]:
+    """Tell what goes wrong with a point of a sweep, which goes on."""
+    try:
+        yield
+    except MissingError as error:
+        log.warning("%s is skipped: %s", title, error)
+    except (PDSError, OSError) as error:
+        log.error("error: %s", error)
+    except Exception:
+        log.exception("%s failed", title)
 
 
 @dataclass(frozen=True)
@@ -202,16 +219,21 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         config["fingerprint"] = experiment.fingerprint
         folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
         todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
-        # Every process looks before any goes on, so all of them take the same branch.
-        done = folder.result() is not None
-        if processes.rank == 0:
+    with contextlib.ExitStack() as opened:
+
+        def begin() -> bool:
             folder.claim(config)
-    started(folder.path.name, done)
-    if processes.rank:
-        if not done:
-            generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
-        return
-    with log_file(folder.path / "run.log"):
+            done = folder.result() is not None
+            started(folder.path.name, done)
+            opened.enter_context(log_file(folder.path / "run.log"))
+            return done
+
+        done = processes.decide(begin)
+        if processes.rank:
+            if not done:
+                processes.agree()
+                generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+            return
         if done:
             log.info("%s is done already", folder.path)
             folder.status("done")
@@ -246,15 +268,17 @@ def sample_and_measure(
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
     begun, sampling = time.perf_counter(), 0.0
-    folder.status("running")
     for doubt in experiment.doubts:
         log.warning(doubt)
     sampler = experiment.sample.sampler
     iterations = len(sampler.levels(experiment.model.process))
     log.info("%s, T = %d, %d images -> %s", experiment.label, iterations, cfg.images, folder.path)
-    metrics_file = MetricsFile(folder.path / "metrics.jsonl")
     job_type = "vanilla" if experiment.vanilla else "pds"
-    with experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config) as tracked:
+    with contextlib.ExitStack() as opened:
+        with processes.together():  # the others wait for what can fail here
+            folder.status("running")
+            metrics_file = MetricsFile(folder.path / "metrics.jsonl")
+            tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
 
         def on_shard(shard: Shard, seconds: float) -> None:
             nonlocal sampling

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from pds.score import CountedScore, Score, score_at
 from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ class Processes:
         except Exception as raised:  # whatever it is: the others would wait for this one
             error = raised
         self.agree(error)
+
+    def decide(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process, the only one that calls it; what it raises there is raised in all."""
+        made: list[Any] = [None]
+        with self.together():
+            if self.rank == 0:
+                made = [make()]
+        if self.size > 1:
+            dist.broadcast_object_list(made)
+        return made[0]
 
 
 @dataclass(frozen=True)
@@ -202,9 +215,8 @@ def generate(
     """
     if batch_size < 1:
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
-    # Listed before anyone starts: a shard that another process finishes meanwhile does not shift the shares.
-    missing = [shard for shard in todo if not shard.path.exists()]
-    processes.agree()
+    # By one, before anyone starts: neither a shard that is finished meanwhile nor another view of the disk shifts the shares.
+    missing = [todo[i] for i in processes.decide(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
     mine = missing[processes.rank :: processes.size]

@@ -159,6 +159,8 @@ from test_generation import image_sampler, IMAGES
 from pds.generation import Processes, generate
 from pds.shards import shards
 processes = Processes.join()
+if processes.rank:
+    Path.exists = lambda path: True  # on its view of the disk all shards are there
 mine = []
 generate(image_sampler(), shards(Path({str(tmp_path)!r}), IMAGES, 5), 5, processes=processes,
          on_shard=lambda shard, seconds: mine.append(shard.indices.start))
