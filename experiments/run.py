@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -21,7 +22,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved
+from building import build, choose_device, entry_point, one_sentence, require_compiler, resolved, show_lines
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -31,7 +32,7 @@ from pds.errors import MissingError, PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
-from pds.logs import log_file, to_terminal
+from pds.logs import log_file
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
@@ -76,10 +77,10 @@ def leads() -> bool:
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
-    to_terminal()
+    show_lines()
     if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
         # Points run side by side: each line says whose it is, and bars would overwrite one another.
-        to_terminal(f"{cfg.sweep.number}: ")
+        show_lines(f"{cfg.sweep.number}: ")
         os.environ["TQDM_DISABLE"] = "1"
         # A worker of a cluster starts in another folder, and paths may be relative.
         os.chdir(HydraConfig.get().runtime.cwd)
@@ -280,10 +281,14 @@ def sample_and_measure(
             metrics_file = MetricsFile(folder.path / "metrics.jsonl")
             tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
 
+        waiting, done = deque(todo), 0
+
         def on_shard(shard: Shard, seconds: float) -> None:
-            nonlocal sampling
+            nonlocal sampling, done
             sampling += seconds
-            done = sum(len(other.indices) for other in todo if other.path.exists())
+            # Up to the first that is absent, whichever process writes it: each file is looked for once.
+            while waiting and waiting[0].path.exists():
+                done += len(waiting.popleft().indices)
             record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
             metrics_file.append(record)
             tracked.log(record, step_name="images_done")
@@ -303,6 +308,7 @@ def sample_and_measure(
             "label": experiment.label,
             "vanilla": experiment.vanilla,
             "sampler": sampler.title,
+            "source": sampler.source,
             "iterations": iterations,
             "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
             "images": cfg.images,
