@@ -82,6 +82,7 @@ def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp
     points = Points(tmp_path / "debug").read()
     assert [point.state for point in points] == ["failed", "failed", "done"]
     assert "ZeroDivisionError" in points[1].message
+    assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process in which it went wrong
     assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
     # The first process to fail ends the others, so this may be only the one that writes.
     assert "(exitcode: 1) local_rank: 0" in done.stderr
