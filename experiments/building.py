@@ -70,15 +70,15 @@ def _missing(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:
-    """The device to sample on, with torch's CPU threads set; "auto" is a GPU where there is one, each process its own."""
+    """The device to sample on, with torch's CPU threads set; "auto" is "cuda" where there is a GPU, each process its own."""
     if threads is not None:
         if threads < 1:
             raise PDSError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        gpus = torch.cuda.device_count()
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if name in ("auto", "cuda") and gpus:
         if "LOCAL_RANK" in os.environ:
             return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % gpus)
         uuids = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(gpus))
@@ -89,8 +89,10 @@ def choose_device(name: str, threads: int | None) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise PDSError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise PDSError(f"device={name} asked for, but torch sees {torch.cuda.device_count()} GPUs here: use device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise PDSError(f"device={name} asked for, but torch sees {gpus} GPUs here: use device=cpu")
+    if device.type == "cuda" and (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise PDSError(f"device={name} is one GPU for all {processes} processes of torchrun: use device=cuda, a GPU each")
     return device
 
 
@@ -108,10 +110,15 @@ def require_compiler(key: str = "compile") -> None:
         raise PDSError(f"{key}=true needs a C++ compiler, and there is no {compiler} here: install it, or set {key}=false")
 
 
+def show_lines(prefix: str = "") -> None:
+    """Show the lines of the library and of the scripts on standard error; `prefix` as of `to_terminal`."""
+    to_terminal(prefix, (__name__, "__main__"))
+
+
 @contextlib.contextmanager
 def one_sentence(failures: list[str]) -> Iterator[None]:
     """Tell a failure that the user can act on in one sentence, and remember it; a sweep goes on with its next point."""
-    to_terminal()
+    show_lines()
     try:
         yield
     except (PDSError, OSError) as error:

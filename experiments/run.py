@@ -11,7 +11,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
@@ -21,7 +22,16 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from building import build, choose_device, choose_precision, entry_point, one_sentence, require_compiler, resolved
+from building import (
+    build,
+    choose_device,
+    choose_precision,
+    entry_point,
+    one_sentence,
+    require_compiler,
+    resolved,
+    show_lines,
+)
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from schema import register
@@ -31,7 +41,7 @@ from pds.errors import MissingError, PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
-from pds.logs import log_file, to_terminal
+from pds.logs import log_file
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
@@ -61,38 +71,42 @@ failures: list[str] = []
 def main(cfg: DictConfig) -> None:
     """One run, or one point of a sweep."""
     overrides = HydraConfig.get().overrides.task
-    leader = os.environ.get("RANK", "0") == "0"
-    if cfg.sweep.number is None or not leader:
-        # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
-        with one_sentence(failures if leader else []):
-            run(cfg, overrides)
-    else:
+    if cfg.sweep.number is not None:
         run_point(cfg, overrides)
+    else:
+        # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
+        with one_sentence(failures if leads() else []):
+            run(cfg, overrides)
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
-    to_terminal()
+    show_lines()
     if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
         # Points run side by side: each line says whose it is, and bars would overwrite one another.
-        to_terminal(f"{cfg.sweep.number}: ")
+        show_lines(f"{cfg.sweep.number}: ")
         os.environ["TQDM_DISABLE"] = "1"
         # A worker of a cluster starts in another folder, and paths may be relative.
         os.chdir(HydraConfig.get().runtime.cwd)
+    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
+    if not leads():
+        with going_on(title):
+            Processes.join().agree()
+            run(cfg, overrides)
+        return
     folder = Path(cfg.outputs) / cfg.group
     points = Points(folder)
-    point = points.planned(overrides)
-    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
+    point = points.planned(overrides, cfg.sweep.where)
     log.info("%s: %s", title, point.title)
-    try:
-        with points.running(point) as started:
-            run(cfg, overrides, started)
-    except MissingError as error:
-        log.warning("%s is skipped: %s", title, error)
-    except (PDSError, OSError) as error:
-        log.error("error: %s", error)
-    except Exception:
-        log.exception("%s failed", title)
+    with going_on(title), contextlib.ExitStack() as opened:
+        with Processes.join().together():
+            started = opened.enter_context(points.running(point))
+        run(cfg, overrides, started)
     report = folder / "report.html"
     if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
         try:
@@ -101,6 +115,19 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
             log.warning("the report could not be written: %s", error)
     if left := points.time_left(cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
+
+
+@contextlib.contextmanager
+def going_on(title: str) -> Iterator[None]:
+    """Tell what goes wrong with a point of a sweep, which goes on."""
+    try:
+        yield
+    except MissingError as error:
+        log.warning("%s is skipped: %s", title, error)
+    except (PDSError, OSError) as error:
+        log.error("error: %s", error)
+    except Exception:
+        log.exception("%s failed", title)
 
 
 @dataclass(frozen=True)
@@ -146,7 +173,9 @@ class Experiment:
         if isinstance(sampler, AnalyticDDIM):
             moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
             sampler = replace(sampler, moments=moments)
-        sample = ImageSampler(score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range)
+        sample = ImageSampler(
+            score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
+        )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
@@ -201,16 +230,21 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         config["fingerprint"] = experiment.fingerprint
         folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
         todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
-        # Every process looks before any goes on, so all of them take the same branch.
-        done = folder.result() is not None
-        if processes.rank == 0:
+    with contextlib.ExitStack() as opened:
+
+        def begin() -> bool:
             folder.claim(config)
-    started(folder.path.name, done)
-    if processes.rank:
-        if not done:
-            generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
-        return
-    with log_file(folder.path / "run.log"):
+            done = folder.result() is not None
+            started(folder.path.name, done)
+            opened.enter_context(log_file(folder.path / "run.log"))
+            return done
+
+        done = processes.decide(begin)
+        if processes.rank:
+            if not done:
+                processes.agree()
+                generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+            return
         if done:
             log.info("%s is done already", folder.path)
             folder.status("done")
@@ -245,20 +279,26 @@ def sample_and_measure(
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
     begun, sampling = time.perf_counter(), 0.0
-    folder.status("running")
     for doubt in experiment.doubts:
         log.warning(doubt)
     sampler = experiment.sample.sampler
     iterations = len(sampler.levels(experiment.model.process))
     log.info("%s, T = %d, %d images -> %s", experiment.label, iterations, cfg.images, folder.path)
-    metrics_file = MetricsFile(folder.path / "metrics.jsonl")
     job_type = "vanilla" if experiment.vanilla else "pds"
-    with experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config) as tracked:
+    with contextlib.ExitStack() as opened:
+        with processes.together():  # the others wait for what can fail here
+            folder.status("running")
+            metrics_file = MetricsFile(folder.path / "metrics.jsonl")
+            tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
+
+        waiting, done = deque(todo), 0
 
         def on_shard(shard: Shard, seconds: float) -> None:
-            nonlocal sampling
+            nonlocal sampling, done
             sampling += seconds
-            done = sum(len(other.indices) for other in todo if other.path.exists())
+            # Up to the first that is absent, whichever process writes it: each file is looked for once.
+            while waiting and waiting[0].path.exists():
+                done += len(waiting.popleft().indices)
             record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
             metrics_file.append(record)
             tracked.log(record, step_name="images_done")
@@ -278,6 +318,7 @@ def sample_and_measure(
             "label": experiment.label,
             "vanilla": experiment.vanilla,
             "sampler": sampler.title,
+            "source": sampler.source,
             "iterations": iterations,
             "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
             "images": cfg.images,

@@ -17,6 +17,7 @@ from omegaconf import MISSING
 @dataclass
 class Sweep:
     name: str = "runs"
+    where: list[str] = field(default_factory=list)  # of the keys swept over, those that say where and how fast
     number: int | None = None
     points: int | None = None
     since: float | None = None

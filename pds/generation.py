@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,10 +29,12 @@ from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler
-from pds.score import CountedScore, Score
+from pds.score import CountedScore, Score, score_at
 from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,16 @@ class Processes:
             error = raised
         self.agree(error)
 
+    def decide(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process, the only one that calls it; what it raises there is raised in all."""
+        made: list[Any] = [None]
+        with self.together():
+            if self.rank == 0:
+                made = [make()]
+        if self.size > 1:
+            dist.broadcast_object_list(made)
+        return made[0]
+
 
 @dataclass(frozen=True)
 class ImageSampler:
@@ -90,6 +104,7 @@ class ImageSampler:
         seed: seed of all noise.
         device: where to sample.
         data_range: pixel values of black and white in the model's state.
+        compiled: whether the network is compiled at its first call with a batch of some size.
     """
 
     score: Score
@@ -100,9 +115,10 @@ class ImageSampler:
     seed: int
     device: torch.device
     data_range: tuple[float, float] = (0.0, 1.0)
+    compiled: bool = False
 
     @torch.no_grad()
-    def __call__(self, indices: range, on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
+    def __call__(self, indices: Sequence[int], on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
         """Images by index.
 
         Args:
@@ -121,23 +137,55 @@ class ImageSampler:
         levels = self.sampler.levels(self.process)
         x = self.sampler.prior(noise, self.process, self.preconditioner)
 
-        def require_finite(x: Tensor, when: str) -> None:
-            # One reduction a step: a sum is finite only if every value is.
-            if not torch.isfinite(x.sum()):
-                raise PDSError(
-                    f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
-                    "smaller or more steps, a weaker filter or a lower solenoid.omega) or the weights are broken"
-                )
+        asked: list[tuple[Callable[[], bool], str]] = []
+
+        def require_finite() -> None:
+            while asked:
+                finite, when = asked.pop()
+                if not finite():
+                    raise PDSError(
+                        f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
+                        "smaller or more steps, a weaker filter or a lower solenoid.omega) or the weights are broken"
+                    )
 
         def watch(iteration: int, sigma: float, x: Tensor) -> None:
-            require_finite(x, f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})")
+            # Of the iteration before: the answer of this one would be waited for.
+            require_finite()
+            asked.append((_finite(x), f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})"))
             on_step()
 
-        x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
-        require_finite(x, "the final denoising")
+        try:
+            x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
+        finally:  # what failed since may have failed of that
+            require_finite()
+        asked.append((_finite(x), "the final denoising"))
+        require_finite()
         black, white = self.data_range
         # Not the calls: an adaptive sampler evaluates an image no more once it has arrived.
         return (x - black) / (white - black), score.images / len(indices)
+
+    @torch.no_grad()
+    def warm_up(self, count: int) -> None:
+        """Have a GPU and a compiled network do now what they do once for batches of `count` images: one evaluation."""
+        if self.device.type == "cuda" or self.compiled:
+            score_at(self.score, torch.zeros(count, *self.shape, device=self.device), self.process.ladder[0].item())
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _finite(x: Tensor) -> Callable[[], bool]:
+    """Whether all values are finite: asked now, and answered by a GPU when what it does until now is done."""
+    # One reduction: a sum is finite only if every value is.
+    flag = x.sum().isfinite().to("cpu", non_blocking=True)
+    if not x.is_cuda:
+        return flag.item
+    copied = torch.cuda.current_stream(x.device).record_event()
+
+    def answer() -> bool:
+        copied.synchronize()
+        return bool(flag)
+
+    return answer
 
 
 def generate(
@@ -150,12 +198,14 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A shard is written, and on a GPU annotated, in a thread of its own while the next one is sampled.
+    A batch goes over the ends of shards, unless its images depend on one another. A shard is written, and on a GPU annotated,
+    in a thread of its own while the next batch is sampled; a kill loses that batch and the shards that are not written yet.
 
     Args:
         sample: makes images by index.
         todo: all shards of the run; those whose file exists are skipped.
-        batch_size: images sampled at once; it does not change them.
+        batch_size: images sampled at once, whatever shards they go to; it does not change them. Of a sampler that mixes the
+            batch it does, and batches end with their shard.
         annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
         processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
@@ -165,9 +215,8 @@ def generate(
     """
     if batch_size < 1:
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
-    # Listed before anyone starts: a shard that another process finishes meanwhile does not shift the shares.
-    missing = [shard for shard in todo if not shard.path.exists()]
-    processes.agree()
+    # By one, before anyone starts: neither a shard that is finished meanwhile nor another view of the disk shifts the shares.
+    missing = [todo[i] for i in processes.decide(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
     mine = missing[processes.rank :: processes.size]
@@ -198,30 +247,54 @@ def _sample_shards(
 
     # On a CPU it would take the cores from sampling, and a second team of OpenMP threads slows the first even when it rests.
     aside = sample.device.type != "cpu"
+    warm: set[int] = set()
+    apart = sample.sampler.mixes_batch
+    # As many shards as one batch fills may wait while the next batch is sampled.
+    most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
     with (
-        ShardWriter(annotate, aside, on_written) as writer,
+        ShardWriter(annotate, aside, on_written, most) as writer,
         tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
     ):
-        for shard in mine:
-            start, parts, evaluations = time.perf_counter(), [], 0.0
-            for batch in _batches(shard.indices, batch_size):
-                writer.settle()
-                end = bar.n + len(batch)
-                try:
-                    x, nfe = sample(batch, lambda share=len(batch) / steps, end=end: bar.update(min(share, end - bar.n)))
-                except torch.cuda.OutOfMemoryError:
-                    kept = "" if sample.sampler.mixes_batch else "; finished shards are kept"
-                    raise PDSError(
-                        f"the GPU has too little memory for {len(batch)} images at once: run the same command again with "
-                        f"batch_size={max(1, len(batch) // 2)}{kept}"
-                    ) from None
-                bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
-                evaluations += nfe * len(batch)
-                parts.append(to_uint8(x).cpu())
-            images, seconds = torch.cat(parts).numpy(), time.perf_counter() - start
-            writer.write(shard, {"images": images, "nfe": evaluations / len(images), "seconds": seconds})
+
+        def sampled(batch: list[int]) -> dict[str, np.ndarray]:
+            writer.settle()
+            n, end = len(batch), bar.n + len(batch)
+            try:
+                if n not in warm:
+                    sample.warm_up(n)
+                    warm.add(n)
+                start = time.perf_counter()
+                x, nfe = sample(batch, lambda: bar.update(min(n / steps, end - bar.n)))
+            except torch.cuda.OutOfMemoryError:
+                kept = "" if apart else "; finished shards are kept"
+                raise PDSError(
+                    f"the GPU has too little memory for {n} images at once: run the same command again with "
+                    f"batch_size={max(1, n // 2)}{kept}"
+                ) from None
+            bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
+            images = to_uint8(x).cpu().numpy()
+            return {"images": images, "nfe": np.full(n, nfe), "seconds": np.full(n, (time.perf_counter() - start) / n)}
+
+        for shard, arrays in _filled(mine, map(sampled, _batches(mine, batch_size, apart))):
+            nfe, seconds = float(arrays["nfe"].mean()), float(arrays["seconds"].sum())
+            writer.write(shard, {"images": arrays["images"], "nfe": nfe, "seconds": seconds})
 
 
-def _batches(indices: range, size: int) -> Iterator[range]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _batches(mine: list[Shard], size: int, apart: bool) -> Iterator[list[int]]:
+    """Image indices to sample at once: of all shards in a row, or of each apart, so that a restart has the same batches."""
+    rows = [list(shard.indices) for shard in mine]
+    for row in rows if apart else [list(itertools.chain(*rows))]:
+        for start in range(0, len(row), size):
+            yield row[start : start + size]
+
+
+def _filled(mine: list[Shard], batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Shard, dict[str, np.ndarray]]]:
+    """Each shard with its part of the arrays of batches, a row an image, as soon as there are batches enough."""
+    parts: list[dict[str, np.ndarray]] = []
+    for shard in mine:
+        n = len(shard.indices)
+        while sum(len(part["images"]) for part in parts) < n:
+            parts.append(next(batches))
+        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if len(parts) > 1 else parts[0]
+        yield shard, {key: rows[:n] for key, rows in whole.items()}
+        parts = [{key: rows[n:] for key, rows in whole.items()}]

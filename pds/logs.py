@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def to_terminal(prefix: str = "") -> None:
+def to_terminal(prefix: str = "", callers: Sequence[str] = ()) -> None:
     """Show this library's log lines, and warnings of others, on standard error; once a process.
 
     Args:
         prefix: begins each line, to tell the lines of processes apart.
+        callers: names of more loggers whose lines are shown.
     """
     logger = logging.getLogger()
     handler = next((handler for handler in logger.handlers if getattr(handler, "pds_terminal", False)), None)
@@ -27,7 +28,7 @@ def to_terminal(prefix: str = "") -> None:
     # A log file on a full disk must not bury the sentence that says so.
     logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)
-    for name in ("pds", "building", "__main__"):
+    for name in ("pds", *callers):
         logging.getLogger(name).setLevel(logging.INFO)
 
 

@@ -7,13 +7,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pds.errors import MissingError, PDSError
 from pds.files import write_json
+from pds.runs import says_where
 
 STATES = ("waiting", "running", "done", "skipped", "failed")
 
@@ -23,7 +24,7 @@ class Point:
     """One point of a sweep.
 
     Attributes:
-        overrides: what its command line gives, without what only says where and how fast.
+        overrides: what its command line gives, without what only says where and how fast, unless that is swept over.
         number: its place in the sweep, from 1.
         sweep: name of the sweep.
         command: the command that started it.
@@ -48,9 +49,9 @@ class Point:
     ended: float = 0.0
 
     @classmethod
-    def of(cls, overrides: Sequence[str], **values: Any) -> Point:
-        """The point of a command line."""
-        return cls(tuple(_what(overrides)), **values)
+    def of(cls, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
+        """The point of a command line; keys `swept` over tell it from others even if they only say where, as two files do."""
+        return cls(tuple(_what(overrides, swept)), **values)
 
     @property
     def digest(self) -> str:
@@ -71,13 +72,9 @@ def sweep_name(swept: Sequence[str], fixed: Sequence[str]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._+-]', '_', '+'.join(sorted(swept)))[:80] or 'sweep'}-{digest}"
 
 
-def _what(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say what a point is; the others say where it runs and what wrote it down."""
-    keys = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
-    return [o for o, key in keys.items() if key not in WHERE and not key.startswith(("hydra", "sweep.", "tracker"))]
-
-
-WHERE = ("outputs", "group", "device", "threads")
+def _what(overrides: Sequence[str], swept: Collection[str] = ()) -> list[str]:
+    """The overrides that say what a point is."""
+    return [o for o in overrides if not says_where(o) or o.lstrip("+~").partition("=")[0] in swept]
 
 
 @dataclass(frozen=True)
@@ -120,9 +117,9 @@ class Points:
             old = known.get(point.digest, point)
             self.write(replace(point, seconds=old.seconds, ended=old.ended))
 
-    def planned(self, overrides: Sequence[str]) -> Point:
-        """The point of a command line, as it was announced."""
-        point = Point.of(overrides)
+    def planned(self, overrides: Sequence[str], swept: Collection[str] = ()) -> Point:
+        """The point of a command line, as it was announced; arguments as of `Point.of`."""
+        point = Point.of(overrides, swept)
         return next((other for other in self.read() if other.digest == point.digest), point)
 
     @contextlib.contextmanager

@@ -39,6 +39,13 @@ PLACE = {
     "dataset.source.root",
 }
 
+
+def says_where(override: str) -> bool:
+    """Whether an override only says where and how fast, or where it is written down."""
+    key = override.lstrip("+~").partition("=")[0]
+    return key in PLACE or key.startswith(("hydra", "tracker.", "sweep."))
+
+
 # Left out while they are off, so that runs keep the names they had before there were such keys.
 OFF = {"bf16"}
 
@@ -65,7 +72,7 @@ def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key == "experiment":
             given.append(value)
-        elif key not in PLACE | {"debug"} and not key.startswith(("hydra", "tracker.", "sweep.")):
+        elif key != "debug" and not says_where(override):
             given.append(f"{key}={value}")
     slug = re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(sorted(given)))[:100] or "default"
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True, default=str).encode()).hexdigest()

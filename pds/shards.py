@@ -28,8 +28,8 @@ class Shard:
 
     Attributes:
         indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (of sampling, on a GPU with the
-            annotation of the shard before it beside it) and what it was annotated with.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (its part of the sampling of its
+            batches, on a GPU with the annotation of shards before it beside it) and what it was annotated with.
     """
 
     indices: range
@@ -59,7 +59,7 @@ def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
 
 
 class ShardWriter:
-    """Writes shards in a thread of its own, one after the other, with at most one waiting for its turn.
+    """Writes shards in a thread of its own, one after the other.
 
     Leaving the block waits for all of them: what is sampled is kept, whatever happens to the next shard.
 
@@ -67,6 +67,7 @@ class ShardWriter:
         annotate: arrays to keep beside a shard's images.
         aside: annotate in that thread as well.
         on_written: called with each shard that was written and the seconds of its sampling, outside of that thread.
+        most: shards not yet written, whose images are held in memory, at which `write` waits for the first.
     """
 
     def __init__(
@@ -74,8 +75,9 @@ class ShardWriter:
         annotate: Callable[[np.ndarray], dict[str, np.ndarray]],
         aside: bool,
         on_written: Callable[[Shard, float], None],
+        most: int = 1,
     ) -> None:
-        self.annotate, self.aside, self.on_written = annotate, aside, on_written
+        self.annotate, self.aside, self.on_written, self.most = annotate, aside, on_written, most
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.unsettled: deque[tuple[Shard, float, Future[None]]] = deque()
 
@@ -93,12 +95,12 @@ class ShardWriter:
                     log.error("error: %s", lost)
 
     def write(self, shard: Shard, arrays: dict[str, Any]) -> None:
-        """Have a shard written, and wait until the one before it is."""
+        """Have a shard written, and wait until no more than `most` are not."""
         if not self.aside:
             arrays = arrays | self.annotate(arrays["images"])
         written = self.thread.submit(self._write, shard.path, arrays)
         self.unsettled.append((shard, arrays["seconds"], written))
-        while len(self.unsettled) > 1:
+        while len(self.unsettled) > self.most:
             self._settle_first()
 
     def settle(self) -> None:

@@ -1,5 +1,6 @@
 """Many images: the same ones whatever the batch size, the number of processes, a kill or a full disk."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -44,11 +45,56 @@ def unbroken(tmp_path_factory):
     return images_of(folder)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
 def test_images_do_not_depend_on_the_batch_size(tmp_path, unbroken, batch_size):
     generate(image_sampler(), shards(tmp_path, IMAGES, 5), batch_size)
     assert np.array_equal(images_of(tmp_path), unbroken)
     assert len(np.unique(unbroken.reshape(IMAGES, -1), axis=0)) == IMAGES
+
+
+@pytest.mark.parametrize(("mixes", "expected"), [(False, [8, 5]), (True, [5, 5, 3])])
+def test_a_batch_goes_over_the_ends_of_shards_unless_its_images_depend_on_one_another(
+    tmp_path, unbroken, monkeypatch, mixes, expected
+):
+    target, sizes = GaussianTarget(natural_power(8), mean=0.5), []
+    monkeypatch.setattr(AnnealedLangevin, "mixes_batch", mixes)
+    todo = shards(tmp_path, IMAGES, 5)
+    generate(image_sampler(), [todo[1], todo[3]], 5)  # what is missing is not in a row
+    sample = image_sampler(lambda x, sigma: sizes.append(len(x)) or target(x, sigma))
+    start = time.perf_counter()
+    generate(sample, todo, 8)
+    wall = time.perf_counter() - start
+    assert sizes[::5] == expected  # five evaluations an image
+    assert np.array_equal(images_of(tmp_path), unbroken)
+    arrays = [todo[i].read() for i in (0, 2, 4)]
+    assert [float(a["nfe"]) for a in arrays] == [5.0] * 3
+    assert 0 < sum(a["seconds"] for a in arrays) < wall
+    if not mixes:  # the first shard lies in the first batch, the second in both, the third in the second
+        first, both, second = (a["seconds"] / len(a["images"]) for a in arrays)
+        assert both == pytest.approx((3 * first + 2 * second) / 5)
+
+
+def test_shards_of_a_batch_wait_while_the_next_batch_is_sampled_and_no_more_than_those(tmp_path, monkeypatch):
+    save, sampled, waiting, going = np.savez_compressed, [], [], threading.Event()
+
+    def score(x, sigma):
+        sampled.append(len(x))
+        if len(sampled) == 6:  # the second batch, while nothing of the first is written
+            waiting.append(not list(tmp_path.glob("shard-*")))
+            going.set()
+        return -x
+
+    def slowly(file, **arrays):
+        going.wait(20)
+        save(file, **arrays)
+
+    monkeypatch.setattr(pds.shards.np, "savez_compressed", slowly)
+    most = []
+    write = ShardWriter.write
+    monkeypatch.setattr(ShardWriter, "write", lambda self, *shard: write(self, *shard) or most.append(len(self.unsettled)))
+    generate(image_sampler(score), shards(tmp_path, 24, 4), 8)
+    assert waiting == [True]
+    assert max(most) <= 2
 
 
 def test_a_centred_model_gives_images_from_black_to_white():
@@ -69,15 +115,18 @@ def test_another_seed_gives_other_images(tmp_path, unbroken):
 def test_a_run_killed_at_any_moment_resumes_to_the_same_images(tmp_path, unbroken):
     # The child dies without a word (as under SIGKILL) inside its third shard, leaving a half-written file behind.
     code = f"""
-import os, sys
+import os, sys, time
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler, IMAGES
 from pds.generation import generate
 from pds.shards import shards
-folder = Path({str(tmp_path)!r})
+folder, calls = Path({str(tmp_path)!r}), []
 def die_in_the_third(images):
-    if len(list(folder.glob("shard-*.npz"))) == 2:
+    calls.append(1)
+    if len(calls) == 3:
+        while len(list(folder.glob("shard-*.npz"))) < 2:  # the second is written in a thread of its own
+            time.sleep(0.01)
         os._exit(9)
     return {{}}
 generate(image_sampler(), shards(folder, IMAGES, 5), 5, die_in_the_third)
@@ -110,6 +159,8 @@ from test_generation import image_sampler, IMAGES
 from pds.generation import Processes, generate
 from pds.shards import shards
 processes = Processes.join()
+if processes.rank:
+    Path.exists = lambda path: True  # on its view of the disk all shards are there
 mine = []
 generate(image_sampler(), shards(Path({str(tmp_path)!r}), IMAGES, 5), 5, processes=processes,
          on_shard=lambda shard, seconds: mine.append(shard.indices.start))
@@ -140,6 +191,40 @@ def test_images_that_are_not_finite_stop_the_run_and_keep_what_is_done(tmp_path)
     late = image_sampler(lambda x, sigma: calls.append(1) or (x * torch.nan if len(calls) == 5 else -x))
     with pytest.raises(PDSError, match="not finite after the final denoising"):
         late(range(2))
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_step_that_broke_the_values_is_named_though_it_is_found_later(step, fails):
+    calls = []
+
+    def score(x, sigma):
+        calls.append(1)
+        if fails and len(calls) > step:
+            raise ValueError("of values that are not finite")
+        return x * torch.nan if len(calls) == step else -x
+
+    with pytest.raises(PDSError, match=f"not finite after step {step} of 4 "):
+        image_sampler(score)(range(2))
+    assert len(calls) == step + 1
+
+
+def test_what_a_compiled_network_does_once_is_neither_timed_nor_counted(tmp_path):
+    seen = set()
+
+    def score(x, sigma):
+        if len(x) not in seen:
+            seen.add(len(x))
+            time.sleep(0.5)
+        return -x
+
+    todo = shards(tmp_path, 8, 5)
+    generate(dataclasses.replace(image_sampler(score), compiled=True), todo, 5)
+    assert seen == {5, 3}
+    for shard in todo:
+        arrays = shard.read()
+        assert arrays["seconds"] < 0.5
+        assert arrays["nfe"] == 5
 
 
 def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):

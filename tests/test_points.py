@@ -17,6 +17,25 @@ def test_a_point_is_what_it_asks_for_and_not_where_it_runs():
     assert here.digest == there.digest != Point.of(["seed=2", "filter.alpha=2"]).digest
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "batch_size=8",
+        "compile=true",
+        "model.checkpoint=a.pth",
+        "dataset.source.root=a",
+        "metric.cache=a",
+        "threads=1",
+        "tracker.project=a",
+    ],
+)
+def test_a_sweep_started_again_elsewhere_or_faster_finds_its_points(where):
+    assert sweep_name(["seed"], ["images=8", where]) == sweep_name(["seed"], ["images=8"])
+    assert Point.of(["seed=1", where]).digest == Point.of(["seed=1"]).digest
+    # Swept over, two weights files are two points.
+    assert Point.of(["seed=1", where], [where.partition("=")[0]]).overrides == ("seed=1", where)
+
+
 def test_a_sweep_is_named_by_its_keys_and_by_what_it_holds_fixed():
     name = sweep_name(["filter.r", "filter.lam"], ["images=8", "outputs=x"])
     assert name.startswith("filter.lam+filter.r-")

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pds.errors import PDSError
 from pds.points import Point, Points, sweep_name
 from pds.reporting import overview, write_report
+from pds.runs import says_where
 
 
 class PointsSweeper(BasicSweeper):
@@ -65,13 +66,15 @@ class PointsSweeper(BasicSweeper):
         fixed = [override.input_line for override in given if not override.is_sweep_override()]
         listed = [[*combination, *point] for point in self.points for combination in combinations]
         name = sweep_name(swept, fixed)
-        common = [f"sweep.name={name}", f"sweep.points={len(listed)}", f"sweep.since={since}"]
+        where = [key for key in swept if says_where(key)]
+        common = [f"sweep.name={name}", f"sweep.where=[{','.join(where)}]"]
+        common += [f"sweep.points={len(listed)}", f"sweep.since={since}"]
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
         # Whatever cannot be composed is refused here, before the first image.
         plan: dict[Path, list[Point]] = {}
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
-            point = Point.of(job, number=number, sweep=name, command=self.command, work=_work(cfg))
+            point = Point.of(job, where, number=number, sweep=name, command=self.command, work=_work(cfg))
             plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(point)
         leader = os.environ.get("RANK", "0") == "0"
         if leader:

@@ -580,7 +580,14 @@ def _provenance(done: Sequence[RunSummary]) -> str:
     shared = {key: value for key, value in facts[0].items() if key not in rows}
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(_text(value))}</dd>" for key, value in shared.items())
     own = {**rows, "run directory": [run.folder.name for run in done]}
-    return f"<section><h2>Where the numbers come from</h2><dl>{pairs}</dl>{_comparison(done, own)}</section>"
+    return f"<section><h2>Where the numbers come from</h2><dl>{pairs}</dl>{_methods(done)}{_comparison(done, own)}</section>"
+
+
+def _methods(done: Sequence[RunSummary]) -> str:
+    """The paper of each sampler, once."""
+    sources = {str(run.result["sampler"]): str(run.result["source"]) for run in done if run.result.get("source")}
+    pairs = "".join(f"<dt>{escape(sampler)}</dt><dd>{escape(source)}</dd>" for sampler, source in sources.items())
+    return f"<h3>Methods</h3><dl>{pairs}</dl>" if pairs else ""
 
 
 def _again(runs: Sequence[RunSummary], points: Sequence[Point]) -> str:

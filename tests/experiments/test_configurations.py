@@ -408,23 +408,33 @@ def test_too_few_or_unreadable_images_fail_before_anything_is_written(tmp_path, 
     assert not (tmp_path / "cache").exists()
 
 
-def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choice(name, tmp_path, monkeypatch):
     monkeypatch.setenv("PDS_CACHE", str(tmp_path))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
     seen = ["GPU-test-a"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=seen[index]))
-    assert choose_device("auto", None) == torch.device("cuda:0")
+    assert choose_device(name, None) == torch.device("cuda:0")
     seen.append("GPU-test-b")
     with monkeypatch.context() as patch:
         patch.setenv("LOCAL_RANK", "3")
-        assert choose_device("auto", None) == torch.device("cuda:1")
+        patch.setenv("WORLD_SIZE", "4")
+        assert choose_device(name, None) == torch.device("cuda:1")
+        with pytest.raises(PDSError, match=r"device=cuda:1 is one GPU for all 4 processes of torchrun: use device=cuda"):
+            choose_device("cuda:1", None)
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr("building.free_gpu", lambda uuids: uuids.index("GPU-test-b"))
-    assert choose_device("auto", None) == torch.device("cuda:1")
+    assert choose_device(name, None) == torch.device("cuda:1")
+    assert choose_device("cuda:0", None) == torch.device("cuda:0")
     seen.clear()
-    assert choose_device("auto", None) == torch.device("cpu")
+    if name == "auto":
+        assert choose_device(name, None) == torch.device("cpu")
+    else:
+        with pytest.raises(PDSError, match="torch sees 0 GPUs here: use device=cpu"):
+            choose_device(name, None)
 
 
 def test_the_model_says_whose_preprocessing_its_data_had():

@@ -54,21 +54,78 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
         assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
 
 
+def torchrun(folder, script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
+    paths = [str(ROOT), str(ROOT / "experiments"), str(folder), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+# A tracker whose making fails once, in the second process alone, with what is no refusal.
+BREAKS_ONCE = """
+import os
+from pds.tracking import NoTracker
+made = []
+def tracker(**options):
+    made.append(1)
+    if os.environ["RANK"] == "1" and len(made) == 1:
+        1 / 0
+    return NoTracker()
+"""
+
+
 def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp_path):
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "experiments/run.py", "-m", *TINY]
-    torchrun += ["images=8", "filter.alpha=0.5,2", f"outputs={tmp_path}"]
-    done = subprocess.run(
-        torchrun, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
-    )
+    (tmp_path / "breaks_once.py").write_text(BREAKS_ONCE)
+    sweep = ["-m", *TINY, "images=8", "filter.alpha=0.5,2,3", "tracker._target_=breaks_once.tracker", f"outputs={tmp_path}"]
+    done = torchrun(tmp_path, "experiments/run.py", *sweep)
     assert done.returncode == 1
     points = Points(tmp_path / "debug").read()
-    assert [point.state for point in points] == ["failed", "done"]
+    assert [point.state for point in points] == ["failed", "failed", "done"]
+    assert "ZeroDivisionError" in points[1].message
+    assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process in which it went wrong
     assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
     # The first process to fail ends the others, so this may be only the one that writes.
     assert "(exitcode: 1) local_rank: 0" in done.stderr
     assert "(exitcode: 1) local_rank: 1" not in done.stderr
     assert f"report   {tmp_path}/debug/report.html" in done.stdout
+
+
+# The second process sees a disk of its own: a result that is not there. What fails is the first one's file of metrics, once.
+TWO_DISKS = """
+import sys
+sys.path[:0] = {path!r}
+import json
+from pathlib import Path
+import run
+from pds.generation import Processes
+from pds.runs import RunFolder
+from test_configurations import composed
+cfg = composed("debug=tiny", "outputs={folder}", "images=8", "sampler.iterations=2", "metric=none")
+rank, said = Processes.join().rank, []
+if rank:
+    RunFolder.result = lambda folder: dict(images=8)
+working, run.MetricsFile = run.MetricsFile, lambda path: open("/no/such/folder")
+for _ in range(2):
+    try:
+        run.run(cfg, [])
+        said.append("done")
+    except Exception as error:
+        said.append(str(error))
+    run.MetricsFile = working
+Path("{folder}", f"rank-{{rank}}").write_text(json.dumps(said))
+"""
+
+
+def test_one_process_of_torchrun_decides_for_all_and_what_it_cannot_write_stops_all(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TWO_DISKS.format(path=[*sys.path, str(ROOT / "experiments")], folder=tmp_path))
+    done = torchrun(tmp_path, script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        first, second = json.loads((tmp_path / f"rank-{rank}").read_text())
+        assert ("/no/such/folder" in first, second) == (True, "done")
+    (result,) = tmp_path.glob("debug/*/result.json")
+    assert len(list(result.parent.glob("samples/*.npz"))) == 2
 
 
 def test_whatever_goes_wrong_in_one_process_reaches_all(monkeypatch):

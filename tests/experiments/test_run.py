@@ -97,6 +97,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert [point.state for point in points.read()][::2] == ["done", "waiting"]
     before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
     assert 5 <= len(before) < 9
+    sweep += ["batch_size=2"]  # what a GPU without memory asks for: the same sweep, smaller batches
     again = command("run.py", *sweep)
     assert again.returncode == 0
     assert [point.state for point in points.read()] == ["done"] * 3
@@ -185,8 +186,8 @@ def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_
 
 
 def test_the_tracker_mirrors_the_run(tmp_path):
-    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "filter=parametric")
-    opened = []
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=8", "shard_size=1", "sampler.iterations=2", "filter=parametric")
+    opened, looked, exists = [], [], Path.exists
 
     class Recorder:
         @contextlib.contextmanager
@@ -205,14 +206,18 @@ def test_the_tracker_mirrors_the_run(tmp_path):
     experiment = Experiment.build(cfg)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Experiment, "build", classmethod(lambda cls, cfg: dataclasses.replace(experiment, tracker=Recorder())))
+        patch.setattr(Path, "exists", lambda path: looked.append(path.name) or exists(path))
         run(cfg, [])
     (record,) = opened
     (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("debug/*/result.json"))
     assert (record["group"], record["job_type"]) == ("debug", "pds")
     assert record["config"]["filter"]["lam"] == cfg.filter.lam
-    assert record["log"][0]["images_done"] == 2
+    steps = [entry["images_done"] for entry in record["log"] if "images_per_second" in entry]
+    assert steps == sorted(steps) and len(steps) == steps[-1] == 8
+    assert sum(name.startswith("shard-") for name in looked) <= 3 * 8, "each file once before and twice while sampling"
     assert record["summary"]["NFE"] == 3
-    assert record["summary"]["fid_mnist_classifier_2"] == result["metrics"]["fid_mnist_classifier_2"]
+    assert record["summary"]["fid_mnist_classifier_8"] == result["metrics"]["fid_mnist_classifier_8"]
+    assert result["source"].startswith("Song & Ermon")
     assert record["images"] == [True]
     assert [len(row) for row in record["table"][1]] == [len(record["table"][0])]
 

@@ -54,7 +54,7 @@ def test_models_are_told_apart_and_stay_together(tmp_path):
         result = {"model": net, "label": label, "vanilla": label == "vanilla", "metrics": {METRIC: distance}}
         write_run(root, f"r-{i}", result, {})
     ancestral = {"model": "net A", "label": "other", "sampler": "ancestral", "vanilla": True, "metrics": {METRIC: 4.0}}
-    write_run(root, "r-9", ancestral, {})
+    write_run(root, "r-9", ancestral | {"source": "Ho & others"}, {})
     runs = read_runs(root)
     assert [(run.result["model"], run.label) for run in runs] == [
         ("net B", "vanilla"),
@@ -68,6 +68,8 @@ def test_models_are_told_apart_and_stay_together(tmp_path):
     assert "net B: PDS is closest to the data" in page
     assert "net A: PDS is closer to the data than the same sampler without preconditioning" in page
     assert "other (ancestral) is closest: 4.0" in page
+    # Runs made before results had a source have none.
+    assert re.findall(r"<h3>Methods</h3><dl>(.*?)</dl>", page) == ["<dt>ancestral</dt><dd>Ho &amp; others</dd>"]
 
 
 @pytest.fixture
