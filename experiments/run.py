@@ -54,7 +54,7 @@ from pds.runs import RunFolder, fingerprint, provenance, run_name
 from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
 from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.sampler import Sampler
-from pds.shards import Shard, shards
+from pds.shards import Shard, shards, take_over
 from pds.tracking import MetricsFile, TrackedRun, Tracker
 
 log = logging.getLogger(__name__)
@@ -237,6 +237,12 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             done = folder.result() is not None
             started(folder.path.name, done)
             opened.enter_context(log_file(folder.path / "run.log"))
+            if not (done or todo[0].path.parent.exists()):
+                for other, measured_alike in folder.alike(config):
+                    origin = "/".join(other.parts[-2:])
+                    given = take_over(todo, other / "samples", origin, None if measured_alike else experiment.annotate)
+                    if given:
+                        log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), origin)
             return done
 
         done = processes.decide(begin)
@@ -304,11 +310,12 @@ def sample_and_measure(
             tracked.log(record, step_name="images_done")
 
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, on_shard)
-        arrays, drawn = [], []
+        arrays, drawn, origins = [], [], set()
         for shard in todo:
             arrays.append(shard.read())
             # All images at once may not fit the memory.
             drawn += list(arrays[-1].pop("images")[: GRID_IMAGES - len(drawn)].copy())
+            origins |= {str(arrays[-1]["taken_from"])} if "taken_from" in arrays[-1] else set()
         seconds = float(sum(a["seconds"] for a in arrays))
         nfe = float(sum(a["nfe"] * len(shard.indices) for a, shard in zip(arrays, todo, strict=True))) / cfg.images
         checkpoint = experiment.model.checkpoint
@@ -335,6 +342,7 @@ def sample_and_measure(
             },
             **measure(experiment.metric, arrays),
             **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
+            **({"taken_from": sorted(origins)} if origins else {}),
             "doubts": experiment.doubts,
             **provenance(experiment.sample.device, command),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ import yaml
 
 import pds
 from pds.errors import PDSError
-from pds.files import atomic_path, write_json
+from pds.files import atomic_path, json_digest, write_json
 
 # Where and how fast: what may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
@@ -63,6 +63,20 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         return flat
 
     return walk(config, "")
+
+
+def samples_digest(config: dict[str, Any]) -> str:
+    """16 digits of the hash of what the images of a run depend on: its identity but for their number and their measuring."""
+    beside = ("metric.", "dataset.reference.", "fingerprint.reference")
+    return json_digest(
+        {key: str(value) for key, value in identity(config).items() if key != "images" and not key.startswith(beside)}
+    )
+
+
+def metric_digest(config: dict[str, Any]) -> str:
+    """16 digits of the hash of what the features of given images depend on."""
+    measured = ("metric.", "fingerprint.reference")
+    return json_digest({key: str(value) for key, value in identity(config).items() if key.startswith(measured)})
 
 
 def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
@@ -115,9 +129,23 @@ class RunFolder:
             return
         try:
             with atomic_path(file) as temporary:
-                temporary.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+                # The first line is for `alike`, which would take long to read whole files.
+                digests = f"# images {samples_digest(config)}, features {metric_digest(config)}\n"
+                temporary.write_text(digests + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise PDSError(f"cannot write to {self.path} ({error.strerror}): set outputs to a folder you can write") from None
+
+    def alike(self, config: dict[str, Any]) -> Iterator[tuple[Path, bool]]:
+        """Run folders of all groups beside this one's that sample the same images, as many of them as they were asked for.
+
+        With each comes whether it measures them by the same features.
+        """
+        images, features = f"# images {samples_digest(config)}, ", f"features {metric_digest(config)}\n"
+        for file in sorted(self.path.parents[1].glob("*/*/config.yaml")):
+            with open(file, encoding="utf-8") as lines:
+                first = lines.readline()
+            if first.startswith(images) and file.parent != self.path:
+                yield file.parent, first == images + features
 
     def status(self, state: str, message: str = "") -> None:
         """Say where the run stands: "running", "failed" (with the message) or "done"."""

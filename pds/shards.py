@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class Shard:
     Attributes:
         indices: the image indices.
         path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (its part of the sampling of its
-            batches, on a GPU with the annotation of shards before it beside it) and what it was annotated with.
+            batches, on a GPU with the annotation of shards before it beside it), what it was annotated with, and
+            `taken_from` where another run sampled them.
     """
 
     indices: range
@@ -56,6 +58,41 @@ def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
         Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz")
         for number, start in enumerate(starts)
     ]
+
+
+def write_shard(path: Path, arrays: dict[str, Any]) -> None:
+    """The file of a shard, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def take_over(
+    todo: Sequence[Shard], samples: Path, origin: str, annotate: Callable[[np.ndarray], dict[str, np.ndarray]] | None
+) -> int:
+    """Give absent shards the images that another run has sampled with the same settings.
+
+    Args:
+        todo: shards of this run.
+        samples: folder of the other run's shards.
+        origin: what the other run is called; the shards keep it as `taken_from`.
+        annotate: makes what is kept beside the images anew; None takes it over, too.
+
+    Returns:
+        How many shards were given. Files that are damaged, or end before the shard does, are passed over.
+    """
+    given = 0
+    for shard in todo:
+        other = Shard(shard.indices, samples / shard.path.name)
+        if shard.path.exists() or not other.path.exists():
+            continue
+        with contextlib.suppress(PDSError):
+            arrays = other.read() | {"taken_from": np.array(origin)}
+            if annotate is not None:
+                kept = {key: arrays[key] for key in ("images", "nfe", "seconds", "taken_from")}
+                arrays = kept | annotate(arrays["images"])
+            write_shard(shard.path, arrays)
+            given += 1
+    return given
 
 
 class ShardWriter:
@@ -117,8 +154,7 @@ class ShardWriter:
         try:
             if self.aside:
                 arrays = arrays | self.annotate(arrays["images"])
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays)
+            write_shard(path, arrays)
         except OSError as error:
             raise PDSError(
                 f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "

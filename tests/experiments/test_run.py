@@ -305,3 +305,25 @@ def test_a_network_of_diffusers_by_our_sampler_with_pds_and_by_its_own(tmp_path)
         after = Experiment.build(composed(*common)).fingerprint
         assert after["weights"] == before["weights"] and after["beside_weights"] != before["beside_weights"]
         before = after
+
+
+def test_more_images_and_another_metric_take_what_was_sampled_before(tmp_path):
+    def ran(outputs, *given):
+        here = ["debug=tiny", f"outputs={outputs}", "sampler.iterations=5", "sampler.step_size=1.0", "shard_size=2", *given]
+        run(composed(*here), here)
+        path = max(outputs.glob("debug/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+        shards = [np.load(file) for file in sorted((path.parent / "samples").glob("*.npz"))]
+        return json.loads(path.read_text()), np.concatenate([shard["images"] for shard in shards]), shards
+
+    few, first, _ = ran(tmp_path, "images=5", "metric=none")
+    more, images, shards = ran(tmp_path, "images=8")
+    assert "taken_from" not in few and more["taken_from"] == [f"debug/{few['name']}"]
+    # The third shard had one image, which is not the two that it should have.
+    assert ["taken_from" in shard for shard in shards] == [True, True, False, False]
+    assert np.array_equal(images[:5], first)
+    alone, fresh, _ = ran(tmp_path / "alone", "images=8")
+    assert "taken_from" not in alone and np.array_equal(fresh, images) and alone["metrics"] == more["metrics"]
+    for other in ("seed=1", "filter=parametric", "shard_size=4"):
+        assert "taken_from" not in ran(tmp_path, "images=8", other)[0], other
+    without, _, shards = ran(tmp_path, "images=8", "metric=none")
+    assert without["metrics"] == {} and not any("features" in shard for shard in shards)
