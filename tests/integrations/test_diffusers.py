@@ -28,7 +28,7 @@ STATISTICS = DatasetStatistics(
     1e3 * natural_power(16).float().expand(SHAPE),
     torch.full(SHAPE, 0.5),
     torch.linspace(0.2, 0.4, 3 * 256).view(SHAPE),
-    {"dataset": "waves"},
+    {"dataset": "waves", "images": 200},
 )
 
 
