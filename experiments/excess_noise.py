@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -29,11 +30,13 @@ from pds.evaluation.excess_noise import (
     noise_in,
     noise_response,
 )
+from pds.files import atomic_path
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
+from pds.reporting.charts import NoiseTrack, noise_along
 from pds.samplers.predictor_corrector import PredictorCorrector
 
 LEVELS = 5  # at which the response is measured
@@ -83,15 +86,22 @@ def report(cfg: DictConfig) -> None:
     named = [name for name in ("vanilla", filter.title) if name]
     told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
     _row(["T", "sigma there", *told, "gain that bounds it", "alpha at most"], head=True)
+    tracks: list[NoiseTrack] = []
     for iterations in cfg.iterations:
-        _row(_line(cfg, iterations, model, dataset, response, device))
+        cells, followed = _line(cfg, iterations, model, dataset, response, device)
+        _row(cells)
+        tracks += followed
     print("\nThe gain is the least 1 / R^2 there with which the noise ends below twice its level, alpha that of the weakest")
     print("statistics filter that has it; the best is stronger. inf, none: no gain up to 8 does, take more iterations.")
+    picture = Path(cfg.outputs) / "excess_noise.svg"
+    with atomic_path(picture) as temporary:
+        temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
+    print(f"\npicture  {picture}")
 
 
 def _line(
     cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
-) -> list[str]:
+) -> tuple[list[str], list[NoiseTrack]]:
     here = cfg.copy()
     OmegaConf.update(here, "sampler.iterations", iterations)
     sampler: PredictorCorrector = build(here.sampler)
@@ -101,19 +111,23 @@ def _line(
     data = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
     last = max(i for i, level in enumerate(levels) if i == 0 or data <= DATA_SHARE * level.sigma**2)
     cells = [str(iterations), f"{levels[last].sigma:.3g}"]
-    filter: Filter = build(here.filter)
+    filter, tracks = build(here.filter), []
     for made in [NoFilter()] + [filter] * bool(filter.title):
         R = made.frequency(model.shape, lambda: dataset.statistics)
         gain = 1.0 if R is None else R[:, modes].double().pow(-2).mean().item()
         P = build_preconditioner(made, NoSolenoid(), model.shape, lambda: dataset.statistics, device)
-        predicted = list(excess_noise(levels, response, gain))[last]
-        cells += [f"{predicted:.3g}", f"{_sampled(cfg, sampler, model, P, last, modes, device):.3g}"]
+        predicted = list(excess_noise(levels, response, gain))[: last + 1]
+        sampled = _sampled(cfg, sampler, model, P, last, modes, device)
+        cells += [f"{predicted[-1]:.3g}", f"{sampled[-1]:.3g}"]
+        sigmas = [level.sigma for level in levels[: last + 1]]
+        tracks.append(NoiseTrack(iterations, made.title or "vanilla", sigmas, predicted, sampled))
     gain = least_gain(levels, response)
     spectrum = dataset.statistics.power.double().log1p()
     lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
     # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
     alpha = (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
-    return [*cells, f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"]
+    cells += [f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"]
+    return cells, tracks
 
 
 @torch.no_grad()
@@ -125,13 +139,18 @@ def _sampled(
     last: int,
     modes: Tensor,
     device: torch.device,
-) -> float:
-    """k before iteration `last` of a real run."""
+) -> list[float]:
+    """k before each iteration of a real run, up to that before iteration `last`."""
     levels = sampler.levels(model.process)
     noise = ImageNoise(cfg.seed, torch.arange(cfg.images, device=device), model.shape)
     x = sampler.prior(noise, model.process, preconditioner)
-    x = replace(sampler, denoise=False)(model.score, x, levels[:last], preconditioner, noise)
-    return noise_in(x, modes) / levels[last].std
+    left = [noise_in(x, modes) / levels[0].std]
+
+    def follow(iteration: int, sigma: float, x: Tensor) -> None:
+        left.append(noise_in(x, modes) / levels[iteration + 1].std)
+
+    replace(sampler, denoise=False)(model.score, x, levels[:last], preconditioner, noise, follow)
+    return left
 
 
 def _row(cells: list[str], head: bool = False) -> None:

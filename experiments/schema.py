@@ -103,6 +103,7 @@ class ExcessNoise:
     seed: int = MISSING
     device: str = MISSING
     threads: int | None = None
+    outputs: str = MISSING
 
 
 @dataclass

@@ -154,6 +154,45 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
         return Chart(name, f"{panel.metric} against {symbol(curves.x)}: {labels}", _svg(figure))
 
 
+@dataclass(frozen=True)
+class NoiseTrack:
+    """Noise of a sampler's state in units of its level, along one run.
+
+    Attributes:
+        iterations: T.
+        what: the filter, or "vanilla".
+        sigmas: (S,) descending noise levels.
+        predicted, sampled: (S,) each.
+    """
+
+    iterations: int
+    what: str
+    sigmas: Sequence[float]
+    predicted: Sequence[float]
+    sampled: Sequence[float]
+
+
+def noise_along(name: str, tracks: Sequence[NoiseTrack]) -> Chart:
+    """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
+    lengths = sorted({track.iterations for track in tracks})
+    tones = dict(zip(lengths, _ramp(len(lengths)), strict=True))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(0.75 * _WIDE / 72, 300 / 72), layout="constrained")
+        axes = figure.subplots()
+        for track in tracks:
+            style = {"color": tones[track.iterations], "linestyle": "-" if track.what == "vanilla" else "--"}
+            axes.plot(track.sigmas, track.predicted, label=f"T = {track.iterations}, {track.what}", **style)
+            axes.plot(track.sigmas, track.sampled, ".", color=style["color"], markersize=4)
+        _finish_x(
+            axes, [sigma for track in tracks for sigma in track.sigmas], "σ (noise level; sampling goes to the right)", False, 1
+        )
+        axes.invert_xaxis()
+        _finish_y(axes, "noise / σ", [k for track in tracks for k in (*track.predicted, *track.sampled)])
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        title = f"Noise in units of its level: {', '.join(f'T = {track.iterations}, {track.what}' for track in tracks)}"
+        return Chart(name, title, _svg(figure))
+
+
 def heat_map(name: str, panel: Panel, found: HeatMap, shades: tuple[float, float]) -> Chart:
     """Distance in the cells of a grid, dark where it is low.
 

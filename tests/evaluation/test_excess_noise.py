@@ -117,6 +117,7 @@ def test_the_command(tmp_path):
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
     data = ["dataset=folder", "dataset.shape=[1,28,28]", f"dataset.source.root={tmp_path}", "images=4"]
     here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[6,12]", "model.process.sigma_max=16"]
+    here.append(f"outputs={tmp_path / 'outputs'}")
     result = command("excess_noise.py", *here)
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in result.stdout.splitlines() if row.startswith("| ")]
@@ -125,5 +126,7 @@ def test_the_command(tmp_path):
     for row in lines:
         predicted, sampled, with_filter, sampled_with_filter = map(float, row[2:6])
         assert predicted == pytest.approx(sampled, rel=0.2) and with_filter == pytest.approx(sampled_with_filter, rel=0.3)
+    picture = (tmp_path / "outputs" / "excess_noise.svg").read_text()
+    assert all(label in picture for label in ("T = 6, vanilla", "T = 12, PDS α=5"))
     refused = command("excess_noise.py", *here, "sampler/corrector=langevin")
     assert refused.returncode == 1 and "sampler/corrector=none" in refused.stderr and "Traceback" not in refused.stderr
