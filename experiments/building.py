@@ -91,15 +91,18 @@ def choose_device(name: str, threads: int | None) -> torch.device:
         raise PDSError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise PDSError(f"device={name} asked for, but torch sees {gpus} GPUs here: use device=cpu")
-    if device.type == "cuda" and (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if device.type == "cuda" and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > 1:
         raise PDSError(f"device={name} is one GPU for all {processes} processes of torchrun: use device=cuda, a GPU each")
     return device
 
 
+TF32 = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+"""What torch has by itself; a point of a sweep before this one may have asked for another."""
+
+
 def choose_precision(tf32: bool | None) -> None:
-    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None leaves it as torch has it."""
-    if tf32 is not None:
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None is as torch has it by itself."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = TF32 if tf32 is None else (tf32, tf32)
 
 
 def require_compiler(key: str = "compile") -> None:

@@ -37,7 +37,7 @@ from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.reporting.charts import NoiseTrack, noise_along
-from pds.samplers.predictor_corrector import PredictorCorrector
+from pds.samplers.predictor_corrector import Level, PredictorCorrector
 
 LEVELS = 5  # at which the response is measured
 DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
@@ -66,6 +66,17 @@ def report(cfg: DictConfig) -> None:
         )
     if not cfg.iterations or cfg.images < 1:
         raise PDSError("iterations must name at least one T, as in iterations=[25,50], and images must be at least 1")
+    if model.checkpoint is None:
+        raise PDSError("model.checkpoint=null has random weights, which see nothing: give a weights file")
+    filter: Filter = build(cfg.filter)
+    if filter.space(model.shape, lambda: dataset.statistics) is not None:
+        raise PDSError("a space filter mixes the frequencies, in which excess noise is followed: set filter.pixels=none")
+    if sampler.precondition == "published" and not sampler.predictor.published_with_filter and filter.title:
+        raise PDSError(f"sampler.precondition=published does not filter {sampler.predictor.title} steps: set filter=none")
+    # Whatever cannot be sampled is refused here, before anything is.
+    ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
+    for iterations in cfg.iterations:
+        _with_iterations(cfg, iterations, model)
     model.score.to(device)
     black, white = model.data_range
     chosen = choose(dataset.images, cfg.images, 0)
@@ -79,39 +90,45 @@ def report(cfg: DictConfig) -> None:
     for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
-    filter: Filter = build(cfg.filter)
     print(
         f"\nNoise in the highest frequencies of {sampler.title}, in units of its level, where the data begin to show in them:\n"
     )
     named = [name for name in ("vanilla", filter.title) if name]
     told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
-    _row(["T", "sigma there", *told, "gain that bounds it", "alpha at most"], head=True)
+    _row(["T", "sigma there", *told, "least gain", "alpha for it"], head=True)
     tracks: list[NoiseTrack] = []
     for iterations in cfg.iterations:
         cells, followed = _line(cfg, iterations, model, dataset, response, device)
         _row(cells)
         tracks += followed
-    print("\nThe gain is the least 1 / R^2 there with which the noise ends below twice its level, alpha that of the weakest")
-    print("statistics filter that has it; the best is stronger. inf, none: no gain up to 8 does, take more iterations.")
+    print(
+        "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
+    )
+    print("it: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations.")
     picture = Path(cfg.outputs) / "excess_noise.svg"
     with atomic_path(picture) as temporary:
         temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
     print(f"\npicture  {picture}")
 
 
-def _line(
-    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
-) -> tuple[list[str], list[NoiseTrack]]:
+def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tuple[PredictorCorrector, Filter, list[Level]]:
+    """Sampler, filter (whose alpha may follow T) and levels of one line."""
     here = cfg.copy()
     OmegaConf.update(here, "sampler.iterations", iterations)
     sampler: PredictorCorrector = build(here.sampler)
-    levels = sampler.levels(model.process)
+    return sampler, build(here.filter), sampler.levels(model.process)
+
+
+def _line(
+    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+) -> tuple[list[str], list[NoiseTrack]]:
+    sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
     black, white = model.data_range
     data = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
     last = max(i for i, level in enumerate(levels) if i == 0 or data <= DATA_SHARE * level.sigma**2)
     cells = [str(iterations), f"{levels[last].sigma:.3g}"]
-    filter, tracks = build(here.filter), []
+    tracks = []
     for made in [NoFilter()] + [filter] * bool(filter.title):
         R = made.frequency(model.shape, lambda: dataset.statistics)
         gain = 1.0 if R is None else R[:, modes].double().pow(-2).mean().item()

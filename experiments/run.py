@@ -237,12 +237,6 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             done = folder.result() is not None
             started(folder.path.name, done)
             opened.enter_context(log_file(folder.path / "run.log"))
-            if not (done or todo[0].path.parent.exists()):
-                for other, measured_alike in folder.alike(config):
-                    origin = "/".join(other.parts[-2:])
-                    given = take_over(todo, other / "samples", origin, None if measured_alike else experiment.annotate)
-                    if given:
-                        log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), origin)
             return done
 
         done = processes.decide(begin)
@@ -294,6 +288,10 @@ def sample_and_measure(
     with contextlib.ExitStack() as opened:
         with processes.together():  # the others wait for what can fail here
             folder.status("running")
+            for other, measured_alike in folder.alike(config):
+                given = take_over(todo, other / "samples", other.name, None if measured_alike else experiment.annotate)
+                if given:
+                    log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), other.name)
             metrics_file = MetricsFile(folder.path / "metrics.jsonl")
             tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
 

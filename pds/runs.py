@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,7 +33,6 @@ PLACE = {
     "threads",
     "batch_size",
     "compile",
-    "tf32",
     "tracker",
     "model.checkpoint",
     "metric.cache",
@@ -47,7 +47,7 @@ def says_where(override: str) -> bool:
 
 
 # Left out while they are off, so that runs keep the names they had before there were such keys.
-OFF = {"bf16"}
+OFF = {"bf16": False, "tf32": None}
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in node.items():
             name = prefix + key
-            if name in PLACE or (name in OFF and not value):
+            if name in PLACE or (name in OFF and value is OFF[name]):
                 continue
             flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
         return flat
@@ -136,13 +136,14 @@ class RunFolder:
             raise PDSError(f"cannot write to {self.path} ({error.strerror}): set outputs to a folder you can write") from None
 
     def alike(self, config: dict[str, Any]) -> Iterator[tuple[Path, bool]]:
-        """Run folders of all groups beside this one's that sample the same images, as many of them as they were asked for.
+        """Run folders beside this one that sample the same images, as many of them as they were asked for.
 
-        With each comes whether it measures them by the same features.
+        With each comes whether it measures them by the same features. Other groups are left alone: a new one starts afresh.
         """
         images, features = f"# images {samples_digest(config)}, ", f"features {metric_digest(config)}\n"
-        for file in sorted(self.path.parents[1].glob("*/*/config.yaml")):
-            with open(file, encoding="utf-8") as lines:
+        for file in sorted(self.path.parent.glob("*/config.yaml")):
+            first = ""
+            with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as lines:
                 first = lines.readline()
             if first.startswith(images) and file.parent != self.path:
                 yield file.parent, first == images + features

@@ -45,7 +45,10 @@ class NoiseResponse:
     values: tuple[tuple[float, ...], ...]
 
     def __call__(self, sigma: float, k: float) -> float:
-        """r(k) at a level, in units of r(1): linear in k and in log sigma between what was measured, and in k beyond."""
+        """r(k) at a level, in units of r(1): linear in k and in log sigma between what was measured, and in k above.
+
+        Below the smallest k and beyond the levels it is that of the nearest.
+        """
         rows = [self._of_level(row, k) for row in self.values]
         return float(np.interp(math.log(sigma), np.log(self.sigmas), rows))
 

@@ -32,7 +32,10 @@ from pds.models.diffusers_layout import as_published, current_names, spelled
 log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
-PLAIN_MODULES = {"torch", "collections", "_codecs"}  # what files of plain weights import from
+# What files of plain weights import.
+PLAIN = re.compile(
+    r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|torch\.\w+Tensor|torch\.Size|collections\.OrderedDict|_codecs\.encode"
+)
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
 
 
@@ -289,7 +292,9 @@ def _read_torch(path: Path) -> Any:
         code = refused[1] if refused else _code(path)
         if code:
             raise PDSError(f"{path} holds code ({code}), which is never executed here: get a file of plain weights") from None
-        raise PDSError(f"{path} is a truncated checkpoint, or none at all: fetch it again") from None
+        raise PDSError(
+            f"{path} is a truncated checkpoint, or none at all (fetch it again), or was saved with a pickle protocol above 2"
+        ) from None
 
 
 def _code(path: Path) -> str | None:
@@ -305,7 +310,7 @@ def _code(path: Path) -> str | None:
         # Before 1.6 torch wrote five pickles in a row, then the numbers.
         for _ in range(5):
             for name in _imports(file):
-                if name.split(".")[0] not in PLAIN_MODULES:
+                if not PLAIN.fullmatch(name):
                     return name
     return None
 

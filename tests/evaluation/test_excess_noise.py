@@ -1,13 +1,17 @@
 """Noise that a network does not see: responses that are known, and the recursion against real sampling."""
 
 import math
+import re
 
 import pytest
 import torch
 from conftest import GaussianTarget
+from excess_noise import report
 from PIL import Image
+from test_configurations import composed
 from test_run import command
 
+from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
     FACTORS,
     NoiseResponse,
@@ -128,5 +132,19 @@ def test_the_command(tmp_path):
         assert predicted == pytest.approx(sampled, rel=0.2) and with_filter == pytest.approx(sampled_with_filter, rel=0.3)
     picture = (tmp_path / "outputs" / "excess_noise.svg").read_text()
     assert all(label in picture for label in ("T = 6, vanilla", "T = 12, PDS α=5"))
-    refused = command("excess_noise.py", *here, "sampler/corrector=langevin")
-    assert refused.returncode == 1 and "sampler/corrector=none" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("sampler/corrector=langevin", "set sampler=predictor_corrector sampler/corrector=none"),
+        ("model.checkpoint=null", "random weights, which see nothing"),
+        ("filter.pixels=released", "set filter.pixels=none"),
+        ("sampler/predictor=ancestral sampler.precondition=published", "does not filter ancestral steps: set filter=none"),
+        ("iterations=[6,1]", "sampler.iterations must be at least 2"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_before_anything_is_measured(monkeypatch, wrong, says):
+    monkeypatch.setattr("excess_noise.noise_response", lambda *_: pytest.fail("measured"))
+    with pytest.raises(PDSError, match=re.escape(says)):
+        report(composed(*wrong.split(), config="excess_noise"))

@@ -323,9 +323,11 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 
 
 def test_the_precision_is_part_of_a_run_and_compiling_is_not():
-    plain, placed, rounded = (resolved(composed(*given)) for given in ([], ["compile=true", "tf32=false"], ["bf16=true"]))
-    assert run_name([], plain) == run_name([], placed) != run_name([], rounded)
-    assert run_name(["compile=true", "tf32=false"], placed) == run_name([], plain)
+    plain, compiled = (resolved(composed(*given)) for given in ([], ["compile=true"]))
+    rounded = [resolved(composed(given)) for given in ("bf16=true", "tf32=true", "tf32=false")]
+    assert run_name([], plain) == run_name([], compiled)
+    assert len({run_name([], config) for config in (plain, *rounded)}) == 4
+    assert run_name(["compile=true"], compiled) == run_name([], plain)
     before = {key: value for key, value in plain.items() if key not in ("bf16", "compile", "tf32")}
     assert run_name([], before) == run_name([], plain), "runs keep the names they had before there were these keys"
     assert "bf16" in Experiment.build(composed("bf16=true")).label
@@ -334,7 +336,7 @@ def test_the_precision_is_part_of_a_run_and_compiling_is_not():
 def test_tensorfloat_is_what_was_asked_for_or_as_torch_has_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     try:
-        for asked, convolutions, products in [(None, True, False), (True, True, True), (False, False, False)]:
+        for asked, convolutions, products in [(True, True, True), (None, True, False), (False, False, False)]:
             choose_precision(asked)
             assert provenance(torch.device("cuda"))["tf32"] == {"convolutions": convolutions, "products": products}
     finally:
@@ -412,7 +414,7 @@ def test_too_few_or_unreadable_images_fail_before_anything_is_written(tmp_path, 
 def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choice(name, tmp_path, monkeypatch):
     monkeypatch.setenv("PDS_CACHE", str(tmp_path))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     seen = ["GPU-test-a"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
@@ -421,7 +423,7 @@ def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choi
     seen.append("GPU-test-b")
     with monkeypatch.context() as patch:
         patch.setenv("LOCAL_RANK", "3")
-        patch.setenv("WORLD_SIZE", "4")
+        patch.setenv("LOCAL_WORLD_SIZE", "4")
         assert choose_device(name, None) == torch.device("cuda:1")
         with pytest.raises(PDSError, match=r"device=cuda:1 is one GPU for all 4 processes of torchrun: use device=cuda"):
             choose_device("cuda:1", None)

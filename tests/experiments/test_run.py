@@ -317,10 +317,14 @@ def test_more_images_and_another_metric_take_what_was_sampled_before(tmp_path):
 
     few, first, _ = ran(tmp_path, "images=5", "metric=none")
     more, images, shards = ran(tmp_path, "images=8")
-    assert "taken_from" not in few and more["taken_from"] == [f"debug/{few['name']}"]
+    assert "taken_from" not in few and more["taken_from"] == [few["name"]]
     # The third shard had one image, which is not the two that it should have.
     assert ["taken_from" in shard for shard in shards] == [True, True, False, False]
     assert np.array_equal(images[:5], first)
+    # As a kill between the two leaves it.
+    for file in ("result.json", "samples/shard-00001.npz"):
+        (tmp_path / "debug" / more["name"] / file).unlink()
+    assert ["taken_from" in shard for shard in ran(tmp_path, "images=8")[2]] == [True, True, False, False]
     alone, fresh, _ = ran(tmp_path / "alone", "images=8")
     assert "taken_from" not in alone and np.array_equal(fresh, images) and alone["metrics"] == more["metrics"]
     for other in ("seed=1", "filter=parametric", "shard_size=4"):
