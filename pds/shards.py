@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import zipfile
 import zlib
@@ -85,13 +84,15 @@ def take_over(
         other = Shard(shard.indices, samples / shard.path.name)
         if shard.path.exists() or not other.path.exists():
             continue
-        with contextlib.suppress(PDSError):
+        try:
             arrays = other.read() | {"taken_from": np.array(origin)}
-            if annotate is not None:
-                kept = {key: arrays[key] for key in ("images", "nfe", "seconds", "taken_from")}
-                arrays = kept | annotate(arrays["images"])
-            write_shard(shard.path, arrays)
-            given += 1
+        except PDSError:
+            continue
+        if annotate is not None:
+            kept = {key: arrays[key] for key in ("images", "nfe", "seconds", "taken_from")}
+            arrays = kept | annotate(arrays["images"])
+        write_shard(shard.path, arrays)
+        given += 1
     return given
 
 

@@ -25,7 +25,7 @@ from pds.samplers.predictor_corrector import Level
 from pds.score import Score, score_at
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
-HIGH = 0.35  # cycles a pixel, along both axes: photographs and digits have next to nothing there
+HIGH = 0.35  # cycles a pixel, along both axes: where images have least
 MOST = 8.0  # gain of a filter that anyone would use
 
 
@@ -69,6 +69,9 @@ def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: 
         images: (n, C, H, W) float32 real images in the data range of the model.
         sigmas: (S,) ascending noise levels.
         seed: of the noise.
+
+    Returns:
+        The response at `FACTORS`, averaged over images and pixels.
     """
     z = ImageNoise(seed, torch.arange(len(images), device=images.device), tuple(images.shape[1:])).normal()
 
@@ -86,6 +89,9 @@ def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float =
         levels: from `PredictorCorrector.levels`.
         response: of the network.
         gain: m^2, that of P P^T in these modes; the prior goes through P.
+
+    Yields:
+        T ratios, in units of the level's own noise.
     """
     K = gain**0.5 * levels[0].std
     for level in levels:
