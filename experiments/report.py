@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pds.errors import PDSError
-from pds.reporting import overview, write_report
+from pds.lab.report import overview, write_report
 
 
 def main(arguments: list[str]) -> None:

@@ -138,7 +138,7 @@ def noise_moments(
         if moments.provenance.get("weights") != checkpoint.sha256:
             raise PDSError(
                 f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
-                "experiments/moments.py"
+                "experiments/tools/moments.py"
             )
         if facts.items() <= moments.provenance.items():
             return moments

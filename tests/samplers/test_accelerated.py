@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from building import build
 from conftest import GaussianTarget, RecordedNoise, mode_variance, natural_power
 from scipy.integrate import quad
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.lab.config import build
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
-from building import build
 from conftest import GaussianTarget, RecordedNoise, mode_variance, natural_power
 from hydra.errors import ConfigCompositionException
 from samplers.exact import SHAPE, SIZE, MixtureTarget, exact_moments
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.lab.config import build
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity

@@ -1,0 +1,31 @@
+"""What PDS costs, and how fast sampling is: one iteration with and without PDS, its operator alone, the same operator in full
+complex FFTs, the network, and how near that comes to what the machine can do.
+
+python experiments/tools/benchmark.py model=ncsnpp dataset=cifar10
+python experiments/tools/benchmark.py model=ncsnpp dataset=ffhq filter.pixels=released repeats=3
+python experiments/tools/benchmark.py -m batch_size=1,8,64 bf16=false,true compile=false,true
+"""
+
+from __future__ import annotations
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from pds.lab.benchmark import benchmark
+from pds.lab.cli import entry_point, one_sentence
+from pds.lab.schema import register
+
+failures: list[str] = []
+
+
+@hydra.main(config_path="../../conf", config_name="benchmark", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """One network at one image size."""
+    with one_sentence(failures):
+        benchmark(cfg, HydraConfig.get().overrides.task)
+
+
+if __name__ == "__main__":
+    register()
+    entry_point(main, failures)

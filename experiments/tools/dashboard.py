@@ -1,0 +1,15 @@
+"""Make the Weights & Biases report of a group of runs, vanilla beside PDS.
+
+python experiments/tools/dashboard.py outputs/quickstart
+
+It needs an account (`wandb login`); outputs/<group>/report.html is the same comparison without one.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from pds.lab.report.wandb import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""The experiment framework on top of the library: configurations, runs, sweeps, trackers and reports."""

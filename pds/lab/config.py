@@ -1,0 +1,59 @@
+"""From a composed configuration to objects, with every refusal as one sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from pds.errors import PDSError
+
+# Files of conf/hydra/launcher are named as the plugins' own, which Hydra takes for their types and would warn of.
+warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
+# There, ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
+OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """The object a configuration node describes; the library's own refusals come through as they are."""
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, PDSError):
+            raise error.__cause__ from None
+        raise
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, all of them given."""
+    missing = next(_missing(OmegaConf.to_container(cfg, resolve=False)), None)
+    if missing is not None:
+        raise PDSError(f"{missing} has no value: give {missing}=... on the command line")
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationKeyError as error:
+        key = re.search(r"'published\.([^'.]+)\.", str(error))
+        if key is None:
+            raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+        table = OmegaConf.to_container(cfg.published, resolve=False)
+        choices = ", ".join(name for name, value in table.items() if isinstance(value, dict))
+        raise PDSError(f"the authors published this model for {choices}, not for {key[1]}: choose one of these") from None
+    except OmegaConfBaseException as error:
+        raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose value is `???`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{prefix}.{key}" if prefix else key)
+    elif node == "???":
+        yield prefix

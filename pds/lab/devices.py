@@ -1,0 +1,94 @@
+"""The device that a run samples on, its precision, and which GPU a process takes where it sees several."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shlex
+import shutil
+
+import torch
+
+from pds.cache import cache_folder
+from pds.errors import PDSError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+
+@functools.cache
+def free_gpu(uuids: tuple[str, ...]) -> int:
+    """A GPU that no other process of this user has leased, leased for the life of this one.
+
+    A lease is a lock on a file named by the GPU's UUID, because its number differs between processes that see other GPUs.
+    Where all are leased, or files cannot be locked, processes share the GPUs by their process id.
+
+    Args:
+        uuids: UUID of each GPU that this process sees.
+
+    Returns:
+        Its index in `uuids`; the same at every call.
+    """
+    if fcntl is None:
+        return 0
+    folder = cache_folder() / f"gpus-{os.getuid()}"
+    for index, uuid in enumerate(uuids):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Never closed here: the system does that however this process ends, and the lease ends with it.
+            fcntl.flock(os.open(folder / uuid, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return index
+        except OSError as error:
+            refusal = error.strerror
+    shared = os.getpid() % len(uuids)
+    log.warning("no GPU of %d is free (%s: %s): cuda:%d is shared with another process", len(uuids), folder, refusal, shared)
+    return shared
+
+
+def choose_device(name: str, threads: int | None) -> torch.device:
+    """The device to sample on, with torch's CPU threads set; "auto" is "cuda" where there is a GPU, each process its own."""
+    if threads is not None:
+        if threads < 1:
+            raise PDSError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if name in ("auto", "cuda") and gpus:
+        if "LOCAL_RANK" in os.environ:
+            return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % gpus)
+        uuids = tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(gpus))
+        return torch.device("cuda", free_gpu(uuids) if gpus > 1 else 0)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise PDSError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise PDSError(f"device={name} asked for, but torch sees {gpus} GPUs here: use device=cpu")
+    if device.type == "cuda" and (processes := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) > 1:
+        raise PDSError(f"device={name} is one GPU for all {processes} processes of torchrun: use device=cuda, a GPU each")
+    return device
+
+
+TF32 = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+"""What torch has by itself; a point of a sweep before this one may have asked for another."""
+
+
+def choose_precision(tf32: bool | None) -> None:
+    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None is as torch has it by itself."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = TF32 if tf32 is None else (tf32, tf32)
+
+
+def require_compiler(key: str = "compile") -> None:
+    """Refuse `key=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
+    # A command, as "ccache g++" is.
+    compiler = [*shlex.split(os.environ.get("CXX", "g++")), ""][0]
+    if shutil.which(compiler) is None:
+        raise PDSError(f"{key}=true needs a C++ compiler, and there is no {compiler} here: install it, or set {key}=false")

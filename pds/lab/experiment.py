@@ -1,0 +1,315 @@
+"""One run: build what a configuration describes, sample it, measure it, and leave its files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from pds.data.dataset import Dataset
+from pds.errors import PDSError
+from pds.evaluation.metric import FrechetMetric
+from pds.files import atomic_path, json_digest, write_json
+from pds.generation import ImageSampler, Processes, generate
+from pds.lab.config import build, resolved
+from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.logs import log_file
+from pds.lab.report import format_table, image_grid, read_runs, write_report
+from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
+from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
+from pds.models.scores import ScoreModel, for_sampling
+from pds.moments import noise_moments
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import Filter
+from pds.preconditioning.preconditioner import Identity, build_preconditioner
+from pds.preconditioning.solenoids import Solenoid
+from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
+from pds.samplers.diffusers_schedulers import DiffusersScheduler
+from pds.samplers.sampler import Sampler
+from pds.shards import Shard, shards, take_over
+
+log = logging.getLogger(__name__)
+
+GRID_IMAGES, GRID_COLUMNS = 64, 8
+TABLE_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a configuration describes, built and checked before the first file is written."""
+
+    model: ScoreModel
+    dataset: Dataset
+    filter: Filter
+    sample: ImageSampler
+    metric: FrechetMetric | None
+    tracker: Tracker
+    label: str
+    doubts: list[str]
+    batch_size: int
+    moments: NoiseMoments | None
+
+    @classmethod
+    def build(cls, cfg: DictConfig) -> Experiment:
+        device = choose_device(cfg.device, cfg.threads)
+        choose_precision(cfg.tf32)
+        if cfg.compile:
+            require_compiler()
+        torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
+        model: ScoreModel = build(cfg.model)
+        dataset: Dataset = build(cfg.dataset)
+        filter: Filter = build(cfg.filter)
+        solenoid: Solenoid = build(cfg.solenoid)
+        sampler: Sampler = build(cfg.sampler)
+        preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
+        doubts = sampler.check(sampler.levels(model.process), preconditioner)
+        if model.checkpoint is None:
+            doubts.append("model.checkpoint=null samples random weights: give a weights file")
+        metric: FrechetMetric | None = build(cfg.metric, _partial_=True)(dataset=dataset, device=str(device))
+        if metric is not None:
+            metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+            if cfg.images < 2:
+                raise PDSError("images must be at least 2 to measure a distance: give more, or metric=none")
+        if cfg.batch_size < 1:
+            raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
+        ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
+        score, moments = for_sampling(model.score, device, cfg.bf16, cfg.compile), None
+        if isinstance(sampler, AnalyticDDIM):
+            moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
+            sampler = replace(sampler, moments=moments)
+        sample = ImageSampler(
+            score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
+        )
+        what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
+        label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The filters R ("frequency") and A ("space"), those that there are."""
+        masks = {
+            "frequency": self.filter.frequency(self.model.shape, lambda: self.dataset.statistics),
+            "space": self.filter.space(self.model.shape, lambda: self.dataset.statistics),
+        }
+        return {name: mask for name, mask in masks.items() if mask is not None}
+
+    @property
+    def fingerprint(self) -> dict[str, str | None]:
+        """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
+        checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
+        facts = {
+            "weights": checkpoint and checkpoint.sha256,
+            "filters": fingerprint(*self.masks.values()),
+            "reference": reference and json_digest(reference),
+            "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
+        }
+        # Only where there are any: other runs keep the name they had before there were such samplers and models.
+        if self.moments is not None:
+            facts["moments"] = json_digest(self.moments.provenance)
+        if self.model.beside_weights:
+            facts["beside_weights"] = json_digest(self.model.beside_weights)
+        if isinstance(self.sample.sampler, DiffusersScheduler):
+            facts["diffusers"] = metadata.version("diffusers")
+        return facts
+
+    @property
+    def vanilla(self) -> bool:
+        return isinstance(self.sample.preconditioner, Identity)
+
+    def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """What a shard keeps beside its images."""
+        return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
+
+
+def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:
+    """Sample, measure and report one configuration; a finished one is only reported.
+
+    `started` is called with the name of the run folder and whether it was done before.
+    """
+    processes = Processes.join()
+    in_sweep = cfg.sweep.number is not None  # whose end, and now and then its points, write the report
+    with processes.together():
+        config = resolved(cfg)
+        experiment = Experiment.build(cfg)
+        config["fingerprint"] = experiment.fingerprint
+        folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
+        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
+    with contextlib.ExitStack() as opened:
+
+        def begin() -> bool:
+            folder.claim(config)
+            done = folder.result() is not None
+            started(folder.path.name, done)
+            opened.enter_context(log_file(folder.path / "run.log"))
+            return done
+
+        done = processes.decide(begin)
+        if processes.rank:
+            if not done:
+                processes.agree()
+                generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
+            return
+        if done:
+            log.info("%s is done already", folder.path)
+            folder.status("done")
+        else:
+            try:
+                # A sweep's group has its name, which a point run alone must be given.
+                here = [f"group={cfg.group}"] if in_sweep and not any(o.startswith("group=") for o in overrides) else []
+                command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep.")), *here]
+                sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
+            except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
+                # On a full disk these fail as well, and must not hide why.
+                with contextlib.suppress(OSError, PDSError):
+                    folder.status("failed", str(error) or type(error).__name__)
+                    if not in_sweep:
+                        write_report(folder.path.parent)
+                raise
+    if in_sweep:
+        return
+    report = write_report(folder.path.parent)
+    print(f"\n{format_table(read_runs(folder.path.parent))}\n")
+    print(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
+
+
+def sample_and_measure(
+    cfg: DictConfig,
+    config: dict[str, Any],
+    experiment: Experiment,
+    folder: RunFolder,
+    todo: list[Shard],
+    processes: Processes,
+    command: list[str],
+) -> None:
+    """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
+    begun, sampling = time.perf_counter(), 0.0
+    for doubt in experiment.doubts:
+        log.warning(doubt)
+    sampler = experiment.sample.sampler
+    iterations = len(sampler.levels(experiment.model.process))
+    log.info("%s, T = %d, %d images -> %s", experiment.label, iterations, cfg.images, folder.path)
+    job_type = "vanilla" if experiment.vanilla else "pds"
+    with contextlib.ExitStack() as opened:
+        with processes.together():  # the others wait for what can fail here
+            folder.status("running")
+            for other, measured_alike in folder.alike(config):
+                given = take_over(todo, other / "samples", other.name, None if measured_alike else experiment.annotate)
+                if given:
+                    log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), other.name)
+            metrics_file = MetricsFile(folder.path / "metrics.jsonl")
+            tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
+
+        waiting, done = deque(todo), 0
+
+        def on_shard(shard: Shard, seconds: float) -> None:
+            nonlocal sampling, done
+            sampling += seconds
+            # Up to the first that is absent, whichever process writes it: each file is looked for once.
+            while waiting and waiting[0].path.exists():
+                done += len(waiting.popleft().indices)
+            record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
+            metrics_file.append(record)
+            tracked.log(record, step_name="images_done")
+
+        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, on_shard)
+        arrays, drawn, origins = [], [], set()
+        for shard in todo:
+            arrays.append(shard.read())
+            # All images at once may not fit the memory.
+            drawn += list(arrays[-1].pop("images")[: GRID_IMAGES - len(drawn)].copy())
+            origins |= {str(arrays[-1]["taken_from"])} if "taken_from" in arrays[-1] else set()
+        seconds = float(sum(a["seconds"] for a in arrays))
+        nfe = float(sum(a["nfe"] * len(shard.indices) for a, shard in zip(arrays, todo, strict=True))) / cfg.images
+        checkpoint = experiment.model.checkpoint
+        result: dict[str, Any] = {
+            "name": folder.path.name,
+            "experiment": cfg.group,
+            "label": experiment.label,
+            "vanilla": experiment.vanilla,
+            "sampler": sampler.title,
+            "source": sampler.source,
+            "iterations": iterations,
+            "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
+            "images": cfg.images,
+            "seconds": seconds,
+            "images_per_second": cfg.images / seconds,  # of one process: seconds are summed over them
+            "seed": cfg.seed,
+            "model": experiment.model.title,
+            "checkpoint": checkpoint
+            and {
+                "file": checkpoint.path.name,
+                "sha256": checkpoint.sha256,
+                "layout": checkpoint.layout,
+                "ema": checkpoint.ema,
+            },
+            **measure(experiment.metric, arrays),
+            **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
+            **({"taken_from": sorted(origins)} if origins else {}),
+            "doubts": experiment.doubts,
+            **provenance(experiment.sample.device, command),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        draw(experiment, folder.path, np.stack(drawn))
+        # Of this process, since it was last started.
+        result["wall_clock"] = {"seconds": time.perf_counter() - begun, "sampling": sampling}
+        log.info(
+            "%.0f s, of them sampling %.1f%%", result["wall_clock"]["seconds"], 100 * sampling / result["wall_clock"]["seconds"]
+        )
+        metrics_file.append({"images_done": cfg.images, **result["metrics"]})
+        write_json(folder.path / "result.json", result)
+        folder.status("done")
+        mirror(tracked, folder.path, result)
+
+
+def measure(metric: FrechetMetric | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The distance of all images and its floor, by the metric's full name."""
+    if metric is None:
+        return {"metrics": {}, "floor": {}}
+    features = np.concatenate([a["features"] for a in arrays])
+    floor = metric.floor(len(features))
+    return {
+        "metrics": {metric.name(len(features)): metric.measure(features)},
+        "floor": {} if floor is None else {floor[0]: floor[1]},
+        "reference": metric.reference.provenance,
+    }
+
+
+def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
+    """grid.png of the images, and filter.npz where there is a filter to draw."""
+    with atomic_path(folder / "grid.png") as temporary:
+        image_grid(torch.from_numpy(images), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
+    present = {name: mask.numpy() for name, mask in experiment.masks.items()}
+    if present:
+        with atomic_path(folder / "filter.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **present)
+
+
+def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any]) -> None:
+    """Copy a finished result to the tracker."""
+    numbers = {"T": result["iterations"], "NFE": result["nfe"], "images": result["images"], "seconds": result["seconds"]}
+    floors = {f"floor/{name}": value for name, value in result["floor"].items()}
+    tracked.log({"images_done": result["images"], **result["metrics"]}, step_name="images_done")
+    tracked.summary({**numbers, **result["metrics"], **floors, "images_per_second": result["images_per_second"]})
+    images: list[np.ndarray] = []
+    for path in sorted((folder / "samples").glob("shard-*.npz")):
+        if len(images) < TABLE_IMAGES:
+            with np.load(path, allow_pickle=False) as shard:
+                images += list(shard["images"])
+    # Runs of one seed start image i from the same noise: their rows correspond.
+    rows = [[index, result["seed"], image] for index, image in enumerate(images[:TABLE_IMAGES])]
+    tracked.table("sample_table", ["index", "seed", "image"], rows)
+    tracked.table(
+        "result", ["run", *numbers, *result["metrics"]], [[result["label"], *numbers.values(), *result["metrics"].values()]]
+    )
+    tracked.image("samples", folder / "grid.png")

@@ -1,0 +1,165 @@
+"""The points of a sweep: what was asked for, and what became of each, in one small file a point."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pds.errors import MissingError, PDSError
+from pds.files import write_json
+from pds.lab.runs import says_where
+
+STATES = ("waiting", "running", "done", "skipped", "failed")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep.
+
+    Attributes:
+        overrides: what its command line gives, without what only says where and how fast, unless that is swept over.
+        number: its place in the sweep, from 1.
+        sweep: name of the sweep.
+        command: the command that started it.
+        work: images x iterations, to tell the time left.
+        state: "waiting", "running" (which is also what a killed one says), "done", "skipped" (something that only the user
+            can provide is missing) or "failed".
+        message: why it was skipped or failed.
+        run: name of its run folder, beside `points/`; empty until it has one.
+        seconds: it took, when it was not found done; 0 until it ended.
+        ended: seconds since the epoch; 0 until it ended.
+    """
+
+    overrides: tuple[str, ...]
+    number: int = 0
+    sweep: str = ""
+    command: str = ""
+    work: float = 0.0
+    state: str = "waiting"
+    message: str = ""
+    run: str = ""
+    seconds: float = 0.0
+    ended: float = 0.0
+
+    @classmethod
+    def of(cls, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
+        """The point of a command line; keys `swept` over tell it from others even if they only say where, as two files do."""
+        return cls(tuple(_what(overrides, swept)), **values)
+
+    @property
+    def digest(self) -> str:
+        """8 digits of the hash of what it is."""
+        return hashlib.sha256(json.dumps(sorted(self.overrides)).encode()).hexdigest()[:8]
+
+    @property
+    def title(self) -> str:
+        return " ".join(self.overrides) or "the defaults"
+
+
+def sweep_name(swept: Sequence[str], fixed: Sequence[str]) -> str:
+    """What a sweep is called: the keys swept over and 8 digits of the hash of all else that was given.
+
+    Not the values: a sweep with one more value finds what the smaller one did.
+    """
+    digest = hashlib.sha256(json.dumps([sorted(swept), sorted(_what(fixed))]).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._+-]', '_', '+'.join(sorted(swept)))[:80] or 'sweep'}-{digest}"
+
+
+def _what(overrides: Sequence[str], swept: Collection[str] = ()) -> list[str]:
+    """The overrides that say what a point is."""
+    return [o for o in overrides if not says_where(o) or o.lstrip("+~").partition("=")[0] in swept]
+
+
+@dataclass(frozen=True)
+class Points:
+    """The files `points/*.json` in the folder of a group of runs; each is written by its own point alone.
+
+    Attributes:
+        folder: the folder of the group.
+    """
+
+    folder: Path
+
+    def read(self) -> list[Point]:
+        """All points, in their order; none where there was no sweep."""
+        points = []
+        for path in (self.folder / "points").glob("*.json"):
+            try:
+                values = json.loads(path.read_text())
+                points.append(Point(**{**values, "overrides": tuple(values["overrides"])}))
+            except FileNotFoundError:  # another process announces its sweep at this moment
+                continue
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise PDSError(f"{path} is damaged ({error}): delete it and run the sweep again") from None
+        return sorted(points, key=lambda point: (point.number, point.overrides))
+
+    def write(self, point: Point) -> None:
+        """Say what has become of a point."""
+        write_json(self._file(point.digest), asdict(point))
+
+    def _file(self, digest: str) -> Path:
+        return self.folder / "points" / f"{digest}.json"
+
+    def plan(self, points: Sequence[Point]) -> None:
+        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they still are."""
+        known = {point.digest: point for point in self.read()}
+        for digest, point in known.items():
+            if point.state in ("waiting", "running") and point.sweep in {other.sweep for other in points}:
+                self._file(digest).unlink()
+        for point in points:
+            old = known.get(point.digest, point)
+            self.write(replace(point, seconds=old.seconds, ended=old.ended))
+
+    def planned(self, overrides: Sequence[str], swept: Collection[str] = ()) -> Point:
+        """The point of a command line, as it was announced; arguments as of `Point.of`."""
+        point = Point.of(overrides, swept)
+        return next((other for other in self.read() if other.digest == point.digest), point)
+
+    @contextlib.contextmanager
+    def running(self, point: Point) -> Iterator[Callable[[str, bool], None]]:
+        """Write what becomes of a point while the block runs it, and let errors pass.
+
+        The block is given a function to tell the name of its run folder, and whether that was done before.
+        """
+        start, found = time.time(), False
+        now = replace(point, state="running", message="", run="")
+        self.write(now)
+
+        def started(run: str, done: bool) -> None:
+            nonlocal now, found
+            now, found = replace(now, run=run), done
+            self.write(now)
+
+        def end(state: str, message: str = "") -> None:
+            at = time.time()
+            # What was found done says nothing of the pace.
+            pace = {} if found else {"seconds": at - start, "ended": at}
+            self.write(replace(now, state=state, message=message, **pace))
+
+        try:
+            yield started
+        except MissingError as error:
+            end("skipped", str(error))
+            raise
+        except KeyboardInterrupt:
+            end("failed", "stopped by hand")
+            raise
+        except Exception as error:  # not SystemExit: a queue takes the job back and starts it again
+            end("failed", str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}")
+            raise
+        end("done")
+
+    def time_left(self, since: float) -> float | None:
+        """Seconds that the rest of the sweep takes at the pace of what ended after `since`; None before anything did."""
+        points = self.read()
+        ended = [point for point in points if point.state in ("done", "skipped", "failed") and point.ended > since]
+        work = sum(point.work for point in ended)
+        rest = sum(point.work for point in points if point.state in ("waiting", "running"))
+        return (time.time() - since) * rest / work if work else None

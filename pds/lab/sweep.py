@@ -1,0 +1,179 @@
+"""A sweep: its plan on disk, its points, and an end that tells of every point."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from pds.errors import MissingError, PDSError
+from pds.generation import Processes
+from pds.lab.cli import show_lines
+from pds.lab.experiment import run
+from pds.lab.points import Point, Points, sweep_name
+from pds.lab.report import overview, write_report
+from pds.lab.runs import says_where
+
+log = logging.getLogger(__name__)
+
+REPORT_EVERY = 60
+"""Seconds between two reports while a sweep goes on."""
+
+
+class PlannedSweep:
+    """The part of a Hydra sweeper that is ours; experiments/hydra_plugins joins it with Hydra's own.
+
+    Every combination of the values given, or of them with each of the listed points, run by any of Hydra's launchers.
+
+    A point that fails does not stop the others; at the end the table, the report and every failure are shown, and the
+    exit status is 1 if a point failed or none was done.
+
+    Attributes:
+        points: overrides of each point; null is one point that adds none.
+        command: the command that started all this; null is this process's own.
+    """
+
+    def __init__(self, points: Sequence[Sequence[str]] | None = None, command: str | None = None) -> None:
+        super().__init__(max_batch_size=None)
+        self.points = [list(point) for point in points] if points is not None else [[]]
+        self.command = command or shlex.join(["python", *sys.argv])
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Get ready, the launcher too; one that is not installed ends the program in one sentence."""
+        try:
+            super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        except RuntimeError as error:
+            if "Unknown plugin class" not in str(error):
+                raise
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            extra = "slurm" if name.startswith("submitit") else name
+            sys.exit(f"error: hydra/launcher={name} is not installed: pip install -c .ci/constraints.txt -e '.[{extra}]'")
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run them all."""
+        try:
+            return self._sweep(arguments)
+        except PDSError as error:
+            sys.exit(f"error: {error}")
+
+    def _sweep(self, arguments: list[str]) -> Any:
+        since = time.time()
+        given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        (combinations,) = self.split_arguments(given, None)
+        swept = [override.get_key_element() for override in given if override.is_sweep_override()]
+        fixed = [override.input_line for override in given if not override.is_sweep_override()]
+        listed = [[*combination, *point] for point in self.points for combination in combinations]
+        name = sweep_name(swept, fixed)
+        where = [key for key in swept if says_where(key)]
+        common = [f"sweep.name={name}", f"sweep.where=[{','.join(where)}]"]
+        common += [f"sweep.points={len(listed)}", f"sweep.since={since}"]
+        jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
+        # Whatever cannot be composed is refused here, before the first image.
+        plan: dict[Path, list[Point]] = {}
+        for number, job in enumerate(jobs, 1):
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+            point = Point.of(job, where, number=number, sweep=name, command=self.command, work=_work(cfg))
+            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(point)
+        leader = os.environ.get("RANK", "0") == "0"
+        if leader:
+            for folder, points in plan.items():
+                Points(folder).plan(points)
+        # Workers that a launcher starts import what this process imported.
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [*map(os.path.abspath, sys.path), os.environ.get("PYTHONPATH")])
+        )
+        if logs := OmegaConf.select(self.config, "hydra.launcher.submitit_folder"):
+            print(f"logs     {logs.replace('%j', '*')}/*_log.err", flush=True)
+        results, error = [], None
+        try:
+            results = self.launcher.launch(jobs, initial_job_idx=0)
+        except (
+            Exception,
+            KeyboardInterrupt,
+        ) as raised:  # a worker that was killed, no SLURM here: launchers raise what they like
+            error = raised
+        if leader:
+            succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
+            if error is not None:
+                said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+                sys.exit(f"error: the sweep was stopped: {said}; the same command goes on from here")
+            if not all(succeeded):
+                sys.exit(1)
+        return results
+
+
+def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
+    """Show what became of the points of one folder."""
+    report = write_report(folder)
+    print(f"\n{overview(folder)}\nreport   {report}")
+    digests = {point.digest for point in planned}
+    states = [point.state for point in Points(folder).read() if point.digest in digests]
+    return "done" in states and set(states) <= {"done", "skipped"}
+
+
+def _work(cfg: DictConfig) -> float:
+    """Images times iterations: what a point's time is proportional to, network and size being equal."""
+    return float(cfg.images) * (OmegaConf.select(cfg, "sampler.iterations") or 1)
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_point(cfg: DictConfig, overrides: list[str]) -> None:
+    """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
+    show_lines()
+    if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
+        # Points run side by side: each line says whose it is, and bars would overwrite one another.
+        show_lines(f"{cfg.sweep.number}: ")
+        os.environ["TQDM_DISABLE"] = "1"
+        # A worker of a cluster starts in another folder, and paths may be relative.
+        os.chdir(HydraConfig.get().runtime.cwd)
+    title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
+    if not leads():
+        with going_on(title):
+            Processes.join().agree()
+            run(cfg, overrides)
+        return
+    folder = Path(cfg.outputs) / cfg.group
+    points = Points(folder)
+    point = points.planned(overrides, cfg.sweep.where)
+    log.info("%s: %s", title, point.title)
+    with going_on(title), contextlib.ExitStack() as opened:
+        with Processes.join().together():
+            started = opened.enter_context(points.running(point))
+        run(cfg, overrides, started)
+    report = folder / "report.html"
+    if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
+        try:
+            write_report(folder)
+        except Exception as error:  # the sweep goes on, and writes it at its end
+            log.warning("the report could not be written: %s", error)
+    if left := points.time_left(cfg.sweep.since):
+        log.info("about %s left for the sweep", timedelta(seconds=round(left)))
+
+
+@contextlib.contextmanager
+def going_on(title: str) -> Iterator[None]:
+    """Tell what goes wrong with a point of a sweep, which goes on."""
+    try:
+        yield
+    except MissingError as error:
+        log.warning("%s is skipped: %s", title, error)
+    except (PDSError, OSError) as error:
+        log.error("error: %s", error)
+    except Exception:
+        log.exception("%s failed", title)

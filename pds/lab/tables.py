@@ -1,0 +1,145 @@
+"""The papers' tables: from a table's file to the runs that fill it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
+
+from pds.errors import PDSError
+from pds.lab.cli import one_sentence
+from pds.lab.config import resolved
+from pds.lab.points import Point
+from pds.lab.report import overview
+from pds.lab.report.tables import Cell, Table, write_table
+from pds.lab.schema import Reproduce
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+OURS = [field.name for field in dataclasses.fields(Reproduce)]
+SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
+
+
+def main(arguments: list[str]) -> None:
+    """Write down what a table asks for and run its cells as one sweep, whose end shows the table.
+
+    Arguments are of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
+    """
+    failures: list[str] = []
+    with one_sentence(failures):
+        keys = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
+        ours = [argument for argument, group in keys.items() if group in OURS]
+        engine = [argument for argument, group in keys.items() if group == "hydra"]
+        runs = [argument for argument, group in keys.items() if group not in {*OURS, "hydra"}]
+        names = [argument.partition("=")[2] for argument, group in keys.items() if group == "table"]
+        if not names or names[0] not in TABLES:
+            raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                config = resolved(compose("reproduce", ours))
+        except ConfigCompositionException as error:
+            raise PDSError(f"{' '.join(ours)}: {str(error.__cause__ or error).splitlines()[0]}") from None
+        group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
+        folder = Path(config["outputs"]) / group
+        table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
+        table.write(folder)
+        if not points:
+            write_table(folder)
+            print(f"\n{overview(folder)}")
+            raise PDSError("no cell of this table can run here; its small form can: small=true")
+        node = {"_target_": "hydra_plugins.points.PointsSweeper", "points": points, "command": table.command}
+        ConfigStore.instance().store(group="hydra/sweeper", name="table", node=node)
+        given = [f"group={group}", f"outputs={config['outputs']}", *engine]
+        sys.argv = [str(CONF.parent / "experiments" / "run.py"), "-m", "hydra/sweeper=table", *given]
+        # As a program: Hydra finds conf/ from the file it runs, and workers are sent its functions.
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit(1 if failures else 0)
+
+
+def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table, list[list[str]]]:
+    """The table that a resolved configuration asks for, and the overrides of each run that fills it."""
+    form = config["table"]["small"] if config["small"] else config["table"]
+    printed = config["table"]["images"]
+    specs, cells = specified(config["table"], config["small"]), []
+    columns: dict[str, list[list[str]]] = {column: [] for row in config["table"]["rows"].values() for column in row["columns"]}
+    if not config["seeds"]:
+        raise PDSError("seeds must name at least one seed, as in seeds=[0]")
+    taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
+    for override in given:
+        if key(override) in taken or key(override) in ("group", "seed", "sweep"):
+            hint = "seeds=[...] gives the seeds" if key(override) == "seed" else "it says what the cells of this table are"
+            raise PDSError(f"{override} cannot be given to this table: {hint}; use experiments/run.py for other runs")
+    for spec in specs:
+        checkpoint, missing = find_checkpoint(spec.get("checkpoint"), config)
+        runs = []
+        if "run" in spec and not missing:
+            images = [f"images={config['images']}"] if config["images"] else [] if config["small"] else [f"images={printed}"]
+            common = [*form["base"], *spec["run"], *checkpoint, *images, *given]
+            last = {key(override): override for override in common}
+            runs = [[*last.values(), f"seed={seed}"] for seed in config["seeds"]]
+        columns.setdefault(spec["column"], []).extend(runs)
+        digests = tuple(Point.of(overrides).digest for overrides in runs)
+        cells.append(Cell(spec["row"], spec["column"], spec.get("printed"), digests, missing))
+    lacking = {spec["checkpoint"] for spec, cell in zip(specs, cells, strict=True) if cell.missing}
+    where = [f"{name}.pth: {config['origins'][name]}; put it into {config['checkpoints']}" for name in sorted(lacking)]
+    about = {name: config["table"][name] for name in ("title", "source", "quantity", "metric", "images", "note")}
+    another = config["small"] and form["another_model"]
+    about["title"] += " (small form: what ships with this package)" if config["small"] else ""
+    # One column after the other: in a table over T the cheap cells come first.
+    points = list(itertools.chain(*columns.values()))
+    return Table(**about, another_model=another, command=command, cells=tuple(cells), missing=where), points
+
+
+def key(override: str) -> str:
+    """What an override sets."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def specified(table: dict[str, Any], small: bool) -> list[dict[str, Any]]:
+    """The cells of a table's form: those it lists, and those of its rows."""
+    if small and not table["rows"]:
+        return list(expanded(table["small"]["cells"]))
+    return [*([] if small else expanded(table["cells"])), *in_rows(table, table["small"]["columns"] if small else None)]
+
+
+def in_rows(table: dict[str, Any], columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    """The cells of a table's rows, in some columns; a table that builds on another leaves out a cell by `null`."""
+    checkpoint = {} if columns is not None or table["checkpoint"] is None else {"checkpoint": table["checkpoint"]}
+    for row, about in table["rows"].items():
+        for column, run in about["columns"].items():
+            if run is not None and (columns is None or column in columns):
+                yield {"row": row, "column": column, "run": [*about["run"], *run], **checkpoint}
+
+
+def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Cells with `vary` become one for each combination of its values; `{key}` in row and column is the value."""
+    for cell in cells:
+        vary = cell.get("vary", {})
+        for values in itertools.product(*vary.values()):
+            chosen = dict(zip(vary, values, strict=True))
+            row, column = cell["row"], cell["column"]
+            for name, value in chosen.items():
+                row, column = (text.replace(f"{{{name}}}", str(value)) for text in (row, column))
+            overrides = {"run": [*cell["run"], *(f"{k}={v}" for k, v in chosen.items())]} if "run" in cell else {}
+            yield {**cell, **overrides, "row": row, "column": column}
+
+
+def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str], str]:
+    """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
+    if name is None:
+        return [], ""
+    folder = Path(config["checkpoints"]).expanduser()
+    for suffix in SUFFIXES:
+        path = folder / f"{name}{suffix}"
+        if path.exists():
+            return [f"model.checkpoint={path}"], ""
+    return [], f"checkpoint {name}"

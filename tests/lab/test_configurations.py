@@ -1,0 +1,483 @@
+"""Every experiment composes and builds; what is misspelt or impossible fails before any sampling, in one sentence."""
+
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from PIL import Image
+
+from pds.errors import PDSError
+from pds.lab.config import build, resolved
+from pds.lab.devices import choose_device, choose_precision
+from pds.lab.experiment import Experiment
+from pds.lab.runs import provenance, run_name
+from pds.lab.schema import register
+from pds.preconditioning.filters import NoFilter, ParametricFilter
+from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.samplers.annealed_langevin import AnnealedLangevin
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(
+    str(path.relative_to(CONF / "experiment").with_suffix("")) for path in (CONF / "experiment").rglob("*.yaml")
+)
+
+
+def composed(*overrides, config="run"):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config, [*overrides, "tracker=none"] if config == "run" else list(overrides))
+
+
+SHIPPED = [name for name in EXPERIMENTS if name.startswith(("quickstart/", "ncsn_mnist"))]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_experiment_on_a_shipped_network_builds(name):
+    cfg = composed(f"experiment={name}")
+    assert cfg.group == name.split("/")[0]
+    assert Experiment.build(cfg).sample.shape == tuple(cfg.dataset.shape)
+
+
+# The rows of the papers: T, (r, lambda) or alpha, space filter; H, sigma_max, N, the corrector's snr or the step's speed-up.
+ROWS = {
+    "ncsnv2_church/t126": (126, (0.2, 1.6), "none", 96, 140, 788, 25),
+    "ncsnv2_church/t156": (156, (0.2, 1.6), "none", 96, 140, 788, 20.2),
+    "ncsnv2_church/t157": (157, (0.2, 1.6), "none", 96, 140, 788, 20),
+    "ncsnv2_church/t210": (210, (0.2, 1.6), "none", 96, 140, 788, 15),
+    "ncsnv2_tower/t65": (65, (0.2, 1.1), "none", 128, 190, 1086, 50),
+    "ncsnv2_tower/t81": (81, (0.2, 1.1), "none", 128, 190, 1086, 40),
+    "ncsnv2_tower/t108": (108, (0.2, 1.1), "none", 128, 190, 1086, 30),
+    "ncsnpp_cifar10/t100": (100, 5, "none", 32, 50, 1000, 0.16),
+    "ncsnpp_cifar10/t200": (200, 10, "none", 32, 50, 1000, 0.16),
+    "ncsnpp_church/t166": (166, 5, "none", 256, 380, 2000, 0.075),
+    "ncsnpp_church/t80": (80, 2.2, "none", 256, 380, 2000, 0.075),
+    "ncsnpp_bedroom/t166": (166, 5, "none", 256, 378, 2000, 0.075),
+    "ncsnpp_bedroom/t80": (80, 2.2, "none", 256, 378, 2000, 0.075),
+    "ncsnpp_ffhq1024/t66": (66, 5, "released", 1024, 1348, 2000, 0.15),
+}
+
+
+def test_every_row_of_the_papers_stands_as_a_named_experiment():
+    named = {name.rsplit("_", 1)[0] for name in EXPERIMENTS if name not in SHIPPED}
+    assert named == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_published_rows_are_what_they_say(name):
+    T, strength, pixels, size, sigma_max, levels, last = ROWS[name]
+    vanilla, pds = (composed(f"experiment={name}_{which}", "model.checkpoint=null") for which in ("vanilla", "pds"))
+    assert vanilla.group == pds.group == name.split("/")[0]
+    assert resolved(vanilla) | {"filter": 0} == resolved(pds) | {"filter": 0}
+    assert isinstance(build(vanilla.filter), NoFilter)
+    filter = build(pds.filter)
+    assert ((filter.r, filter.lam) if isinstance(filter, ParametricFilter) else filter.alpha) == strength
+    assert getattr(filter, "pixels", "none") == pixels
+    with torch.device("meta"):  # the full network, without its memory
+        model = build(pds.model)
+    assert model.shape == (3, size, size)
+    assert (model.process.sigma_max, model.process.levels) == (sigma_max, levels)
+    sampler = build(pds.sampler)
+    steps = sampler.levels(model.process)
+    assert len(steps) == T
+    if name.startswith("ncsnv2"):
+        published_step = {"ncsnv2_church": 4.9e-6, "ncsnv2_tower": 1.8e-6}[name.split("/")[0]] / 0.01**2
+        assert sampler.step_size == pytest.approx(published_step * last, rel=1e-3)
+        assert int(pds.published.iterations / last) == T
+    else:
+        assert sampler.corrector.snr == last
+        assert sampler.end == pytest.approx(1e-5 * round(levels / T))
+        assert int(levels / round(levels / T)) == T
+    assert (pds.images, pds.metric._target_.rsplit(".")[-1]) == (50_000, "clean_fid_metric")
+
+
+# What the authors published for a model and a data set: parameters (tests/golden/keys), N, step or snr, data range.
+PUBLISHED = {
+    "ncsn mnist": ("ncsn_mnist", 1000, 0.2, 28),
+    "ncsn cifar10": ("ncsn_cifar10", 1000, 0.2, 32),
+    "ncsnv2 cifar10": ("ncsnv2_cifar10", 1160, 0.062, 32),
+    "ncsnv2 celeba": ("ncsnv2_celeba", 2500, 0.033, 64),
+    "ncsnv2 lsun dataset.category=church": ("ncsnv2_church", 3152, 0.049, 96),
+    "ncsnv2 lsun dataset.category=tower": ("ncsnv2_tower", 3258, 0.018, 128),
+    "ncsnv2 lsun dataset.category=bedroom": ("ncsnv2_bedroom", 3258, 0.018, 128),
+    "ncsnv2 ffhq": ("ncsnv2_ffhq", 6933, 0.009, 256),
+    "ncsnpp cifar10": ("ncsnpp_ve_cifar10_ncsnpp_continuous", 1000, 0.16, 32),
+    "ncsnpp cifar10 model.blocks=8": ("ncsnpp_ve_cifar10_ncsnpp_deep_continuous", 1000, 0.16, 32),
+    "ncsnpp lsun dataset.category=church": ("ncsnpp_ve_church_ncsnpp_continuous", 2000, 0.075, 256),
+    "ncsnpp lsun dataset.category=bedroom": ("ncsnpp_ve_bedroom_ncsnpp_continuous", 2000, 0.075, 256),
+    "ncsnpp ffhq": ("ncsnpp_ve_ffhq1024_ncsnpp_continuous", 2000, 0.15, 1024),
+    "ncsnpp ffhq dataset.resolution=256": ("ncsnpp_ve_ffhq_256_ncsnpp_continuous", 2000, 0.075, 256),
+    "ddpmpp cifar10": ("ncsnpp_vp_cifar10_ddpmpp_continuous", 1000, None, 32),
+}
+
+
+@pytest.mark.parametrize("choice", PUBLISHED)
+def test_model_and_data_set_choose_what_was_published(choice):
+    model_name, dataset_name, *more = choice.split()
+    keys, iterations, step, size = PUBLISHED[choice]
+    listing = json.loads((GOLDEN / "keys" / f"{keys}.json").read_text())
+    cfg = composed(f"model={model_name}", f"dataset={dataset_name}", "model.checkpoint=null", *more)
+    assert not any(isinstance(value, str) and value == "???" for value in resolved(cfg)["model"].values())
+    with torch.device("meta"):
+        model = build(cfg.model)
+    state = model.score.network.state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == listing["state_dict"]
+    published = listing["config"]["model"]
+    if model.process.title == "VE":
+        sigma_max = published["sigma_max"] if "sigma_max" in published else published["sigma_begin"]
+        assert model.process.sigma_max == sigma_max
+        assert model.process.sigma_min == 0.01
+        assert model.process.levels == published.get("num_scales", published.get("num_classes"))
+    else:
+        assert (model.process.beta_min, model.process.beta_max) == (published["beta_min"], published["beta_max"])
+        assert model.data_range == (-1, 1)
+    sampler = build(cfg.sampler)
+    assert sampler.iterations == iterations
+    assert model.shape[1] == size
+    assert len(sampler.levels(model.process)) == iterations
+    if isinstance(sampler, AnnealedLangevin):
+        assert sampler.step_size == step
+        assert sampler.denoise == model_name.startswith("ncsnv2")
+    else:
+        assert (sampler.corrector.snr if sampler.corrector else None) == step
+
+
+GROUPS = ["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug"]
+GROUPS += ["model/process", "dataset/reference", "sampler/predictor", "sampler/corrector", "sampler/schedule"]
+# Where a nested group is to be found, and what is given by what builds the target, never by a configuration.
+BESIDE = {"sampler/schedule": ["sampler=ddim"], "sampler/corrector": ["model=ncsnpp_small"]}
+BESIDE |= {"sampler/predictor": BESIDE["sampler/corrector"], "model/process": BESIDE["sampler/corrector"]}
+GIVEN = {"moments"}, {"dataset", "device"}
+
+
+def targets(node):
+    """What a configuration names, with the keys that it gives, but for what is given the rest later."""
+    if isinstance(node, dict):
+        if "_target_" in node and not node.get("_partial_"):
+            yield node["_target_"], node.keys() - {"_target_"}
+        for value in node.values():
+            yield from targets(value)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_composes_and_has_a_key_for_every_argument_of_its_target(group):
+    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert choices
+    for choice in choices:
+        cfg = OmegaConf.to_container(composed(*BESIDE.get(group, []), f"{group}={choice}"), resolve=False)
+        for target, keys in targets(cfg):
+            arguments = inspect.signature(get_object(target)).parameters
+            if all(argument.kind is not argument.VAR_KEYWORD for argument in arguments.values()):
+                missing, unknown = arguments.keys() - keys, keys - arguments.keys()
+                assert not unknown and (not missing or missing in GIVEN), target
+
+
+def test_the_paper_row_is_what_it_says():
+    experiment = Experiment.build(composed("experiment=ncsn_mnist_t20/pds"))
+    R = experiment.filter.frequency((1, 28, 28))
+    assert (R[0, 0, 0], R[0, 14, 14]) == (1, pytest.approx(1.6))
+    levels = experiment.sample.sampler.levels(experiment.model.process)
+    assert len(levels) == 20
+    assert levels[0] == pytest.approx(1)
+    assert levels[-1] == pytest.approx(0.01)
+    # alpha_i = step_lr (sigma_i / sigma_L)^2 with the published step_lr.
+    assert experiment.sample.sampler.step_size * 0.01**2 == pytest.approx(2e-5)
+
+
+def test_choices_build_what_they_name():
+    assert isinstance(Experiment.build(composed()).sample.preconditioner, Identity)
+    for overrides in (
+        ["filter=statistics", "filter.pixels=released"],
+        ["solenoid=shift"],
+        ["filter=parametric", "solenoid=fft"],
+    ):
+        assert isinstance(Experiment.build(composed(*overrides)).sample.preconditioner, FourierPreconditioner)
+
+
+MISSPELT = {
+    "model": "wdith",
+    "dataset": "statistic_images",
+    "dataset.source": "rot",
+    "dataset.reference": "image",
+    "filter": "lamda",
+    "solenoid": "omgea",
+    "sampler": "itertions",
+    "sampler.predictor": "flow",
+    "sampler.corrector": "snir",
+    "metric": "cahce",
+    "tracker": "proejct",
+}
+CHOSEN = ["filter=parametric", "solenoid=fft", "metric=clean_fid", "model=ncsnpp_small", "sampler/corrector=langevin"]
+
+
+@pytest.mark.parametrize("group", MISSPELT)
+def test_a_misspelt_key_in_a_file_fails_at_composition(tmp_path, group):
+    # On a command line Hydra refuses it by itself; in a file only the schema does.
+    (tmp_path / "experiment").mkdir()
+    *outer, inner = group.split(".")
+    content = {inner: {MISSPELT[group]: 1}}
+    for name in reversed(outer):
+        content = {name: content}
+    (tmp_path / "experiment" / "typo.yaml").write_text(f"# @package _global_\n{json.dumps(content)}\n")
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception, match=f"'{MISSPELT[group]}'"):
+        compose("run", [f"hydra.searchpath=[file://{tmp_path}]", *CHOSEN, "experiment=typo"])
+
+
+def test_a_value_of_the_wrong_type_fails_at_composition():
+    with pytest.raises(ConfigCompositionException, match="many"):
+        composed("sampler.iterations=many")
+
+
+IMPOSSIBLE = [
+    (["filter=parametric", "filter.lam=0"], "filter.lam must be positive"),
+    (["filter=parametric", "filter.r=0.7"], r"filter.r must be in \(0, 0.5\]"),
+    (["filter=parametric", "filter.region=left"], "outside_low, outside_high, inside_high"),
+    (["filter=statistics", "filter.alpha=0.5"], "filter.alpha must be at least 1"),
+    (["filter=statistics", "filter.alpha=many"], "filter.alpha must be a number of at least 1 or auto, got 'many'"),
+    (["filter=statistics", "filter.alpha=auto"], "none was published for this model and data set: set filter.reference"),
+    (["model=ncsnpp_small", "filter=statistics", "filter.alpha=auto", "sampler.iterations=20"], "take more than 20 iterations"),
+    (["filter=statistics", "filter.pixels=paper"], "use filter.pixels=released or none"),
+    (
+        ["filter=statistics", "dataset.shape=[1,32,32]", "model.checkpoint=null"],
+        r"filter has the shape \(1, 28, 28\).*\(1, 32, 32\)",
+    ),
+    (["sampler.iterations=25"], r"nearest: 20, 30"),
+    (["sampler.step_size=2.5"], "sampler.step_size=2.5 diverges"),
+    (["sampler.step_size=-1"], "sampler.step_size must be positive"),
+    (["solenoid=shift", "solenoid.operator=S9"], "S1, S2, S3, S4, S5, S6"),
+    (["solenoid=fft", "solenoid.omega=-1"], "solenoid.omega must be at least 0"),
+    (["model.width=24"], "begin_conv.weight of shape"),
+    (["model=ncsnpp", "model.checkpoint=null", "model/process=vp"], "makes a VE network, but model.process is VP"),
+    (["model=ddpmpp", "model.checkpoint=null", "model/process=ve"], "makes a VP network, but model.process is VE"),
+    (["model=ddpmpp", "model.checkpoint=null", "model.embedding=fourier"], "set model.embedding=positional"),
+    (["model=ncsnpp_small", "model.block=unet"], "model.block must be one of biggan, ddpm"),
+    (["model=ncsnpp_small", "model.checkpoint=asset:mnist_ncsn.safetensors"], "checkpoint of another network"),
+    (["model=ncsnpp_small", "dataset.shape=[3,28,28]"], r"all_modules.3.weight of shape \(16, 1, 3, 3\)"),
+    (["dataset.shape=[1,32,32]"], r"shape \[1, 28, 28\], the model has \[1, 32, 32\]: choose a data set of this shape"),
+    (["model=ncsnpp_small", "dataset.shape=[1,32,32]", "model.attention=[8]"], r"shape \[1, 28, 28\], the model has"),
+    (["model.sigma_begin=5"], r"sigma_begin 1\.0, the model has 5\.0: set model.sigma_begin=1\.0"),
+    (["model=ddpmpp_small", "model.process.beta_max=10"], r"set model.process.beta_max=20\.0"),
+    (["model=ddpmpp_small", "model/process=sub_vp"], r"set model.process._target_=pds\.processes\.forward\.VariancePreserving"),
+    (["model=ncsnpp_small", "dataset.shape=[1,30,30]"], "images divisible by 4"),
+    (["model=ncsnpp_small", "sampler.iterations=0"], "sampler.iterations must be at least 2"),
+    (["model=ncsnpp_small", "model.fir=true"], "of a network with fir False, the model has True: set model.fir=false"),
+    (["model.rescale=false"], "of a network with rescale True, the model has False"),
+    (["model=ncsnpp", "dataset=ffhq", "dataset.resolution=512", "model.checkpoint=null"], "256px, 1024px, not for 512px"),
+    (["model=ncsnpp_small", "sampler=edm", "filter=statistics"], "takes no filter: set filter=none solenoid=none"),
+    (["sampler=mild", "sampler.gamma=1"], r"sampler.gamma must be in \[0, 1\)"),
+    (["sampler=diffusers_ddim"], "sampler.iterations=50 is more than the 10 noise levels of the model"),
+    (["sampler=diffusers_ddim", "sampler.scheduler=LMSDiscreteScheduler"], "sampler.scheduler must be one of DDIMScheduler"),
+    (["model=ncsnpp_small", "sampler/predictor=none"], "choose a predictor, a corrector or both"),
+    (["model=ncsnpp_small", "sampler/corrector=langevin", "sampler.corrector.snr=-1"], "corrector.snr must be positive"),
+    (
+        ["model=ncsnpp", "dataset=lsun", "dataset.category=tower", "model.checkpoint=null"],
+        "published this model for church, bedroom, not for tower",
+    ),
+    (["model=ncsn", "model.checkpoint=/nowhere/x.pth"], "does not exist: set model.checkpoint"),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=/nowhere"], "does not exist: set model.checkpoint to a diffusers"),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "of a diffusers folder: set model.checkpoint="),
+    (["dataset=cifar10", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"], "CIFAR-10 train batch"),
+    (["dataset=cifar10", "model.checkpoint=null"], "mnist_classifier features need"),
+    (["dataset=lsun", "dataset.category=castle", "model.checkpoint=null"], "dataset.category must be one of church, tower"),
+    (["dataset=lsun", "dataset.preprocessing=mine", "model.checkpoint=null"], "dataset.preprocessing must be one of ncsnv2"),
+    (["dataset=ffhq", "dataset.resolution=-8", "model.checkpoint=null"], "positive numbers"),
+    (["dataset=celeba", "dataset.resolution=256", "model.checkpoint=null"], "dataset.resolution must be at most 140"),
+    (["dataset=lsun", "dataset.reference.split=test", "model.checkpoint=null"], "one of train, trainfull"),
+    (
+        ["dataset=lsun", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"],
+        "LSUN church train not found",
+    ),
+    (["images=1"], "images must be at least 2"),
+    (["batch_size=0"], "batch_size must be at least 1"),
+    (["seed=-1"], "seed must be in"),
+    (["dataset.shape=[28,28]"], r"shape \(C, H, W\) of positive numbers, got \[28, 28\]"),
+    (["model.width=-1"], "model.width must be at least 1"),
+    (["filter=statistics", "dataset.statistics_images=100"], "set dataset.statistics_file=null"),
+    (["device=meta"], "device must be auto, cpu, cuda"),
+    (["device=tpu9000"], "device must be auto, cpu, cuda"),
+    (["threads=0"], "threads must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "says"), IMPOSSIBLE)
+def test_an_impossible_value_fails_before_any_sampling(overrides, says):
+    cfg = composed(*overrides)
+    with pytest.raises(PDSError, match=says) as error:
+        resolved(cfg)
+        Experiment.build(cfg)
+    assert "\n" not in str(error.value)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PDSError, match="compile=true needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
+        Experiment.build(composed("compile=true"))
+
+
+def test_the_precision_is_part_of_a_run_and_compiling_is_not():
+    plain, compiled = (resolved(composed(*given)) for given in ([], ["compile=true"]))
+    rounded = [resolved(composed(given)) for given in ("bf16=true", "tf32=true", "tf32=false")]
+    assert run_name([], plain) == run_name([], compiled)
+    assert len({run_name([], config) for config in (plain, *rounded)}) == 4
+    assert run_name(["compile=true"], compiled) == run_name([], plain)
+    before = {key: value for key, value in plain.items() if key not in ("bf16", "compile", "tf32")}
+    assert run_name([], before) == run_name([], plain), "runs keep the names they had before there were these keys"
+    assert "bf16" in Experiment.build(composed("bf16=true")).label
+
+
+def test_tensorfloat_is_what_was_asked_for_or_as_torch_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    try:
+        for asked, convolutions, products in [(True, True, True), (None, True, False), (False, False, False)]:
+            choose_precision(asked)
+            assert provenance(torch.device("cuda"))["tf32"] == {"convolutions": convolutions, "products": products}
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+
+
+class StandInFeatures:
+    """Takes the place of Inception, whose weights no test downloads."""
+
+    name, dimension, provenance = "inception", 2048, {"features": "inception", "resize": "clean", "weights_sha256": "0"}
+
+    def __init__(self, device, cache):
+        pass
+
+    def __call__(self, images):
+        pixels = images.float().mean(1).flatten(1)
+        return np.resize(pixels.numpy(), (len(pixels), self.dimension)).astype(np.float32)
+
+
+REFERENCES = [
+    (["dataset=cifar10"], "cifar10_clean_train_32"),
+    (["dataset=lsun", "dataset.resolution=16"], "lsun_church_16_score_sde_inception_train_3-"),
+    (["dataset=lsun", "dataset.resolution=16", "dataset.preprocessing=ncsnv2"], "lsun_church_16_ncsnv2_inception_train_3-"),
+    (["dataset=lsun"], "lsun_church_clean_train_256"),
+    (["dataset=lsun", "dataset.reference.split=trainfull"], "lsun_church_clean_trainfull_256"),
+    (["dataset=ffhq", "dataset.resolution=16"], "ffhq_16_score_sde_inception_all_3-"),
+    (["dataset=ffhq", "dataset.resolution=256"], "ffhq_clean_trainval70k_256"),
+    (["dataset=celeba", "dataset.resolution=16"], "celeba_16_ncsnv2_inception_train_3-"),
+    (["dataset=folder", "dataset.shape=[3,20,20]", "dataset.source.root=${oc.env:PDS_DATA}/ffhq"], "folder_inception_all_3-"),
+    (
+        [
+            *["dataset=folder", "dataset.shape=[3,64,64]", "dataset.source.root=/nowhere"],
+            *["dataset/reference=published", "dataset.reference.name=mine", "dataset.reference.split=custom"],
+        ],
+        "mine_clean_custom_64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "file"), REFERENCES)
+def test_clean_fid_finds_or_makes_the_reference_of_every_data_set(overrides, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_DATA", str(tmp_path))
+    monkeypatch.setattr("pds.evaluation.metric.InceptionFeatures", StandInFeatures)
+    for folder, size in (("lsun/church_outdoor_train", 20), ("ffhq", 20), ("celeba", 140)):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(1, 4):
+            Image.fromarray(np.full((size, size, 3), 40 * i, np.uint8)).save(tmp_path / folder / f"{i}.png")
+    published = tmp_path / "cache" / "statistics" / f"{file}.npz"
+    if "_clean_" in file:
+        published.parent.mkdir(parents=True)
+        np.savez(published, mu=np.zeros(2048), sigma=np.eye(2048))
+    cfg = composed(*overrides, "metric=clean_fid", f"metric.cache={tmp_path}/cache")
+    metric = build(cfg.metric, _partial_=True)(dataset=build(cfg.dataset), device="cpu")
+    assert metric.name(50_000) == "clean_fid_inception_50k"
+    assert [path.name.startswith(file) for path in (tmp_path / "cache").glob("*/*.npz")] == [True]
+
+
+def test_too_few_or_unreadable_images_fail_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pds.evaluation.metric.InceptionFeatures", StandInFeatures)
+    (tmp_path / "ffhq").mkdir()
+    data = ["dataset=ffhq", f"dataset.source.root={tmp_path}", "dataset.resolution=8", "model.checkpoint=null", "model.width=4"]
+    for i in range(3):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "ffhq" / f"{i}.png")
+    with pytest.raises(PDSError, match="has 3 images, cannot take 200"):
+        Experiment.build(composed(*data, "filter=statistics", "metric=none"))
+    (tmp_path / "ffhq" / "1.png").write_bytes(b"no image")
+    for asked in (["filter=statistics", "dataset.statistics_images=3", "metric=none"], ["metric=clean_fid"]):
+        with pytest.raises(PDSError, match=r"1\.png cannot be read as an image"):
+            Experiment.build(composed(*data, *asked))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choice(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    seen = ["GPU-test-a"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=seen[index]))
+    assert choose_device(name, None) == torch.device("cuda:0")
+    seen.append("GPU-test-b")
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "3")
+        patch.setenv("LOCAL_WORLD_SIZE", "4")
+        assert choose_device(name, None) == torch.device("cuda:1")
+        with pytest.raises(PDSError, match=r"device=cuda:1 is one GPU for all 4 processes of torchrun: use device=cuda"):
+            choose_device("cuda:1", None)
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr("pds.lab.devices.free_gpu", lambda uuids: uuids.index("GPU-test-b"))
+    assert choose_device(name, None) == torch.device("cuda:1")
+    assert choose_device("cuda:0", None) == torch.device("cuda:0")
+    seen.clear()
+    if name == "auto":
+        assert choose_device(name, None) == torch.device("cpu")
+    else:
+        with pytest.raises(PDSError, match="torch sees 0 GPUs here: use device=cpu"):
+            choose_device(name, None)
+
+
+def test_the_model_says_whose_preprocessing_its_data_had():
+    assert composed("dataset=lsun", "model=ncsnv2").dataset.preprocessing == "ncsnv2"
+    assert composed("dataset=celeba", "model=ncsnv2").dataset.preprocessing == "ncsnv2"
+    assert composed("dataset=lsun").dataset.preprocessing == "score_sde"
+
+
+def test_a_missing_value_names_its_key():
+    with pytest.raises(PDSError, match=r"model.checkpoint has no value: give model.checkpoint="):
+        resolved(composed("model=ncsn"))
+    with pytest.raises(PDSError, match=r"dataset.shape has no value"):
+        resolved(composed("dataset=folder"))
+
+
+def test_ddpm_is_sampled_as_published():
+    cfg = composed("model=ddpm", "dataset=cifar10", "model.checkpoint=x")
+    assert resolved(cfg)["model"]["shape"] == [3, 32, 32]
+    sampler = build(cfg.sampler)
+    assert (sampler.title, sampler.iterations, sampler.nfe_per_iteration) == ("ancestral", 1000, 1)
+
+
+def test_the_training_configuration_builds():
+    cfg = composed(config="train")
+    assert build(cfg.trainer).rate(cfg.trainer.warmup // 2) < build(cfg.trainer).learning_rate
+    assert build(cfg.model).checkpoint is None
+    assert build(composed("model.checkpoint=asset:mnist_ncsn.safetensors", config="train").model).checkpoint.ema
+    assert choose_device("cpu", None).type == "cpu"
+
+
+# What auto makes of the published pairs; at 256 pixels nobody published one for FFHQ.
+@pytest.mark.parametrize(
+    ("choice", "alpha"),
+    [
+        ("model=ncsnpp dataset=cifar10 sampler.iterations=200", 10.0),
+        ("model=ncsnpp dataset=lsun sampler.iterations=80", 2.41),
+        ("model=ncsnpp dataset=ffhq sampler.iterations=132", 10.0),
+        ("model=ncsnpp_small sampler.iterations=20 filter.reference.alpha=3 filter.reference.iterations=10", 6.0),
+    ],
+)
+def test_auto_scales_alpha_with_the_iterations(choice, alpha):
+    cfg = composed(*choice.split(), "filter=statistics", "filter.alpha=auto", "model.checkpoint=null")
+    assert build(cfg.filter).alpha == pytest.approx(alpha, rel=2e-3)

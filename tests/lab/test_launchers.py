@@ -1,0 +1,246 @@
+"""The points of a sweep through Hydra's launchers: what one process does in turn, several do side by side."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from test_configurations import CONF
+from test_run import ROOT, command
+
+from pds.generation import Processes
+from pds.lab.points import Points
+from pds.lab.schema import register
+
+TINY = ["filter=statistics", "debug=tiny", "model=ncsnpp_small", "sampler.iterations=2", "images=4"]
+
+
+def swept(*overrides):
+    return command("run.py", "-m", *TINY, *overrides)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
+    sweep = [f"hydra/launcher={launcher}", "filter.alpha=0.5,2,4,6", f"outputs={tmp_path}"]
+    sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    first = swept(*sweep)
+    logs = "".join(path.read_text() for path in tmp_path.glob(".submitit/*/*_log.err")) or first.stderr
+    assert first.returncode == 1, first.stderr
+    refusal = "filter.alpha must be at least 1 and finite, got 0.5"
+    points = Points(tmp_path / "debug").read()
+    assert [(point.state, point.message) for point in points] == [("failed", refusal), *[("done", "")] * 3]
+    assert f"1: error: {refusal}" in logs
+    assert re.search(r"^3: point 3 of 4: .*filter.alpha=4$", logs, re.MULTILINE)
+    for noise in ("Traceback", "Warning", "img/s"):
+        assert noise not in logs + first.stderr
+    runs = [tmp_path / "debug" / point.run for point in points[1:]]
+    pids = {json.loads((run / "status.json").read_text())["pid"] for run in runs}
+    assert len(pids) > 1
+    distances = [json.loads((run / "result.json").read_text())["metrics"]["fid_mnist_classifier_4"] for run in runs]
+    assert all(f"| {distance:.1f} |" in re.sub(" +", " ", first.stdout) for distance in distances)
+    assert f"report   {tmp_path}/debug/report.html" in first.stdout
+    assert launcher == "joblib" or f"logs     {tmp_path}/.submitit/*/*_log.err" in first.stdout
+
+    if launcher == "joblib":  # and again, in one process: there is nothing left to do but what failed
+        stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
+        again = swept("filter.alpha=0.5,2,4,6", f"outputs={tmp_path}")
+        assert (again.returncode, again.stderr.count("is done already"), again.stderr.count("error: ")) == (1, 3, 1)
+        assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
+
+
+def torchrun(folder, script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
+    paths = [str(ROOT), str(ROOT / "experiments"), str(folder), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+# A tracker whose making fails once, in the second process alone, with what is no refusal.
+BREAKS_ONCE = """
+import os
+from pds.lab.tracking import NoTracker
+made = []
+def tracker(**options):
+    made.append(1)
+    if os.environ["RANK"] == "1" and len(made) == 1:
+        1 / 0
+    return NoTracker()
+"""
+
+
+def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp_path):
+    (tmp_path / "breaks_once.py").write_text(BREAKS_ONCE)
+    sweep = ["-m", *TINY, "images=8", "filter.alpha=0.5,2,3", "tracker._target_=breaks_once.tracker", f"outputs={tmp_path}"]
+    done = torchrun(tmp_path, "experiments/run.py", *sweep)
+    assert done.returncode == 1
+    points = Points(tmp_path / "debug").read()
+    assert [point.state for point in points] == ["failed", "failed", "done"]
+    assert "ZeroDivisionError" in points[1].message
+    assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process in which it went wrong
+    assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
+    # The first process to fail ends the others, so this may be only the one that writes.
+    assert "(exitcode: 1) local_rank: 0" in done.stderr
+    assert "(exitcode: 1) local_rank: 1" not in done.stderr
+    assert f"report   {tmp_path}/debug/report.html" in done.stdout
+
+
+# The second process sees a disk of its own: a result that is not there. What fails is the first one's file of metrics, once.
+TWO_DISKS = """
+import sys
+sys.path[:0] = {path!r}
+import json
+from pathlib import Path
+from pds.lab import experiment as run
+from pds.generation import Processes
+from pds.lab.runs import RunFolder
+from test_configurations import composed
+cfg = composed("debug=tiny", "outputs={folder}", "images=8", "sampler.iterations=2", "metric=none")
+rank, said = Processes.join().rank, []
+if rank:
+    RunFolder.result = lambda folder: dict(images=8)
+working, run.MetricsFile = run.MetricsFile, lambda path: open("/no/such/folder")
+for _ in range(2):
+    try:
+        run.run(cfg, [])
+        said.append("done")
+    except Exception as error:
+        said.append(str(error))
+    run.MetricsFile = working
+Path("{folder}", f"rank-{{rank}}").write_text(json.dumps(said))
+"""
+
+
+def test_one_process_of_torchrun_decides_for_all_and_what_it_cannot_write_stops_all(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TWO_DISKS.format(path=[*sys.path, str(ROOT / "experiments")], folder=tmp_path))
+    done = torchrun(tmp_path, script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        first, second = json.loads((tmp_path / f"rank-{rank}").read_text())
+        assert ("/no/such/folder" in first, second) == (True, "done")
+    (result,) = tmp_path.glob("debug/*/result.json")
+    assert len(list(result.parent.glob("samples/*.npz"))) == 2
+
+
+def test_whatever_goes_wrong_in_one_process_reaches_all(monkeypatch):
+    said = []
+
+    def gather(heard, mine):
+        said.append(mine)
+        heard[:] = [None, mine]
+
+    monkeypatch.setattr("pds.generation.dist.all_gather_object", gather)
+    with pytest.raises(MemoryError), Processes(1, 2).together():
+        raise MemoryError
+    assert said == ["MemoryError"]
+
+
+HOLD = (
+    "from pds.lab.devices import free_gpu; "
+    "print(free_gpu(('GPU-a', 'GPU-b')), free_gpu(('GPU-a', 'GPU-b')), flush=True); input()"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock")
+def test_each_process_has_a_gpu_of_its_own_until_it_ends(tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+
+    def started():
+        environment = os.environ | {"PYTHONPATH": path, "PDS_CACHE": str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-c", HOLD], text=True, env=environment, **pipes)
+        return process, process.stdout.readline().split()
+
+    processes = []
+    try:
+        for gpu in ("0", "1"):
+            process, got = started()
+            processes.append(process)
+            assert got == [gpu, gpu]
+        third, got = started()
+        processes.append(third)
+        assert got == [str(third.pid % 2)] * 2
+        processes[0].kill()
+        processes[0].wait()
+        fourth, got = started()
+        processes.append(fourth)
+        assert got == ["0", "0"]
+        assert [process.communicate("\n")[1].count("no GPU of 2 is free") for process in processes[1:]] == [0, 1, 0]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+# Does what SLURM does with a job array, on this machine and at once.
+SLURM = """#!{python}
+import os, re, subprocess, sys
+program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+if program == "sbatch":
+    script = open(arguments[0]).read()
+    open("{folder}/script", "w").write(script)
+    print("Submitted batch job 7", flush=True)
+    for task in range(int(re.search(r"--array=0-(\\d+)", script)[1]) + 1):
+        job = dict(SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(task), SLURM_JOB_ID=str(8 + task), SLURM_JOB_NUM_NODES="1")
+        job |= dict(SLURM_NTASKS="1", SLURM_NODEID="0", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_JOB_NODELIST="localhost")
+        output = open(f"{folder}/{{task}}.log", "w")
+        subprocess.Popen(["bash", arguments[0]], env=os.environ | job, stdout=output, stderr=output)
+elif program == "srun":
+    command = arguments[next(i for i, argument in enumerate(arguments) if "python" in argument):]
+    os.execvp(command[0], command)
+"""
+
+
+def test_each_point_is_a_job_of_slurm(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for program in ("sbatch", "srun", "sacct", "scontrol"):
+        file = tmp_path / "bin" / program
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(SLURM.format(python=sys.executable, folder=tmp_path))
+        file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.account=lab"]
+    done = swept(*slurm, "filter.alpha=2,4", f"outputs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert [point.state for point in Points(tmp_path / "debug").read()] == ["done", "done"]
+    script = (tmp_path / "script").read_text()
+    for flag in ("partition=gpu", "account=lab", "gpus-per-node=1", "array=0-1%2", "time=240", "signal=USR2@120"):
+        assert f"#SBATCH --{flag}\n" in script
+
+
+def test_a_launcher_that_gives_up_says_what_to_do(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    failed = swept("hydra/launcher=submitit_slurm", "filter.alpha=2,4", f"outputs={tmp_path}")
+    assert failed.returncode == 1
+    assert re.search(r"error: the sweep was stopped: .*slurm.*; the same command goes on from here", failed.stderr)
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_launcher_that_is_not_installed_says_how_to_get_it(tmp_path):
+    (tmp_path / "hydra/launcher").mkdir(parents=True)
+    (tmp_path / "hydra/launcher/absent.yaml").write_text("_target_: hydra_plugins.absent.Absent\n")
+    refused = swept(f"hydra.searchpath=[file://{tmp_path}]", "hydra/launcher=absent", f"outputs={tmp_path}")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: hydra/launcher=absent is not installed: pip install")
+
+
+@pytest.mark.filterwarnings(r"ignore:\s.hydra/launcher")
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_our_file_of_a_launcher_stands_before_the_plugins_own(launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    option = "verbose" if launcher == "joblib" else "mem_gb"  # one of the plugin that our file leaves out
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = [f"hydra/launcher={launcher}", f"hydra.launcher.{option}=7"]
+        node = compose("run", given, return_hydra_config=True).hydra.launcher
+    ours = OmegaConf.load(CONF / "hydra" / "launcher" / f"{launcher}.yaml")
+    assert option not in ours
+    assert node[option] == 7
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert {key: str(raw[key]) for key in ours} == {key: str(value) for key, value in OmegaConf.to_container(ours).items()}

@@ -1,0 +1,232 @@
+"""The tables: every cell composes and builds, printed numbers are the papers', small forms run."""
+
+import csv
+import functools
+import json
+import tempfile
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from test_configurations import composed
+from test_run import command
+
+from pds.errors import PDSError
+from pds.lab.config import build, resolved
+from pds.lab.experiment import run
+from pds.lab.points import Point, Points
+from pds.lab.report import read_runs
+from pds.lab.report.runs import significant
+from pds.lab.report.tables import fill
+from pds.lab.schema import register
+from pds.lab.tables import CONF, TABLES, plan
+
+
+@functools.cache
+def full(name):
+    """The table, and the configuration of each cell in turn, where every checkpoint is at hand."""
+    with tempfile.TemporaryDirectory() as folder:
+        for checkpoint in CHECKPOINTS:
+            (Path(folder) / f"{checkpoint}.pth").touch()
+        table, points = planned(name, f"checkpoints={folder}")
+    of_point = dict(zip((Point.of(point).digest for point in points), configurations(points), strict=True))
+    return table, [of_point[digest] for cell in table.cells for digest in cell.points]
+
+
+def configurations(points):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return [compose("run", [*point, "tracker=none"]) for point in points]
+
+
+def planned(name, *overrides):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plan(resolved(compose("reproduce", [f"table={name}", *overrides])), [], "command")
+
+
+CHECKPOINTS = [
+    "ncsnpp_cifar10",
+    "ddpmpp_cifar10",
+    "ncsnpp_church",
+    "ncsnpp_bedroom",
+    "ncsnpp_ffhq1024",
+    "ncsnv2_church",
+    "ncsnv2_tower",
+]
+
+# As the papers print them, by row and column.
+PRINTED = {
+    "ncsnpp_cifar10": {
+        "NCSN++": [29.39, 4.35],
+        "NCSN++ with PDS": [3.26, 2.61],
+        "DDIM": [6.08, 4.02],
+        "Analytic-DDIM": [3.55, 3.39],
+    },
+    "clean_fid": {
+        "NCSNv2 church 96², T = 156": [217.9, 65.7],
+        "NCSNv2 tower 128², T = 81": [67.2, 43.8],
+        "NCSN++ bedroom 256², T = 166": [393.7, 16.9],
+        "NCSN++ church 256², T = 166": [393.3, 15.0],
+        "NCSN++ FFHQ 1024², T = 66": [463.2, 61.2],
+    },
+    "wall_clock": {"NCSN++ LSUN 256²": [1173, 90], "NCSN++ FFHQ 1024²": [2030, 71]},
+}
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_printed_numbers(name):
+    table, _ = planned(name)
+    rows = {}
+    for cell in table.cells:
+        rows.setdefault(cell.row, []).append(cell.printed)
+    assert rows == PRINTED[name]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_of_every_table_builds(name):
+    table, runs = full(name)
+    assert len(runs) == sum(len(cell.points) for cell in table.cells)
+    assert all(cell.points or cell.printed for cell in table.cells)
+    for cfg in runs:
+        resolved(cfg)
+        build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
+        assert Path(cfg.model.checkpoint).stem in CHECKPOINTS or cfg.model.checkpoint.startswith("asset:")
+        assert cfg.images == table.images
+
+
+def test_the_figures_cover_the_papers_settings():
+    configs = {name: full(name)[1] for name in ("r_lambda", "iterations", "solenoid_omega", "solenoid_operators")}
+    r_lambda = [(cfg.filter.r, cfg.filter.lam, cfg.sampler.iterations) for cfg in configs["r_lambda"]]
+    assert r_lambda == [(r, lam, 166) for r, lam in product((0.15, 0.2, 0.25), (0.85, 0.9, 0.91, 0.92, 0.95))]
+    series = {}
+    for cfg in configs["iterations"]:
+        pds = " PDS" if {"r", "alpha"} & set(cfg.filter) else ""
+        series.setdefault(Path(cfg.model.checkpoint).stem + pds, []).append(cfg.sampler.iterations)
+    for pds, (name, T) in product(
+        ("", " PDS"),
+        {
+            "ncsnv2_church": [210, 157, 126],
+            "ncsnv2_tower": [108, 81, 65],
+            "ncsnpp_church": [200, 166, 142],
+            "ncsnpp_bedroom": [200, 166, 142],
+            "ncsnpp_ffhq1024": [2000, 200, 133, 100, 66],
+        }.items(),
+    ):
+        assert series.pop(name + pds) == T
+    assert not series
+    assert [cfg.solenoid.omega for cfg in configs["solenoid_omega"]] == [1, 10, 100, 1000]
+    operators = [(cfg.solenoid.operator, cfg.sampler.iterations) for cfg in configs["solenoid_operators"]]
+    assert operators == list(product([f"S{i}" for i in range(1, 7)], (66, 57, 50, 44)))
+
+
+def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
+    for name, network in (("samplers", "VE"), ("samplers_vp", "VP"), ("samplers_cifar10", "VE"), ("samplers_cifar10_vp", "VP")):
+        table, runs = full(name)
+        for cell, cfg in zip(table.cells, runs, strict=True):
+            sampler, budget = build(cfg.sampler), int(cell.column.removeprefix("NFE "))
+            evaluations = sampler.iterations * sampler.nfe_per_iteration
+            adaptive = cell.row == "adaptive SDE"
+            assert adaptive or evaluations in (budget, budget - 1), f"{name}: {cell.row}, {cell.column}"
+            assert cfg.model.process._target_.endswith("Exploding" if network == "VE" else "Preserving")
+        # The discrete chain of VP needs more than 20 levels; no cell of the other samplers is lost.
+        short = {cell.column for cell in table.cells if cell.row == "reverse diffusion + Langevin with PDS"}
+        assert ("NFE 20" in short) == (network == "VE")
+        assert sum(cell.row == "DDIM" for cell in table.cells) == 5
+    small, points = planned("samplers_vp", "small=true")
+    T = [int(o.partition("=")[2]) for point in points for o in point if o.startswith("sampler.iterations=")]
+    expensive = [t > 20 for t in T]
+    assert expensive == sorted(expensive)  # the cheap column first
+    assert {cell.column for cell in small.cells} == {"NFE 20", "NFE 50"}
+    assert sum(cell.row == "Euler-Maruyama" for cell in small.cells) == 2
+
+
+def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
+    # One checkpoint is there, but is none: that cell fails and says so, the cells without a checkpoint are skipped.
+    (tmp_path / "ncsnv2_tower.pth").write_bytes(b"no weights")
+    arguments = ["table=clean_fid", f"outputs={tmp_path}", f"checkpoints={tmp_path}", "images=2", "tracker=none"]
+    result = command("reproduce.py", *arguments)
+    assert result.returncode == 1
+    with (tmp_path / "tables" / "clean_fid" / "table.csv").open() as file:
+        notes = {(row["row"].split(",")[0], row["column"]): row["note"] for row in csv.DictReader(file)}
+    assert notes["NCSN++ bedroom 256²", "vanilla"] == "missing: checkpoint ncsnpp_bedroom"
+    assert notes["NCSNv2 tower 128²", "PDS"].startswith("failed: ")
+    assert "Missing: ncsnpp_bedroom.pth: score_sde_pytorch, ve/bedroom_ncsnpp_continuous" in result.stdout
+    nothing = command("reproduce.py", "table=r_lambda", f"outputs={tmp_path}", f"checkpoints={tmp_path}")
+    assert nothing.returncode == 1
+    assert "no cell of this table can run here" in nothing.stderr
+    assert (tmp_path / "tables" / "r_lambda" / "table.md").exists()
+    assert "one of alpha_iterations, clean_fid" in command("reproduce.py", "table=clean").stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("sampler.iterations=4", "sampler.iterations=4 cannot be given to this table: it says what the cells"),
+        ("seed=3", r"seeds=\[...\] gives the seeds"),
+        ("group=mine", "group=mine cannot be given"),
+    ],
+)
+def test_what_would_change_the_meaning_of_a_cell_is_refused(given, message):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolved(compose("reproduce", ["table=ncsnpp_cifar10", "small=true"]))
+    with pytest.raises(PDSError, match=message):
+        plan(config, [given], "command")
+    assert plan(config, ["batch_size=8"], "command")[1][0][-2:] == ["batch_size=8", "seed=0"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_small_form_builds(name):
+    table, points = planned(name, "small=true")
+    assert points
+    assert all(cell.points for cell in table.cells)
+    for cfg in configurations(points):
+        build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
+        assert cfg.model.checkpoint.startswith("asset:")
+        assert cfg.images <= 512
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_cell_of_every_small_form_runs(name, tmp_path, capsys):
+    table, points = planned(name, "small=true", "images=2")
+    overrides = [*points[-1], "group=cell", f"outputs={tmp_path}"]
+    run(composed(*overrides), overrides)
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("cell/*/result.json"))
+    (run_folder,) = (path.parent.name for path in tmp_path.glob("cell/*/result.json"))
+    done = Point.of(points[-1], state="done", run=run_folder)
+    assert done.digest == table.cells[-1].points[-1]
+    line = fill(table, [done], read_runs(tmp_path / "cell"))[-1]
+    expected = result["seconds"] if name == "wall_clock" else result["metrics"]["fid_mnist_classifier_2"]
+    assert (line.measured, line.images, line.nfe) == (expected, 2, result["nfe"])
+
+
+def test_a_small_form_end_to_end_and_again(tmp_path):
+    arguments = ["table=ncsnpp_cifar10", "small=true", f"outputs={tmp_path}", "seeds=[0,1]", "images=2", "tracker=none"]
+    first = command("reproduce.py", *arguments)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "tables" / "ncsnpp_cifar10_small"
+    assert [point.state for point in Points(folder).read()] == ["done"] * 12
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["column"], row["T"], row["seeds"]) for row in rows][:2] == [
+        ("T = 25", "25", "2"),
+        ("T = 50", "50", "2"),
+    ]
+    runs = [json.loads(path.read_text()) for path in folder.glob("*/result.json")]
+    for row in rows:
+        kind = (
+            int(row["T"]),
+            row["row"] != "NCSN++ with PDS",
+            "ancestral" if row["row"] == "ancestral" else "reverse diffusion",
+        )
+        mine = [run["metrics"] for run in runs if (run["iterations"], run["vanilla"], run["sampler"]) == kind]
+        assert len(mine) == 2
+        assert float(row["measured"]) == pytest.approx(sum(metrics["fid_mnist_classifier_2"] for metrics in mine) / 2)
+        assert row["metric"] == "fid_mnist_classifier_2"
+        assert "another model" in row["note"]
+    report = (folder / "report.html").read_text()
+    for row in rows:
+        assert f"{float(row['measured']):.1f} ±" in report
+        assert f"{significant(float(row['measured']))}±" in first.stdout
+    again = command("reproduce.py", *arguments)
+    assert again.stderr.count("is done already") == 12

@@ -1,0 +1,333 @@
+"""The whole path as a user walks it: a sweep with a failing point, its files, its report, and the same command again."""
+
+import contextlib
+import dataclasses
+import errno
+import html
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from moments import make_moments
+from PIL import Image
+from test_configurations import composed
+
+from pds.errors import PDSError
+from pds.files import ASSETS
+from pds.lab.cli import one_sentence
+from pds.lab.experiment import Experiment, run
+from pds.lab.points import Points
+from pds.lab.runs import RunFolder, run_name
+from pds.lab.tracking import read_metrics
+from pds.lab.train import train
+from pds.models.checkpoints import save_weights
+from pds.models.ncsn import NCSN
+from pds.moments import read_moments
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(script, *overrides):
+    arguments = [sys.executable, f"experiments/{script}", *overrides]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        arguments, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=False
+    )
+
+
+def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
+    # T = 5 visits half of the ladder, T = 15 does not fit it: two points finish, two fail.
+    sweep = ["-m", "filter=none,parametric", "sampler.iterations=5,15", "sampler.step_size=1.0", "images=6"]
+    sweep += ["debug=tiny", f"outputs={tmp_path}"]
+    first = command("run.py", *sweep)
+    assert first.returncode == 1, first.stderr
+    assert first.stderr.count("error: sampler.iterations=15 does not fit 10 noise levels") == 2
+    assert "Traceback" not in first.stderr
+    runs = sorted(path.parent for path in tmp_path.glob("debug/*/result.json"))
+    assert [path.name.rsplit("-", 1)[0] for path in runs] == [
+        "filter=none,images=6,sampler.iterations=5,sampler.step_size=1.0",
+        "filter=parametric,images=6,sampler.iterations=5,sampler.step_size=1.0",
+    ]
+    results = [json.loads((path / "result.json").read_text()) for path in runs]
+    assert [result["vanilla"] for result in results] == [True, False]
+    for path, result in zip(runs, results, strict=True):
+        assert (result["iterations"], result["nfe"], result["images"]) == (5, 6, 6)
+        assert list(result["metrics"]) == ["fid_mnist_classifier_6"] == list(result["floor"])
+        assert read_metrics(path / "metrics.jsonl")[-1]["fid_mnist_classifier_6"] == result["metrics"]["fid_mnist_classifier_6"]
+        assert json.loads((path / "status.json").read_text())["state"] == "done"
+        assert yaml.safe_load((path / "config.yaml").read_text())["sampler"]["iterations"] == 5
+        assert (path / "grid.png").stat().st_size > 100
+    assert not (runs[0] / "filter.npz").exists()
+    assert np.load(runs[1] / "filter.npz")["frequency"].shape == (1, 28, 28)
+    report = (tmp_path / "debug" / "report.html").read_text()
+    assert all(f"{result['metrics']['fid_mnist_classifier_6']:.1f}" in report for result in results)
+
+    stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
+    again = command("run.py", *sweep)
+    assert again.stderr.count("is done already") == 2
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
+    assert "fid_mnist_classifier_6" in again.stdout
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    sweep = ["-m", "seed=0,1,2", "images=16", "shard_size=4", "sampler.iterations=10", "tracker=none", f"outputs={tmp_path}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(
+        [sys.executable, "experiments/run.py", *sweep],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while killed.poll() is None and not list(tmp_path.glob("seed-*/*seed=1*/samples/*.npz")):
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    (group,) = tmp_path.glob("seed-*")
+    points = Points(group)
+    assert [point.state for point in points.read()][::2] == ["done", "waiting"]
+    before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
+    assert 5 <= len(before) < 9
+    sweep += ["batch_size=2"]  # what a GPU without memory asks for: the same sweep, smaller batches
+    again = command("run.py", *sweep)
+    assert again.returncode == 0
+    assert [point.state for point in points.read()] == ["done"] * 3
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    assert "point 3 of 3" in again.stderr
+    assert "left for the sweep" in again.stderr
+    assert all(point.command == f"python experiments/run.py {shlex.join(sweep)}" for point in points.read())
+    assert html.escape(points.read()[0].command) in (group / "report.html").read_text()
+    assert len(list(group.glob("*/result.json"))) == 3
+
+
+def test_runs_are_named_by_what_they_are(tmp_path):
+    config = {"filter": {"r": 0.2}, "outputs": "a", "device": "cpu", "seed": 0}
+    name = run_name(["filter.r=0.2", "outputs=a", "experiment=x", "hydra.verbose=true"], config)
+    assert name == run_name(["outputs=b", "filter.r=0.2", "experiment=x"], config | {"outputs": "b", "device": "cuda"})
+    assert name.startswith("filter.r=0.2,x-")
+    assert name != run_name(["filter.r=0.2"], config | {"seed": 1})
+    assert run_name([], config).startswith("default-")
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim({"seed": 0, "device": "cpu"})
+    folder.claim({"seed": 0, "device": "cuda"})
+    with pytest.raises(PDSError, match="holds a run with seed=0, not 1"):
+        folder.claim({"seed": 1, "device": "cpu"})
+
+
+def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_path, monkeypatch, capsys):
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2")
+    run(cfg, [])
+    (folder,) = (path.parent for path in tmp_path.glob("debug/*/result.json"))
+    # Killed between result.json and status.json, the run is found done, and said to be.
+    (folder / "status.json").write_text('{"state": "running", "message": ""}')
+    capsys.readouterr()
+    run(cfg, [])
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    assert "fid_mnist_classifier_2" in capsys.readouterr().out
+
+    def disk_full(path, value):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pds.lab.runs.write_json", disk_full)
+    failures = []
+    with one_sentence(failures):
+        run(composed("debug=tiny", f"outputs={tmp_path}", "images=3", "sampler.iterations=2"), [])
+    assert len(failures) == 1
+    assert "No space left" in failures[0]
+
+
+def test_other_weights_or_filters_are_another_run(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    names = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_weights(NCSN(1, 4, 10).state_dict(), weights, {})
+        cfg = composed(f"model.checkpoint={weights}", "model.width=4", "filter=parametric")
+        names.add(run_name([], {"fingerprint": Experiment.build(cfg).fingerprint}))
+    assert len(names) == 2
+
+
+def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_which_it_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
+    weights, folder = tmp_path / "net.safetensors", tmp_path / "stripes"
+    shutil.copy(ASSETS / "mnist_ncsnpp.safetensors", weights)
+    folder.mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((28, 28), 90 * i, np.uint8)).save(folder / f"{i}.png")
+    data = ["dataset=folder", f"dataset.source.root={folder}", "dataset.shape=[1,28,28]", "metric=none"]
+    data += ["model.process.sigma_max=16"]
+    chosen = [*data, "model=ncsnpp_small", f"model.checkpoint={weights}", "sampler=analytic_ddim", "sampler.iterations=2"]
+    first = Experiment.build(composed(*chosen, "sampler.training_images=1"))
+    assert len(list((tmp_path / "cache" / "moments").glob("net_folder_1-*.json"))) == 1
+    assert torch.isfinite(first.sample(range(2))[0]).all()
+    make_moments(composed(*chosen, "sampler.training_images=2"))
+    shutil.rmtree(folder)
+    second = Experiment.build(composed(*chosen, "sampler.training_images=2"))
+    assert second.moments == read_moments(tmp_path / "net_moments.json")
+    assert first.fingerprint["moments"] != second.fingerprint["moments"]
+    with pytest.raises(PDSError, match=r"use filter=none and solenoid=none"):
+        Experiment.build(composed(*chosen, "filter=parametric", "sampler.training_images=3"))
+    with pytest.raises(PDSError, match="the DDIM sampler needs no moments: give sampler=analytic_ddim"):
+        make_moments(composed("model=ncsnpp_small", "sampler=ddim"))
+    # What has no moments is named as ever.
+    assert list(Experiment.build(composed()).fingerprint) == ["weights", "filters", "reference", "batch"]
+
+
+def test_the_tracker_mirrors_the_run(tmp_path):
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=8", "shard_size=1", "sampler.iterations=2", "filter=parametric")
+    opened, looked, exists = [], [], Path.exists
+
+    class Recorder:
+        @contextlib.contextmanager
+        def run(self, folder, name, group, job_type, config):
+            record = {"group": group, "job_type": job_type, "config": config, "log": [], "summary": {}, "images": []}
+            opened.append(record)
+
+            class Handle:
+                log = staticmethod(lambda metrics, step_name=None: record["log"].append(metrics))
+                image = staticmethod(lambda name, path: record["images"].append(path.exists()))
+                table = staticmethod(lambda name, columns, rows: record.update(table=(columns, rows)))
+                summary = staticmethod(record["summary"].update)
+
+            yield Handle()
+
+    experiment = Experiment.build(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "build", classmethod(lambda cls, cfg: dataclasses.replace(experiment, tracker=Recorder())))
+        patch.setattr(Path, "exists", lambda path: looked.append(path.name) or exists(path))
+        run(cfg, [])
+    (record,) = opened
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("debug/*/result.json"))
+    assert (record["group"], record["job_type"]) == ("debug", "pds")
+    assert record["config"]["filter"]["lam"] == cfg.filter.lam
+    steps = [entry["images_done"] for entry in record["log"] if "images_per_second" in entry]
+    assert steps == sorted(steps) and len(steps) == steps[-1] == 8
+    assert sum(name.startswith("shard-") for name in looked) <= 3 * 8, "each file once before and twice while sampling"
+    assert record["summary"]["NFE"] == 3
+    assert record["summary"]["fid_mnist_classifier_8"] == result["metrics"]["fid_mnist_classifier_8"]
+    assert result["source"].startswith("Song & Ermon")
+    assert record["images"] == [True]
+    assert [len(row) for row in record["table"][1]] == [len(record["table"][0])]
+
+
+def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
+    folder = tmp_path / "stripes"
+    folder.mkdir()
+    for i in range(8):
+        Image.fromarray(np.full((8, 8), 30 * i, np.uint8)).save(folder / f"{i}.png")
+    data = ["dataset=folder", f"dataset.source.root={folder}", "dataset.shape=[1,8,8]", f"outputs={tmp_path}", "model.width=4"]
+    fast = ["trainer.iterations=3", "trainer.batch_size=4", "trainer.compile=false", "trainer.bf16=false", "name=tiny"]
+    first = command("train.py", *data, *fast)
+    assert first.returncode == 0, first.stderr
+    weights = tmp_path / "train" / "tiny" / "tiny.safetensors"
+    assert "is done already" in command("train.py", *data, *fast).stderr
+    assert "holds a run with" in command("train.py", *data, *fast, "trainer.iterations=4").stderr
+    experiment = Experiment.build(composed(*data, f"model.checkpoint={weights}", "metric=none"))
+    x, nfe = experiment.sample(range(2))
+    assert x.shape == (2, 1, 8, 8)
+    assert nfe == 21
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["trainer.batch_size=5"], "has 4 images, fewer than trainer.batch_size=5"),
+        (["trainer.batch_size=4"], r"3\.png cannot be read as an image"),
+        (["trainer.batch_size=2", "trainer.compile=true"], r"trainer\.compile=true needs .* no no-such-compiler here: install"),
+    ],
+)
+def test_training_that_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, given, says):
+    monkeypatch.setenv("CXX", "'no-such-compiler' -O2")
+    for i in range(3):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    data = ["dataset=folder", f"dataset.source.root={tmp_path}", "dataset.shape=[1,8,8]", f"outputs={tmp_path / 'outputs'}"]
+    with pytest.raises(PDSError, match=says):
+        train(composed(*data, "model.width=4", "trainer.compile=false", *given, config="train"))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_that_fails_midway_says_so_in_its_status_and_report(tmp_path, monkeypatch):
+    cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2")
+
+    def explode(self, images):
+        raise PDSError("the disk caught fire")
+
+    monkeypatch.setattr(Experiment, "annotate", explode)
+    with pytest.raises(PDSError):
+        run(cfg, [])
+    (status,) = tmp_path.glob("debug/*/status.json")
+    assert json.loads(status.read_text())["message"] == "the disk caught fire"
+    assert "the disk caught fire" in (tmp_path / "debug" / "report.html").read_text()
+
+
+def test_a_network_of_diffusers_by_our_sampler_with_pds_and_by_its_own(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "block_out_channels": [8, 8]}
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(28, 1, 1, **blocks, layers_per_block=1, norm_num_groups=4)
+    folder = tmp_path / "ddpm"
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
+    common = ["model=ddpm", f"model.checkpoint={folder}", "images=2", "tracker=none", "group=g", f"outputs={tmp_path}"]
+    for chosen in (
+        ["sampler.iterations=3", "filter=statistics"],
+        ["sampler=diffusers_ddim", "sampler.iterations=4"],
+        ["sampler=accelerated_ddim", "sampler.iterations=3"],
+    ):
+        overrides = [*common, *chosen]
+        run(composed(*overrides), overrides)
+    results = {r["sampler"]: r for r in (json.loads(path.read_text()) for path in tmp_path.glob("g/*/result.json"))}
+    assert {name: (r["nfe"], r["vanilla"]) for name, r in results.items()} == {
+        "ancestral": (3, False),
+        "DDIM (diffusers)": (4, True),
+        "accelerated DDIM": (3, True),
+    }
+    assert all(np.isfinite(r["metrics"]["fid_mnist_classifier_2"]) for r in results.values())
+    assert results["DDIM (diffusers)"]["checkpoint"]["layout"] == "diffusers"
+    assert results["DDIM (diffusers)"]["versions"]["diffusers"] == diffusers.__version__
+    # The same weights with another config.json, or another chain, are another model.
+    before = Experiment.build(composed(*common)).fingerprint
+    for file, key, value in (("unet/config.json", "norm_eps", 0.1), ("scheduler/scheduler_config.json", "beta_end", 0.03)):
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(content | {key: value}))
+        after = Experiment.build(composed(*common)).fingerprint
+        assert after["weights"] == before["weights"] and after["beside_weights"] != before["beside_weights"]
+        before = after
+
+
+def test_more_images_and_another_metric_take_what_was_sampled_before(tmp_path):
+    def ran(outputs, *given):
+        here = ["debug=tiny", f"outputs={outputs}", "sampler.iterations=5", "sampler.step_size=1.0", "shard_size=2", *given]
+        run(composed(*here), here)
+        path = max(outputs.glob("debug/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+        shards = [np.load(file) for file in sorted((path.parent / "samples").glob("*.npz"))]
+        return json.loads(path.read_text()), np.concatenate([shard["images"] for shard in shards]), shards
+
+    few, first, _ = ran(tmp_path, "images=5", "metric=none")
+    more, images, shards = ran(tmp_path, "images=8")
+    assert "taken_from" not in few and more["taken_from"] == [few["name"]]
+    # The third shard had one image, which is not the two that it should have.
+    assert ["taken_from" in shard for shard in shards] == [True, True, False, False]
+    assert np.array_equal(images[:5], first)
+    # As a kill between the two leaves it.
+    for file in ("result.json", "samples/shard-00001.npz"):
+        (tmp_path / "debug" / more["name"] / file).unlink()
+    assert ["taken_from" in shard for shard in ran(tmp_path, "images=8")[2]] == [True, True, False, False]
+    alone, fresh, _ = ran(tmp_path / "alone", "images=8")
+    assert "taken_from" not in alone and np.array_equal(fresh, images) and alone["metrics"] == more["metrics"]
+    for other in ("seed=1", "filter=parametric", "shard_size=4"):
+        assert "taken_from" not in ran(tmp_path, "images=8", other)[0], other
+    without, _, shards = ran(tmp_path, "images=8", "metric=none")
+    assert without["metrics"] == {} and not any("features" in shard for shard in shards)

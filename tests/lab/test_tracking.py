@@ -1,0 +1,182 @@
+"""Numbers survive kills and broken trackers; an offline W&B run holds what was logged, read back from its file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pds.errors import PDSError
+from pds.lab.tracking import MetricsFile, NoTracker, WandbTracker, read_metrics
+
+OFFLINE = WandbTracker(project="pds-test", mode="offline")
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def records(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of the one W&B run below a run directory, by type."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    command = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in map(json.loads, output.splitlines()):
+        found.setdefault(line["type"], []).append(line[line["type"]])
+    return found
+
+
+def test_metrics_file_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    file.append({"images_done": 64, "seconds": np.float32(1.5)})
+    first = file.path.read_bytes()
+    file.append({"images_done": 128, "seconds": 3.0})
+    whole = file.path.read_bytes()
+    for size in range(len(first), len(whole)):
+        file.path.write_bytes(whole[:size])
+        assert read_metrics(file.path) == [{"images_done": 64, "seconds": 1.5}]
+        file.append({"images_done": 192})
+        assert [r["images_done"] for r in read_metrics(file.path)] == [64, 192]
+    file.path.write_bytes(b"x" * 10_000)
+    file.append({"images_done": 1})
+    assert read_metrics(file.path) == [{"images_done": 1}]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a":\n{"a": 3}\n')
+    with pytest.raises(PDSError, match="line 2"):
+        read_metrics(path)
+    assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def logged(found: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """The keys a user can draw: those of history and summary, without what W&B adds."""
+    keys = {key for h in found["history"] for key in h["item"]} | {key for s in found["summary"] for key in s["update"]}
+    return {key.removesuffix("._type") for key in keys if "._type" in key or not ("." in key or key.startswith("_"))}
+
+
+def table(found: dict[str, list[dict[str, Any]]], name: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """A logged table, and where the files of its artifact are kept."""
+    (artifact,) = (a for a in found["artifact"] if a["name"].endswith(f"-{name}"))
+    files = {entry["path"]: Path(entry["local_path"]) for entry in artifact["manifest"]["contents"]}
+    return json.loads(files[f"{name}.table.json"].read_text()), files
+
+
+def test_two_points_of_a_sweep_read_back_as_two_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Vanilla and PDS, both open at once in one process, the second one failing: each has what was logged to it, no more."""
+    caplog.set_level(logging.INFO, logger="pds")
+    Image.new("L", (8, 8)).save(tmp_path / "grid.png")
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), np.uint8)
+    images[0] //= 4  # an image is kept as it is, however dark
+    tracker = WandbTracker(project="pds-test")  # auto, and there is no key
+    with tracker.run(tmp_path / "a", "T=20", "sweep", "vanilla", {"filter": {"r": 0.2}, "images": 64}) as run:
+        run.log({"images_done": 64, "images_per_second": 7.5}, step_name="images_done")
+        run.image("samples", tmp_path / "grid.png")
+        run.table("result", ["run", "distance"], [["vanilla", 2.5], ["failed", None]])
+        run.table("sample_table", ["index", "image"], [[i, image] for i, image in enumerate(images)])
+        run.summary({"fid_test_64": 12.25})
+        with (
+            pytest.raises(RuntimeError, match="the sampler"),
+            tracker.run(tmp_path / "b", "T=20", "sweep", "pds", {"filter": {"r": 0.3}}) as other,
+        ):
+            other.table("sample_table", ["index", "image"], [[7, images[1, :1]]])
+            other.log({"fid_test_2048": 8.5})
+            raise RuntimeError("the sampler")
+
+    first, second = records(tmp_path / "a"), records(tmp_path / "b")
+    headers = [found["run"][0] for found in (first, second)]
+    assert [(h["run_group"], h["job_type"], h["display_name"]) for h in headers] == [
+        ("sweep", "vanilla", "T=20"),
+        ("sweep", "pds", "T=20"),
+    ]
+    assert headers[0]["run_id"] != headers[1]["run_id"]
+    configs = [{k: v for k, v in h["config"]["update"].items() if k != "_wandb"} for h in headers]
+    assert configs == [{"filter": {"r": 0.2}, "images": 64}, {"filter": {"r": 0.3}}]
+    assert logged(first) == {"images_done", "images_per_second", "samples", "result", "sample_table", "fid_test_64"}
+    assert logged(second) == {"sample_table", "fid_test_2048"}
+    assert (first["history"][0]["item"]["images_done"], first["history"][0]["item"]["images_per_second"]) == (64, 7.5)
+    assert {"name": "images_per_second", "step_metric": "images_done"}.items() <= first["metric"][-1].items()
+    assert any(s["update"].get("fid_test_64") == 12.25 for s in first["summary"])
+    assert [found["exit"][0].get("exit_code", 0) for found in (first, second)] == [0, 1]
+
+    samples, files = table(first, "sample_table")
+    assert all(path.is_relative_to(tmp_path / "a") for path in files.values())
+    assert samples["column_types"]["params"]["type_map"]["image"]["params"]["allowed_types"][0]["wb_type"] == "image-file"
+    assert [row[0] for row in samples["data"]] == [0, 1]
+    for image, (_, cell) in zip(images, samples["data"], strict=True):
+        assert np.array_equal(np.asarray(Image.open(files[cell["path"]])), image.transpose(1, 2, 0))
+    samples, files = table(second, "sample_table")
+    ((index, cell),) = samples["data"]
+    assert index == 7 and np.array_equal(np.asarray(Image.open(files[cell["path"]])), images[1, 0])
+    assert table(first, "result")[0]["data"] == [["vanilla", 2.5], ["failed", None]]
+    for folder in ("a", "b"):
+        hints = [m for m in caplog.messages if f"wandb sync {tmp_path / folder / 'wandb'}/offline-run-" in m]
+        assert len(hints) == 1
+
+
+def test_an_online_run_that_cannot_be_opened_becomes_an_offline_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    init = wandb.init
+
+    def unreachable(**options: Any) -> wandb.Run:
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("made-up network failure")
+        return init(**options)
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    with WandbTracker("pds-test").run(tmp_path, "a", "g", "sample", {}) as run:
+        run.log({"loss": 1.0})
+    assert [h["item"]["loss"] for h in records(tmp_path)["history"]] == [1.0]
+    assert "opening the run online, the run goes on: CommError: made-up network failure" in caplog.text
+
+
+def test_a_broken_tracker_never_stops_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    with OFFLINE.run(tmp_path, "a", "g", "sample", {}) as run:
+        for method in ("log", "finish", "define_metric"):
+            monkeypatch.setattr(wandb.Run, method, broken)
+        for _ in range(3):
+            run.log({"loss": 1.0}, step_name="iteration")
+        run.image("grid", tmp_path / "absent.png")
+        run.table("t", ["a"], [[1], [1, 2]])
+        run.summary({"fid": object()})
+    assert caplog.text.count("logging metrics") == 1 and "finishing the run" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(wandb, "init", broken)
+    with OFFLINE.run(tmp_path, "a", "g", "sample", {}) as run:
+        run.log({"loss": 1.0})
+    assert "opening the run offline" in caplog.text
+
+
+def test_modes(tmp_path: Path) -> None:
+    with pytest.raises(PDSError, match="auto, online, offline, disabled"):
+        WandbTracker("p", mode="on")
+    for tracker in (NoTracker(), WandbTracker("p", mode="disabled")):
+        with tracker.run(tmp_path / "none", "a", "g", "sample", {}) as run:
+            run.log({"loss": 1.0})
+            run.image("grid", tmp_path / "absent.png")
+            run.table("t", ["a"], [[1]])
+            run.summary({"a": 1})
+        assert not (tmp_path / "none").exists()
