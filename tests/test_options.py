@@ -1,0 +1,78 @@
+"""Options: each kind of value that does not fit its annotation is refused in one sentence, before anything is made of it."""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest
+
+from pds.errors import OptionError
+from pds.options import Count, Range, checked, options, shown
+
+
+@options
+class Base:
+    count: Count
+    weight: Annotated[float, Range(0, 1)] = 0.5
+
+    def __post_init__(self):
+        assert type(self.weight) is float  # checked, and converted, before
+
+
+@options
+class Derived(Base):
+    order: Literal[1, 2] = 2
+    widths: Annotated[Sequence[int], Range(1, 64)] = (1, 2)
+    end: Annotated[float, Range(above=0, infinity="no end")] | None = None
+    flag: bool = False
+
+
+def wrong_values(kind, rng):
+    anything = [None, "abc", "\x1b[2J", [], {}, object(), b"1", 1j]
+    numbers = [math.nan, -math.inf, -(10**400), -rng.random() - 1e-9, -rng.randrange(1, 99)]
+    return {
+        "count": [*anything, *numbers, math.inf, True, 0, 10**400, 1.5, 1.0, rng.randrange(1_000_001, 10**12)],
+        "weight": [*anything, *numbers, math.inf, True, 10**400, 1 + rng.random() + 1e-9],
+        "order": [*anything, *numbers, True, 1.0, 0, 3, "1"],
+        "widths": ["12", 3, {1: 2}, [0], [1, True], [1, 2.5], [rng.randrange(65, 999)], [math.nan], None],
+        "end": [v for v in [*anything, *numbers, True, 0, 0.0] if v is not None],
+        "flag": [*anything, *numbers, 0, 1],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["count", "weight", "order", "widths", "end", "flag"])
+def test_a_value_that_does_not_fit_is_refused_by_name_in_one_short_line(kind):
+    rng, tried = random.Random(kind), 0
+    while tried < 50:
+        for value in wrong_values(kind, rng):
+            tried += 1
+            with pytest.raises(OptionError) as refused:
+                Derived(**{"count": 3, kind: value})
+            said = str(refused.value)
+            assert said.startswith(f"{kind} must be ") and said.isprintable() and len(said) < 250, (value, said)
+            assert str(refused.value.under("sampler")) == f"sampler.{said}"
+
+
+def test_values_that_fit_are_kept_and_whole_numbers_become_floats():
+    made = Derived(np.int64(7), 1, 1, [3, 4], math.inf, True)
+    assert (made.count, made.weight, made.order, made.widths, made.end) == (7, 1.0, 1, [3, 4], math.inf)
+    assert (type(made.count), type(made.weight)) == (int, float)
+
+
+def test_arguments_of_a_function_are_checked_alike():
+    @checked
+    def double(x: Annotated[float, Range(0)], *rest: int, name: str = "") -> float:
+        return 2 * x
+
+    assert double(2, 3) == 4.0
+    with pytest.raises(OptionError, match="x must be at least 0, got -1"):
+        double(-1)
+    with pytest.raises(OptionError, match="name must be text, got 3"):
+        double(1, name=3)
+
+
+def test_values_are_shown_short_and_without_control_characters():
+    assert len(shown("a" * 10_000)) == 80
+    assert shown("\x1b[2J\nerror: all is well").isprintable()
