@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from moments import make_moments
 from PIL import Image
 from test_configurations import composed
 
 from pds.errors import PDSError
 from pds.files import ASSETS
-from pds.lab.cli import one_sentence
+from pds.lab.cli import sentence
 from pds.lab.experiment import Experiment, run
+from pds.lab.moments import make_moments
 from pds.lab.points import Points
 from pds.lab.runs import RunFolder, run_name
 from pds.lab.tracking import read_metrics
@@ -141,11 +141,9 @@ def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("pds.lab.runs.write_json", disk_full)
-    failures = []
-    with one_sentence(failures):
+    with pytest.raises(OSError, match="No space left") as error:
         run(composed("debug=tiny", f"outputs={tmp_path}", "images=3", "sampler.iterations=2"), [])
-    assert len(failures) == 1
-    assert "No space left" in failures[0]
+    assert sentence(error.value).endswith("make room there and run the same command again")
 
 
 def test_other_weights_or_filters_are_another_run(tmp_path):
