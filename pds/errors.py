@@ -6,7 +6,8 @@ from __future__ import annotations
 def escaped(text: str, most: int) -> str:
     """`text` with control characters escaped, its middle cut out where it has more than `most` characters."""
     if len(text) > most:
-        text = f"{text[: most * 2 // 3]} ... {text[len(text) - most // 3 :]}"
+        kept = most - 5
+        text = f"{text[: kept - kept // 3]} ... {text[len(text) - kept // 3 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -134,7 +134,7 @@ def test_messages_are_printable_and_of_a_limited_length():
         assert message.isprintable() and message.startswith("begin") and message.endswith("end")
         assert len(message) < 2000 * 6 + 10  # as each character may be escaped by six
     assert escaped("α, Δ – 像", 80) == "α, Δ – 像"
-    assert escaped("x" * 30 + "y" * 30, 30) == "x" * 20 + " ... " + "y" * 10
+    assert escaped("x" * 30 + "y" * 30, 35) == "x" * 20 + " ... " + "y" * 10
 
 
 def test_a_file_is_made_once_however_many_want_it(tmp_path):
