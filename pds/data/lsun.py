@@ -198,9 +198,9 @@ def _keys(root: Path, database: Database) -> np.ndarray:
     if path.is_file():
         try:
             # The archive has a CRC of what was listed.
-            return read_npz(path, {"keys": Array("S", (count,))})["keys"]
+            return read_npz(path, {"keys": Array("bytes", (count,))}, "a list of keys", "it is listed again")["keys"]
         except PDSError as error:
-            log.warning("the keys of %s are listed again: %s", root, error)
+            log.warning("%s", error)
     log.info("listing the %d keys of %s once, for %s", count, root, path)
     listed, keys = database.ask("keys", f"the keys of {root} cannot be listed", PATIENCE_FOR_KEYS), []
     position = 0
