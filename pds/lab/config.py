@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import warnings
@@ -10,11 +11,12 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from pds.errors import PDSError
+from pds.options import options_of
 
 # Files of conf/hydra/launcher are named as the plugins' own, which Hydra takes for their types and would warn of.
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
@@ -30,6 +32,19 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         if isinstance(error.__cause__, PDSError):
             raise error.__cause__ from None
         raise
+
+
+@functools.cache
+def defaults(target: str) -> dict[str, Any]:
+    """Plain values of the defaults in the signature of the class or function of this path, by key.
+
+    Options that are objects are left out: each is a node of its own, with its own `_target_`.
+    """
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    stated = {name: option.default for name, option in options_of(get_object(target)).items() if not option.required}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in stated.items() if isinstance(value, plain)
+    }
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
