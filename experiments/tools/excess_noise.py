@@ -109,7 +109,7 @@ def report(cfg: DictConfig) -> None:
     print("it: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations.")
     picture = Path(cfg.outputs) / "excess_noise.svg"
     with atomic_path(picture) as temporary:
-        temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
+        temporary.write_text(noise_along("excess_noise", tracks).svg, encoding="utf-8")
     print(f"\npicture  {picture}")
 
 

@@ -25,12 +25,13 @@ from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
-from pds.lab.report import format_table, image_grid, read_runs, write_report
+from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
+from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid

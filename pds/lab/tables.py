@@ -20,7 +20,7 @@ from pds.lab.cli import one_sentence
 from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
-from pds.lab.report.tables import Cell, Table, write_table
+from pds.lab.report.table import Cell, Table, write_table
 from pds.lab.schema import Reproduce
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

@@ -17,8 +17,8 @@ from pds.lab.config import build, resolved
 from pds.lab.experiment import run
 from pds.lab.points import Point, Points
 from pds.lab.report import read_runs
-from pds.lab.report.runs import significant
-from pds.lab.report.tables import fill
+from pds.lab.report.text import significant
+from pds.lab.report.table import fill
 from pds.lab.schema import register
 from pds.lab.tables import CONF, TABLES, plan
 

@@ -85,7 +85,13 @@ class Series:
 
 
 def lines(
-    name: str, title: str, head: str, columns: Sequence[Column], series: Sequence[Series], floor: float | None = None, **layout: Any
+    name: str,
+    title: str,
+    head: str,
+    columns: Sequence[Column],
+    series: Sequence[Series],
+    floor: float | None = None,
+    **layout: Any,
 ) -> Chart:
     """Curves in columns that share their heights.
 
@@ -133,7 +139,9 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
     for line, marker in zip(curves.lines, _MARKERS * len(curves.lines), strict=False):
         style = {"color": _SOFT, "dashes": next(quiet)} if line.vanilla else {"color": next(strong)}
         xs = [[s.mean(key) for s in line.settings] for key in ("iterations", "nfe", "seconds")]
-        series.append(_series(line, xs if curves.x == T else [[s.values[curves.x] for s in line.settings]], {"marker": marker, **style}))
+        series.append(
+            _series(line, xs if curves.x == T else [[s.values[curves.x] for s in line.settings]], {"marker": marker, **style})
+        )
     ends = [min(s.values[curves.x] for s in settings), max(s.values[curves.x] for s in settings)]
     for level, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
         style = {"color": _SOFT, "linewidth": 1.2, "dashes": dashes}

@@ -75,7 +75,9 @@ def strip_of(run: Run) -> Picture | None:
 def filters_of(run: Run) -> dict[str, np.ndarray]:
     """R ("frequency") and A ("space") of a run, those that there are."""
     path: Path = run.folder / "filter.npz"
-    return read_npz(path, FILTERS, "the filters of a run", "delete it; nothing but its picture is lost") if path.exists() else {}
+    return (
+        read_npz(path, FILTERS, "the filters of a run", "delete it; nothing but its picture is lost") if path.exists() else {}
+    )
 
 
 def _encoded(picture: Image.Image, kind: str, **options: bool | int) -> bytes:

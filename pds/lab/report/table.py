@@ -323,7 +323,9 @@ class Grid:
 
     def usual(self, key: str) -> list[Any]:
         """Of each column what most of its rows have of "iterations" or "nfe"; None where nothing is known."""
-        known = [[m.known(key) for (_, name), m in self.lines.items() if name == column and m.setting] for column in self.columns]
+        known = [
+            [m.known(key) for (_, name), m in self.lines.items() if name == column and m.setting] for column in self.columns
+        ]
         return [statistics.mode(values) if values else None for values in known]
 
     def sentences(self) -> list[str]:
