@@ -22,7 +22,7 @@ from pds.lab.benchmark import Iteration, peak_memory
 from pds.lab.cli import entry_point, one_sentence
 from pds.lab.config import build
 from pds.lab.devices import choose_device
-from pds.lab.report.text import markdown_table
+from pds.lab.text import markdown_table
 from pds.lab.runs import fingerprint
 from pds.lab.schema import register
 from pds.models.checkpoints import EMA

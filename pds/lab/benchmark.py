@@ -32,7 +32,7 @@ from pds.errors import PDSError
 from pds.files import write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
-from pds.lab.report.text import markdown_table
+from pds.lab.text import markdown_table
 from pds.lab.runs import provenance, run_name
 from pds.models.scores import ScoreModel, for_sampling
 from pds.noise import ImageNoise

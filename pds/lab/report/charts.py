@@ -22,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from pds.lab.report.runs import FLOOR
 from pds.lab.report.settings import Curves, HeatMap, Line, Panel, Setting, T, symbol
 from pds.lab.report.table import Grid, timing
-from pds.lab.report.text import shown, significant
+from pds.lab.text import shown, significant
 
 _SOFT, _GRID, _BAD, _ON_SHADE = "#555555", "#dddddd", "#a3260f", "#010101"
 """page.html replaces these and black on the page, all but the last, which is the ink on a pale cell."""
@@ -130,7 +130,7 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
     if curves.x == T:
         heads = {"iterations": "T (iterations)", "nfe": "NFE (score evaluations)"}
         columns = [Column(head, [s.mean(key) for s in settings]) for key, head in heads.items()]
-        columns.append(Column(timing(panel.runs.runs)))
+        columns.append(Column(timing(panel.runs)))
         layout = {"size": (880, 300 + 17 * math.ceil(len(curves.lines) / 4)), "below": True}
     else:
         columns, layout = [Column(symbol(curves.x), [s.values[curves.x] for s in settings])], {}
@@ -168,7 +168,7 @@ def rows(name: str, grid: Grid) -> Chart:
         xs = [[s.mean(key) for s in line.settings] for key in ("nfe", "seconds")]
         series.append(_series(line, xs, {"marker": marker, **style}))
     ticks = [nfe for nfe in grid.usual("nfe") if nfe is not None]
-    columns = [Column("NFE (score evaluations)", ticks, 1), Column(timing(grid.runs.runs), None, 1)]
+    columns = [Column("NFE (score evaluations)", ticks, 1), Column(timing(grid.runs), None, 1)]
     size = (942, max(360, 15 * len(curves) + 62))
     return lines(name, f"{grid.quantity} against NFE and seconds", grid.quantity, columns, series, grid.floor, size=size)
 
@@ -212,7 +212,7 @@ def best_alphas(name: str, panel: Panel) -> Chart:
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
             placed = [best for best in bests if (None not in (best.below, best.above)) is inside]
             xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
-            reach = [b.alpha - b.span[0] for b in placed], [b.span[1] - b.alpha for b in placed]
+            reach = [b.alpha - (b.below or b.alpha) for b in placed], [(b.above or b.alpha) - b.alpha for b in placed]
             style = {"color": tone, "marker": marker, "linestyle": "none", "markersize": 7, "mfc": tone if inside else "none"}
             bars = {"elinewidth": 5, "capsize": 0, "alpha": 0.35}
             series += [Series(f"{label or 'PDS'}, best α{note}", [xs], ys, style, reach, bars)] if placed else []
@@ -224,9 +224,9 @@ def best_alphas(name: str, panel: Panel) -> Chart:
     return lines(name, f"Best α against T, by {panel.metric}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
 
 
-def heat_map(name: str, panel: Panel, found: HeatMap, shades: tuple[float, float]) -> Chart:
-    """Distance in the cells of a grid, dark where it is low; `shades` are the lowest and highest distance of the colours."""
-    columns, rows = found.ticks(0), found.ticks(1)
+def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
+    """Distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
+    columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
     width, height = 62, 42 if panel.several_seeds else 34
     inner = (max(len(columns) * width, 170), len(rows) * height)
     total = (inner[0] + 86, inner[1] + 72)
@@ -237,7 +237,7 @@ def heat_map(name: str, panel: Panel, found: HeatMap, shades: tuple[float, float
             for j, row in enumerate(rows):
                 setting = found.cells.get((column, row))
                 if setting is not None:
-                    _draw_cell(axes, i, j, setting, _shade(setting.number, *shades), setting.number == found.lowest)
+                    _draw_cell(axes, i, j, setting, _shade(setting.number, low, high), setting.number == found.lowest)
                 else:
                     state = found.lost.get((column, row), "")
                     axes.add_patch(Rectangle((i, j), 1, 1, facecolor="none", edgecolor=_GRID, hatch="////", linewidth=0))
@@ -280,12 +280,6 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         marks = {panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set())
         bar.set_ticks(sorted(marks), labels=[f"{mark:.3g}" for mark in sorted(marks)])
         return _chart(name, f"{kind} filter", figure)
-
-
-def shades(maps: Sequence[HeatMap]) -> tuple[float, float]:
-    """Lowest and highest distance of some maps."""
-    values = [setting.number for found in maps for setting in found.cells.values()]
-    return min(values), max(values)
 
 
 def _shade(value: float, low: float, high: float) -> np.ndarray:

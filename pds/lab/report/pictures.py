@@ -31,13 +31,13 @@ SHARD = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on the page: its content as a data address, its size in pixels, and whether it is shown pixel by pixel."""
+    """An image on the page."""
 
-    data: str
+    data: str  # its content as an address
     width: int
     height: int
-    exact: bool
-    share: float = 1.0  # of the width that a strip of all its images has
+    exact: bool  # shown pixel by pixel
+    share: int = 100  # per cent of the width that a strip has
 
 
 def grid_of(run: Run) -> Picture | None:
@@ -69,7 +69,7 @@ def strip_of(run: Run) -> Picture | None:
         images = np.stack([np.atleast_3d(tile).transpose(2, 0, 1) for tile in tiles])
     row = image_grid(torch.from_numpy(images), n)
     content = _encoded(row, "PNG", optimize=True) if exact else _encoded(row, "JPEG", quality=92)
-    return _picture("png" if exact else "jpeg", content, (row.width - GAP, row.height), exact, n / _STRIP_IMAGES)
+    return _picture("png" if exact else "jpeg", content, (row.width - GAP, row.height), exact, 100 * n // _STRIP_IMAGES)
 
 
 def filters_of(run: Run) -> dict[str, np.ndarray]:
@@ -86,5 +86,5 @@ def _encoded(picture: Image.Image, kind: str, **options: bool | int) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(kind: str, content: bytes, size: tuple[int, int], exact: bool, share: float = 1.0) -> Picture:
+def _picture(kind: str, content: bytes, size: tuple[int, int], exact: bool, share: int = 100) -> Picture:
     return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *size, exact, share)

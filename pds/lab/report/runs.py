@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +13,12 @@ from typing import Any
 from pds.errors import PDSError
 from pds.files import parse_json, parse_yaml, read_bytes, read_json, read_yaml, reading
 from pds.lab.points import Point, Points
-from pds.lab.report.text import MISSING, is_number, rounded
 from pds.lab.runs import identity
+from pds.lab.text import MISSING, is_number, rounded
 from pds.options import fitted
 
 FLOOR = "real data (floor)"
 STATES = ("done", "failed", "damaged", "skipped")
-
 BESIDE = ("seed.", "shard_size.", "name.", "published.", "metric.", "fingerprint.", "filter.reference.")
 """What does not count as a difference of settings, besides what only says where and how fast (`pds.lab.runs.identity`): seeds
 repeat a measurement, and the other keys are of the measuring or follow from what counts."""
@@ -33,11 +31,10 @@ _RESULT = {
     **dict.fromkeys(("iterations", "nfe", "images", "seconds", "seed"), _NUMBER),
     **{"vanilla": bool, "metrics": dict, "floor": dict},
 }
-_MORE = {
+_MORE = {  # results may lack these: those of older versions do
     **dict.fromkeys(("experiment", "source", "command", "commit", "device", "finished"), str | None),
     **{"images_per_second": _NUMBER, "checkpoint": dict | None, "versions": dict, "doubts": list},
 }
-"""What results may lack: those of older versions do."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +86,29 @@ class Run:
         """A metric by its full name, or a number of result.json."""
         return float(self.metrics[key] if key in self.metrics else self.result[key])
 
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The whole configuration by dotted key."""
+        return _flat(self.config)
+
     @property
     def kind(self) -> tuple[Any, ...]:
         """Distances of runs of one kind may be compared: model, weights and reference are the same."""
-        prints = self.config.get("fingerprint")
-        prints = prints if isinstance(prints, dict) else {}
-        return self.model, str(prints.get("weights") or self.checkpoint.get("sha256")), str(prints.get("reference"))
+        weights = self.flat.get("fingerprint.weights") or self.checkpoint.get("sha256")
+        return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """What counts of the configuration by dotted key: all of it, or as much as the command line of its point gave."""
         flat = identity(self.config) if self.config else dict(map(_override, self.overrides))
         return {k: v for k, v in flat.items() if v is not None and not f"{k}.".startswith(BESIDE)}
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -112,7 +120,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def token(value: Any) -> float | str:
-    """What two values of a configuration have in common if and only if they are the same: 1 is 1.0, and is not true."""
+    """Equal for two values of a configuration if and only if they are the same: 1 is 1.0, and is not true."""
     return float(value) if is_number(value) else json.dumps(value, sort_keys=True)
 
 
@@ -122,23 +130,12 @@ def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if len(set(map(token, row))) > 1}
 
 
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
-    return flat
-
-
 @dataclass(frozen=True)
 class Runs:
     """The runs of an experiment: vanilla first, then by distance; failed, damaged, skipped and unfinished ones last.
 
     Runs of different metrics are ordered one after the other, never by comparing the two; those of a model stay together.
-
-    Attributes:
-        runs: the runs, and the points that failed or were skipped before they had a folder.
-        points: the points of the group's sweeps.
+    Among `runs` are the points that failed or were skipped before they had a folder; `points` are all of the group's sweeps.
     """
 
     runs: tuple[Run, ...]
@@ -182,13 +179,12 @@ class Runs:
 
     def common(self, key: str) -> Any:
         """The value of result.json that all share, or None."""
-        values = [run.result.get(key) for run in self]
-        return values[0] if len(set(map(token, values))) == 1 else None
+        values = {token(run.result.get(key)): run.result.get(key) for run in self}
+        return next(iter(values.values())) if len(values) == 1 else None
 
-    def texts(self, metric: str) -> dict[float, str]:
-        """The text of every distance of one metric, rounded alike wherever it appears."""
-        values = [run.metrics[metric] for run in self if metric in run.metrics]
-        values += [self.floors[metric]] if metric in self.floors else []
+    def texts(self, metric: str) -> dict[float | None, str]:
+        """The text of every distance of one metric, rounded alike wherever it appears; `MISSING` where there is none."""
+        values = [run.metrics.get(metric) for run in self] + [self.floors.get(metric)]
         return dict(zip(values, rounded(values), strict=True))
 
     def ranked(self, metric: str) -> list[Run]:
@@ -199,10 +195,11 @@ class Runs:
         """Distance of the best vanilla run that `run` may be compared with: same kind, metric, sampler, NFE and seed."""
 
         def alike(other: Run) -> bool:
-            return other.kind == run.kind and all(other.result.get(k) == run.result.get(k) for k in ("sampler", "nfe", "seed"))
+            same = ("sampler", "nfe", "seed")
+            return other.vanilla and other.kind == run.kind and all(other.result[k] == run.result[k] for k in same)
 
-        others = self.where(lambda other: other.vanilla and alike(other)).ranked(metric)
-        return others[0].metrics[metric] if others and metric in run.metrics and not run.vanilla else None
+        others = [] if run.vanilla or metric not in run.metrics else self.where(alike).ranked(metric)
+        return others[0].metrics[metric] if others else None
 
 
 def read_runs(folder: Path) -> Runs:
@@ -211,14 +208,28 @@ def read_runs(folder: Path) -> Runs:
     Raises:
         PDSError: there is neither a run nor a sweep in `folder`.
     """
-    folders = [p for p in folder.glob("*/") if os.path.exists(p / "status.json") or os.path.exists(p / "result.json")]
-    points, damaged = _read_points(folder)
-    if not folders and not points and not damaged:
+    folders = sorted(p for p in folder.glob("*/") if os.path.exists(p / "status.json") or os.path.exists(p / "result.json"))
+    points, by_name = [], {path.name: _read_run(path) for path in folders}
+    try:
+        points = Points(folder).read()
+    except PDSError as error:
+        by_name["points"] = Run(folder / "points", "damaged", str(error))
+    for point in points:
+        lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
+        run = by_name.get(point.run)
+        if run is not None:
+            # A run that was repeated alone is done, whatever its point said before.
+            told = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
+            by_name[point.run] = replace(run, overrides=overrides, **told)
+        elif lost:
+            name = point.run or f"points/{point.digest}"
+            by_name[name] = Run(folder / name, point.state, point.message, overrides=overrides)
+    if not by_name and not points:
         raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
-    found = Runs((*_with_points(folder, [*map(_read_run, sorted(folders))], points), *damaged), tuple(points))
+    found = Runs(tuple(by_name.values()), tuple(points))
 
     def distance(run: Run) -> tuple[int, float]:
-        name, value = next(iter(run.metrics.items()), ("", math.inf))
+        name, value = next(iter(run.metrics.items()), ("", 0.0))
         return found.metrics.index(name) if name else len(found.metrics), value
 
     best = {model: min(distance(run) for run in found if run.model == model) for model in {run.model for run in found}}
@@ -231,46 +242,22 @@ def read_runs(folder: Path) -> Runs:
     return replace(found, runs=tuple(sorted(found, key=order)))
 
 
-def _with_points(folder: Path, runs: Sequence[Run], points: Sequence[Point]) -> list[Run]:
-    """`runs` with what the points of a sweep know of them, and the points that ended without a run folder."""
-    by_name = {run.folder.name: run for run in runs}
-    for point in points:
-        lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
-        run = by_name.get(point.run)
-        if run is not None:
-            # A run that was repeated alone is done, whatever its point said before.
-            told = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
-            by_name[point.run] = replace(run, overrides=overrides, **told)
-        elif lost:
-            name = point.run or f"points/{point.digest}"
-            by_name[name] = Run(folder / name, point.state, point.message, overrides=overrides)
-    return list(by_name.values())
-
-
-def _read_points(folder: Path) -> tuple[list[Point], list[Run]]:
-    """The points of a folder, and a damaged run in place of those that cannot be read."""
-    try:
-        return Points(folder).read(), []
-    except PDSError as error:
-        return [], [Run(folder / "points", "damaged", str(error))]
-
-
 def _read_run(folder: Path) -> Run:
     """A folder that cannot be read is a damaged run that says so: it must not hide the others."""
-    config: dict[str, Any] = {}
-    fix = "delete its folder and run its command again"
+    config, result, fix = {}, {}, "delete its folder and run its command again"
     try:
         if os.path.exists(folder / "config.yaml"):
             config = read_yaml(folder / "config.yaml", {}, "the configuration of a run", fix)
-        status = read_json(folder / "status.json", {"state": str, "message": str | None}, "the status of a run", fix)
-        result: dict[str, Any] = {}
+        status = read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
         if status["state"] == "done":
             with reading(folder / "result.json", "the result of a run", fix):
                 result = parse_json(read_bytes(folder / "result.json"), _RESULT)
-                for key in _MORE.keys() & result.keys():
-                    fitted(key, result[key], _MORE[key])
-                for name, value in (*result["metrics"].items(), *result["floor"].items()):
-                    fitted(name, value, _NUMBER)
-        return Run(folder, status["state"], status["message"] or "", result, config)
+                kinds = [(key, result[key], _MORE[key]) for key in _MORE.keys() & result.keys()]
+                for name, value, kind in [
+                    *kinds,
+                    *((n, v, _NUMBER) for t in ("metrics", "floor") for n, v in result[t].items()),
+                ]:
+                    fitted(name, value, kind)
+        return Run(folder, status["state"], str(status.get("message") or ""), result, config)
     except PDSError as error:
         return Run(folder, "damaged", str(error), {}, config)

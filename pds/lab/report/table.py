@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,13 +16,12 @@ from pds.files import parse_json, read_bytes, reading, write_json
 from pds.lab.points import Point
 from pds.lab.report.runs import FLOOR, Run, Runs, read_runs
 from pds.lab.report.settings import Line, Setting
-from pds.lab.report.text import MISSING, csv_table, markdown_table, rounded, sentence, significant, write_text
+from pds.lab.text import MISSING, csv_table, decimals_of, markdown_table, rounded, sentence, significant, write_text
 from pds.options import fitted
 
 FILE = "table.json"
-HEADS = ("row", "column", "printed", "measured", "difference", "images", "T", "NFE", "seconds", "metric", "note")
 WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")
-"""Columns that hold no numbers."""
+"""Columns without numbers."""
 
 
 def format_table(runs: Runs) -> str:
@@ -29,87 +30,61 @@ def format_table(runs: Runs) -> str:
     One column a metric, under its full name; then a row for real data against real data, where known, and a line for each
     run that has no result, with its message.
     """
+    done, names = runs.done, runs.done.metrics
     unfinished = "\n".join(f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done")
-    done = runs.done
     if not len(done):
         return unfinished
-    floors = [f"{done.texts(name).get(done.floors.get(name), MISSING)}" for name in done.metrics]
-    rows = [[*plain_columns(done), "seconds", *done.metrics]]
-    for run, seconds in zip(done, rounded(run.number("seconds") for run in done), strict=True):
-        distances = [done.texts(name).get(run.metrics.get(name), MISSING) for name in done.metrics]
-        rows.append([*(str(of(run)) for of in plain_columns(done).values()), seconds, *distances])
-    if any(text != MISSING for text in floors):
-        rows.append([FLOOR, *[""] * (len(rows[0]) - 1 - len(floors)), *floors])
-    table = markdown_table(rows, [head not in WORDS for head in rows[0]])
+    columns = {"run": [run.label for run in done], **plain_columns(done, "seed"), **{n: [] for n in names}}
+    for name in names:
+        columns[name] = [done.texts(name)[value] for value in (*(run.metrics.get(name) for run in done), done.floors.get(name))]
+    rows = [list(columns), *map(list, itertools.zip_longest(*columns.values(), fillvalue=""))]
+    if names:
+        rows[-1][0] = FLOOR
+    rows = rows if names and set(names) & done.floors.keys() else rows[: len(done) + 1]
+    table = markdown_table(rows, [head not in WORDS for head in columns])
     return "\n\n".join(filter(None, [table, "\n".join(done.other_floors), unfinished]))
 
 
-def plain_columns(done: Runs) -> dict[str, Any]:
-    """What a table says of a run besides its seconds and distances, by the head of the column."""
-    seeds = {"seed": lambda run: run.result["seed"]} if done.common("seed") is None else {}
-    return {
-        "run": lambda run: run.label,
-        **({"model": lambda run: run.model} if len(done.models) > 1 else {}),
-        "sampler": lambda run: run.result["sampler"],
-        "T": lambda run: run.result["iterations"],
-        "NFE": lambda run: run.result["nfe"],
-        **seeds,
-        "images": lambda run: run.result["images"],
-    }
+def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
+    """What tables say of finished runs besides their names and distances; `more` keys only where they differ."""
+    keys = {"model": "model"} if len(done.models) > 1 else {}
+    keys |= {"sampler": "sampler", "T": "iterations", "NFE": "nfe", **{key: key for key in more if done.common(key) is None}}
+    columns = {head: [str(run.result[key]) for run in done] for head, key in {**keys, "images": "images"}.items()}
+    return {**columns, "seconds": rounded(run.number("seconds") for run in done)}
 
 
-def timing(runs: Sequence[Run]) -> str:
+def timing(runs: Runs) -> str:
     """What the seconds of some runs are of, by all their image counts and devices."""
-    images, devices = ({run.result.get(key) for run in runs} for key in ("images", "device"))
-    of = f"seconds for {min(images):,} images" if len(images) == 1 else "seconds"
+    of = f"seconds for {runs.common('images'):,} images" if runs.common("images") else "seconds"
+    devices = {run.result.get("device") for run in runs}
     return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table.
-
-    Attributes:
-        row, column: where it stands.
-        printed: the paper's number; None where there is none.
-        points: digests of the points that measure it, one a seed (`pds.lab.points`); empty when it is not measured.
-        missing: what it needs and is not there.
-    """
+    """One number of a table."""
 
     row: str
     column: str
-    printed: float | None = None
-    points: tuple[str, ...] = ()
-    missing: str = ""
+    printed: float | None = None  # the paper's number
+    points: tuple[str, ...] = ()  # digests of the points that measure it, one a seed (`pds.lab.points`)
+    missing: str = ""  # what it needs and is not there
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a table asks for; `table.json` in the folder of its runs.
-
-    Attributes:
-        title: what it shows.
-        source: the paper that prints it.
-        quantity: "distance" or "seconds".
-        metric: features and reference of the printed distance, as in a metric's name without the image count.
-        images: the images of a printed cell.
-        note: what else makes printed and measured differ.
-        another_model: whether the measured model is not the printed one.
-        command: makes the table again.
-        cells: its cells.
-        missing: where the missing files are published and belong.
-    """
+    """What a table asks for; `table.json` in the folder of its runs."""
 
     title: str
-    source: str
-    quantity: str
-    metric: str
-    images: int
-    note: str
-    another_model: bool
-    command: str
+    source: str  # the paper that prints it
+    quantity: str  # "distance" or "seconds"
+    metric: str  # features and reference of the printed distance, as in a metric's name without the image count
+    images: int  # of a printed cell
+    note: str  # what else makes printed and measured differ
+    another_model: bool  # whether the measured model is not the printed one
+    command: str  # makes the table again
     cells: tuple[Cell, ...]
-    missing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # where the missing files are published and belong
 
     def write(self, folder: Path) -> None:
         """Put it into the folder of its runs."""
@@ -136,45 +111,37 @@ class Table:
         return [f"{origin}: {self.source}.", *note, *(f"Missing: {line}." for line in self.missing)]
 
 
+def _made(kind: type, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(kind)
+    return kind(**{name: fitted(name, value, hints[name]) for name, value in values.items()})
+
+
 @dataclass(frozen=True)
 class Measured:
-    """A cell as it was measured.
-
-    Attributes:
-        cell: the cell.
-        notes: why it is no like for like comparison, or not measured.
-        setting: its runs; None where there are none.
-        alike: whether measured and printed are of one kind.
-    """
+    """A cell as it was measured."""
 
     cell: Cell
-    notes: list[str]
-    setting: Setting | None = None
-    alike: bool = False
-
-    @property
-    def number(self) -> float | None:
-        """Mean over the seeds."""
-        return self.setting and self.setting.number
-
-    @property
-    def difference(self) -> float | None:
-        """Measured less printed, where the two are of one kind."""
-        return self.setting.number - self.cell.printed if self.alike and self.cell.printed is not None else None
-
-    @property
-    def seconds(self) -> float | None:
-        """Of sampling, mean over the seeds."""
-        return self.setting and self.setting.mean("seconds")
+    notes: list[str]  # why it is no like for like comparison, or not measured
+    setting: Setting | None = None  # its runs
+    alike: bool = False  # whether measured and printed are of one kind
 
     def known(self, key: str) -> Any:
         """What result.json of its first seed has; None without one."""
         return self.setting and self.setting.runs[0].result.get(key)
 
-
-def _made(kind: type, values: dict[str, Any]) -> Any:
-    hints = get_type_hints(kind)
-    return kind(**{name: fitted(name, value, hints[name]) for name, value in values.items()})
+    @property
+    def record(self) -> dict[str, Any]:
+        """Its facts by the heads of table.csv; None where there is none."""
+        cell, setting = self.cell, self.setting
+        number, spread = (setting.number, setting.spread) if setting else (None, None)
+        return {
+            **{"row": cell.row, "column": cell.column, "printed": cell.printed, "measured": number, "deviation": spread},
+            "seeds": len(setting.runs) if setting else 0,
+            "difference": number - cell.printed if self.alike and cell.printed is not None else None,
+            **{"images": self.known("images"), "T": self.known("iterations"), "NFE": self.known("nfe")},
+            **{"seconds": setting and setting.mean("seconds"), "metric": setting and setting.quantity},
+            "note": "; ".join(self.notes),
+        }
 
 
 def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[Measured]:
@@ -208,30 +175,26 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     return Measured(cell, notes, setting, alike and not table.another_model and not (seconds and images != table.images))
 
 
-def texts(lines: Sequence[Measured]) -> list[list[str]]:
-    """The cells of the finished table, as `HEADS` names them."""
-    columns = ([get(line) for line in lines] for get in (lambda m: m.number, lambda m: m.difference, lambda m: m.seconds))
-    rows = []
-    for line, measured, difference, seconds in zip(lines, *map(rounded, columns), strict=True):
-        spread = line.setting and line.setting.spread
-        if spread is not None:
-            measured += f" ± {spread:.{len(measured.partition('.')[2])}f} ({len(line.setting.runs)} seeds)"
-        sign = "+" * (line.difference is not None and line.difference > 0)
-        plain = [MISSING if line.setting is None else str(line.known(key)) for key in ("images", "iterations", "nfe")]
-        printed = MISSING if line.cell.printed is None else f"{line.cell.printed:g}"
-        metric = line.setting.quantity if line.setting else MISSING
-        numbers = [printed, measured, sign + difference, *plain, seconds]
-        rows.append([line.cell.row, line.cell.column, *numbers, metric, "; ".join(line.notes)])
-    return rows
+def long_form(lines: Sequence[Measured]) -> list[list[str]]:
+    """One row a cell, under a row of heads."""
+    records = [line.record for line in lines]
+    columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
+    columns["printed"] = [MISSING if r["printed"] is None else f"{r['printed']:g}" for r in records]
+    columns |= {head: rounded(r[head] for r in records) for head in ("measured", "difference", "seconds")}
+    for i, r in enumerate(records):
+        if r["deviation"] is not None:
+            measured = columns["measured"][i]
+            columns["measured"][i] += f" ± {r['deviation']:.{decimals_of(measured)}f} ({r['seeds']} seeds)"
+        columns["difference"][i] = "+" * ((r["difference"] or 0) > 0) + columns["difference"][i]
+    del columns["deviation"], columns["seeds"]
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
 @dataclass(frozen=True)
 class Grid:
     """A table that is read across and down: one line a row, one column a column, nothing printed to compare with.
 
-    Attributes:
-        table: what it asks for.
-        lines: its cells by row and column, in the table's order.
+    `lines` are its cells by row and column, in the table's order.
     """
 
     table: Table
@@ -246,20 +209,20 @@ class Grid:
         full = 2 * len(places) >= math.prod(map(len, counts)) and len(places) == len(lines)
         return cls(table, places) if shared and full and all(line.cell.printed is None for line in lines) else None
 
-    @property
+    @cached_property
     def rows(self) -> list[str]:
         return list(dict.fromkeys(row for row, _ in self.lines))
 
-    @property
+    @cached_property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(column for _, column in self.lines))
 
-    @property
+    @cached_property
     def settings(self) -> list[Setting]:
         """What is measured by now."""
         return [line.setting for line in self.lines.values() if line.setting]
 
-    @property
+    @cached_property
     def runs(self) -> Runs:
         return Runs(tuple(run for setting in self.settings for run in setting.runs))
 
@@ -283,49 +246,46 @@ class Grid:
 
         Rows of cells (text, deviation over the seeds, kind), the kind being "best" of its column, "failing", "soft" or "".
         """
-        lowest = self.lowest()
-
-        def measured(place: tuple[str, str], line: Measured) -> tuple[str, str, str]:
-            if line.setting is None:
-                word = line.notes[0].partition(":")[0]
-                return word, "", "failing" if word == "failed" else "soft"
-            text, spread = significant(line.number), line.setting.spread
-            shown = "" if spread is None else f"{spread:.{len(text.partition('.')[2])}f}"
-            return text, shown, "best" * (place in lowest)
-
-        def seconds(place: tuple[str, str], line: Measured) -> tuple[str, str, str]:
-            return MISSING if line.setting is None else significant(line.seconds), "", "soft"
-
         timed = self.settings and self.table.quantity != "seconds"
-        heads = {self.quantity or self.table.quantity: measured, **({"seconds": seconds} if timed else {})}
-        places = [[(row, column) for column in self.columns] for row in self.rows]
+        heads = {self.quantity or self.table.quantity: self._number, **({"seconds": self._seconds} if timed else {})}
         return {
-            head: [[cell(at, self.lines[at]) if at in self.lines else ("", "", "") for at in row] for row in places]
+            head: [[cell((row, c)) if (row, c) in self.lines else ("", "", "") for c in self.columns] for row in self.rows]
             for head, cell in heads.items()
         }
 
+    def _number(self, place: tuple[str, str]) -> tuple[str, str, str]:
+        setting = self.lines[place].setting
+        if setting is None:
+            word = self.lines[place].notes[0].partition(":")[0]
+            return word, "", "failing" if word == "failed" else "soft"
+        text = significant(setting.number)
+        spread = "" if setting.spread is None else f"{setting.spread:.{decimals_of(text)}f}"
+        return text, spread, "best" * (place in self.lowest)
+
+    def _seconds(self, place: tuple[str, str]) -> tuple[str, str, str]:
+        setting = self.lines[place].setting
+        return MISSING if setting is None else significant(setting.mean("seconds")), "", "soft"
+
+    @cached_property
     def lowest(self) -> set[tuple[str, str]]:
         """Where the lowest number of each column stands, of those columns that can be compared."""
         found: set[tuple[str, str]] = set()
         for column in self.columns if self.quantity else []:
-            numbers = {place: line.number for place, line in self.lines.items() if place[1] == column and line.setting}
-            found |= {place for place, n in numbers.items() if n == min(numbers.values()) and len(numbers) > 1}
+            numbers = {at: line.setting.number for at, line in self.lines.items() if at[1] == column and line.setting}
+            found |= {at for at, number in numbers.items() if number == min(numbers.values()) and len(numbers) > 1}
         return found
 
     def curves(self) -> list[Line]:
         """The distances of each row by rising NFE; none where the rows stay at one NFE or cannot be compared."""
         if self.table.quantity != "distance" or not self.quantity:
             return []
-        rows = [[m.setting for (row, _), m in self.lines.items() if row == name and m.setting] for name in self.rows]
-        found = [(name, sorted(row, key=lambda s: s.mean("nfe"))) for name, row in zip(self.rows, rows, strict=True) if row]
-        rising = any(row[0].mean("nfe") < row[-1].mean("nfe") for _, row in found)
-        return [Line(name, tuple(row)) for name, row in found] if rising else []
+        rows = {name: [m.setting for (row, _), m in self.lines.items() if row == name and m.setting] for name in self.rows}
+        lines = [Line(name, sorted(row, key=lambda s: s.mean("nfe"))) for name, row in rows.items() if row]
+        return lines if any(len({s.mean("nfe") for s in line.settings}) > 1 for line in lines) else []
 
     def usual(self, key: str) -> list[Any]:
         """Of each column what most of its rows have of "iterations" or "nfe"; None where nothing is known."""
-        known = [
-            [m.known(key) for (_, name), m in self.lines.items() if name == column and m.setting] for column in self.columns
-        ]
+        known = [[m.known(key) for (_, name), m in self.lines.items() if name == c and m.setting] for c in self.columns]
         return [statistics.mode(values) if values else None for values in known]
 
     def sentences(self) -> list[str]:
@@ -333,12 +293,10 @@ class Grid:
         told, facts = [], [self._facts(line) for line in self.lines.values() if line.setting]
         shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
         if facts:
-            most = max(len(setting.runs) for setting in self.settings)
-            seeds = [f"mean ± standard deviation over {most} seeds"] * self.several_seeds
-            told.append(sentence(f"measured: {'; '.join(shared + seeds)}"))
-            if self.table.quantity != "seconds":
-                device = self.runs.common("device")
-                told.append(sentence(timing(self.runs.runs) + (f", on {device}" if device else "")))
+            seeds = f"mean ± standard deviation over {max(len(setting.runs) for setting in self.settings)} seeds"
+            told.append(sentence(f"measured: {'; '.join([*shared, *[seeds] * self.several_seeds])}"))
+            device = self.runs.common("device")
+            told += [sentence(timing(self.runs) + (f", on {device}" if device else ""))] * (self.table.quantity != "seconds")
             told += [sentence(f"{FLOOR}: {significant(self.floor)}")] if self.floor is not None else []
             told += [self._steps("T", "iterations"), self._steps("NFE", "nfe")]
         others: dict[str, list[tuple[str, str]]] = {}
@@ -382,22 +340,20 @@ class Grid:
 
 def markdown(table: Table, lines: Sequence[Measured]) -> str:
     """The table with its title and how to make it again: a grid where it is one, else one line a cell."""
-    grid, about = Grid.of(table, lines), table.about()
-    bodies = [[list(HEADS), *texts(lines)]]
+
+    def shown(text: str, spread: str, kind: str) -> str:
+        # Without spaces, so that five columns with deviations fit a terminal.
+        text = "±".join(filter(None, (text, spread)))
+        return f"**{text}**" if kind == "best" else text
+
+    grid, about, bodies = Grid.of(table, lines), table.about(), [long_form(lines)]
     if grid:
-        about = [*grid.sentences(), *about]
-        bodies = [
-            [[head, *grid.columns], *([row, *map(_in_markdown, cells)] for row, cells in zip(grid.rows, block, strict=True))]
-            for head, block in grid.blocks().items()
-        ]
+        about, bodies = [*grid.sentences(), *about], []
+        for head, block in grid.blocks().items():
+            rows = [[name, *(shown(*cell) for cell in cells)] for name, cells in zip(grid.rows, block, strict=True)]
+            bodies.append([[head, *grid.columns], *rows])
     tables = [markdown_table(body, [i > 0 if grid else head not in WORDS for i, head in enumerate(body[0])]) for body in bodies]
     return "\n\n".join([f"**{table.title}**", *tables, "\n".join(f"- {line}" for line in about)]) + "\n"
-
-
-def _in_markdown(cell: tuple[str, str, str]) -> str:
-    # Without spaces, so that five columns with deviations fit a terminal.
-    text = "±".join(filter(None, cell[:2]))
-    return f"**{text}**" if cell[2] == "best" else text
 
 
 def overview(folder: Path) -> str:
@@ -418,13 +374,7 @@ def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
     if table is None:
         return None
     lines = table_lines(folder, table)
+    records = [line.record for line in lines]
     write_text(folder / "table.md", f"{markdown(table, lines)}\n    {table.command}\n")
-    rows = [["row", "column", "printed", "measured", "deviation", "seeds", "difference", *HEADS[5:]]]
-    for line in lines:
-        cell, setting = line.cell, line.setting
-        seeds = [setting.number, setting.spread, len(setting.runs)] if setting else [None, None, 0]
-        plain = [line.known("images"), line.known("iterations"), line.known("nfe"), line.seconds]
-        name = setting.quantity if setting else ""
-        rows.append([cell.row, cell.column, cell.printed, *seeds, line.difference, *plain, name, "; ".join(line.notes)])
-    write_text(folder / "table.csv", csv_table(rows))
+    write_text(folder / "table.csv", csv_table([list(records[0]), *(r.values() for r in records)]))
     return table, lines

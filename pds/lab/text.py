@@ -30,9 +30,9 @@ def significant(value: float) -> str:
     return f"{value:.{min(max(0, decimals), 6)}f}"
 
 
-def with_decimals_of(text: str, value: float) -> str:
-    """`value` with as many decimals as the number in `text`."""
-    return f"{value:.{len(text.partition('.')[2])}f}"
+def decimals_of(text: str) -> int:
+    """How many decimals the number in `text` has."""
+    return len(text.partition(".")[2])
 
 
 def is_number(value: Any) -> bool:
