@@ -10,13 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pds.data.dataset import Dataset
-from pds.data.images import to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
@@ -24,9 +22,11 @@ from pds.evaluation.excess_noise import (
     NoiseResponse,
     excess_noise,
     highest_frequencies,
+    last_without_data,
     least_gain,
     noise_in,
-    noise_response,
+    response_of,
+    weakest_alpha,
 )
 from pds.files import atomic_path
 from pds.lab.cli import entry_point, one_sentence
@@ -34,15 +34,12 @@ from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
 from pds.lab.report.charts import NoiseTrack, noise_along
 from pds.lab.schema import register
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.samplers.predictor_corrector import Level, PredictorCorrector
-
-LEVELS = 5  # at which the response is measured
-DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
 
 failures: list[str] = []
 
@@ -58,7 +55,7 @@ def report(cfg: DictConfig) -> None:
     """Measure, predict, sample and print."""
     resolved(cfg)
     device = choose_device(cfg.device, cfg.threads)
-    model: ScoreModel = build(cfg.model)
+    model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler = build(cfg.sampler)
     if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
@@ -80,16 +77,11 @@ def report(cfg: DictConfig) -> None:
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
     model.score.to(device)
-    black, white = model.data_range
-    chosen = choose(dataset.images, cfg.images, 0)
-    images = black + (white - black) * to_unit(dataset.images.read(chosen)).to(device)
-    ladder = model.process.ladder
-    sigmas = np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist()
-    response = noise_response(model.score, images, sigmas)
+    response = response_of(model, dataset.images.read(choose(dataset.images, cfg.images, 0)))
     print(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
     print("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
     _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
-    for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
+    for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
     print(
@@ -113,7 +105,7 @@ def report(cfg: DictConfig) -> None:
     print(f"\npicture  {picture}")
 
 
-def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tuple[PredictorCorrector, Filter, list[Level]]:
+def _with_iterations(cfg: DictConfig, iterations: int, model: Model) -> tuple[PredictorCorrector, Filter, list[Level]]:
     """Sampler, filter (whose alpha may follow T) and levels of one line."""
     here = cfg.copy()
     OmegaConf.update(here, "sampler.iterations", iterations)
@@ -122,13 +114,11 @@ def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tup
 
 
 def _line(
-    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+    cfg: DictConfig, iterations: int, model: Model, dataset: Dataset, response: NoiseResponse, device: torch.device
 ) -> tuple[list[str], list[NoiseTrack]]:
     sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
-    black, white = model.data_range
-    data = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
-    last = max(i for i, level in enumerate(levels) if i == 0 or data <= DATA_SHARE * level.sigma**2)
+    last = last_without_data(levels, dataset.statistics, model.data_range)
     cells = [str(iterations), f"{levels[last].sigma:.3g}"]
     tracks = []
     for made in [NoFilter()] + [filter] * bool(filter.title):
@@ -141,10 +131,7 @@ def _line(
         sigmas = [level.sigma for level in levels[: last + 1]]
         tracks.append(NoiseTrack(iterations, made.title or "vanilla", sigmas, predicted, sampled))
     gain = least_gain(levels, response)
-    spectrum = dataset.statistics.power.double().log1p()
-    lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
-    # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
-    alpha = (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
+    alpha = weakest_alpha(gain, dataset.statistics)
     cells += [f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"]
     return cells, tracks
 
@@ -153,7 +140,7 @@ def _line(
 def _sampled(
     cfg: DictConfig,
     sampler: PredictorCorrector,
-    model: ScoreModel,
+    model: Model,
     preconditioner: Preconditioner,
     last: int,
     modes: Tensor,

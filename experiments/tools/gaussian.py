@@ -17,7 +17,7 @@ from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.lab.cli import entry_point, one_sentence
 from pds.lab.config import build, resolved
 from pds.lab.schema import register
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 
 PARTS = ("filter", "solenoid", "sampler")
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
             raise PDSError(
                 f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam"
             )
-        model: ScoreModel = build(cfg.model)
+        model: Model = build(cfg.model)
         dataset: Dataset = build(cfg.dataset)
         target = StationaryGaussian.of(dataset.statistics, model.data_range)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,10 @@ from pds.errors import OptionError
 from pds.models.checkpoints import Checkpoint
 from pds.processes.forward import Process
 from pds.score import Score
+
+if TYPE_CHECKING:
+    from pds.data.statistics import DatasetStatistics
+    from pds.samplers.sampler import Sampler
 
 TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] appendix C)
 
@@ -155,7 +159,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
     """The score as samplers call it, `score` itself being moved, and compiled, in place.
 
     Args:
-        score: from a `ScoreModel`.
+        score: from a `Model`.
         device: where to sample.
         bf16: run the network under bfloat16 autocast. Its rounding, 0.4% of a value, changes the images.
         compile: compile the network with `torch.compile`, at its first call for each batch size. Images change by rounding
@@ -168,7 +172,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
 
 
 @dataclass(frozen=True)
-class ScoreModel:
+class Model:
     """A network ready to sample: the score and what it was trained on.
 
     Attributes:
@@ -176,9 +180,11 @@ class ScoreModel:
         score: `score(x, sigma)`, in evaluation mode.
         process: the forward process whose noise it knows.
         shape: (C, H, W) of its images.
-        checkpoint: where the weights come from, or None for random weights.
+        checkpoint: where the weights come from, or None for random weights and those of a wrapped network.
         data_range: pixel values of black and white in its state: (0, 1), or (-1, 1) for centred models.
         beside_weights: what its function depends on and neither its weights nor its arguments tell: other files of its folder.
+        statistics: of the images that it was trained on, where they are known; filters are made of them.
+        sampler: what its authors sample it with, where that is known.
     """
 
     title: str
@@ -188,3 +194,10 @@ class ScoreModel:
     checkpoint: Checkpoint | None
     data_range: tuple[float, float] = (0.0, 1.0)
     beside_weights: Mapping[str, Any] = field(default_factory=dict)
+    statistics: DatasetStatistics | None = None
+    sampler: Sampler | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the CPU for one without parameters."""
+        return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))

@@ -12,7 +12,7 @@ from pds.errors import MissingError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
-from pds.models.scores import DataPrediction, NoisePrediction, Prediction, ScoreModel, VelocityPrediction
+from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction
 from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def unet2d(
     beta_end: float | None = None,
     levels: int | None = None,
     prediction: str | None = None,
-) -> ScoreModel:
+) -> Model:
     """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
 
     The chain is that of its scheduler_config.json. Where the folder has no scheduler the other arguments say it, None
@@ -80,7 +80,7 @@ def unet2d(
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
     score = PREDICTIONS[prediction](_Network(network), process, "Nt-1")
     beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
-    return ScoreModel(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
+    return Model(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:

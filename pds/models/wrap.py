@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
-from pds.models.scores import DataPrediction, NoisePrediction, Prediction, ScoreModel, ScorePrediction, VelocityPrediction
+from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
 from pds.options import checked, shown
 from pds.processes.forward import Process
 
@@ -43,7 +43,7 @@ def wrap(
     shape: Annotated[Sequence[int], "(C, H, W)"],
     data_range: tuple[float, float],
     label: str | Callable[[Tensor], Tensor] | None = None,
-) -> ScoreModel:
+) -> Model:
     """A pretrained network as a model that every sampler here can sample.
 
     The network is called as `network(x, label)`: x is (batch, C, H, W) float32, the state m(t) (x_0 + sigma z) of the process
@@ -81,7 +81,7 @@ def wrap(
     score = PREDICTIONS[predicts](module.eval(), process, process.label if label is None else label)
     _try(score, (channels, height, width), name)
     title = f"{name} ({process.title}) {channels}x{height}x{width}"
-    return ScoreModel(title, score, process, (channels, height, width), None, (black, white))
+    return Model(title, score, process, (channels, height, width), None, (black, white))
 
 
 @torch.no_grad()
