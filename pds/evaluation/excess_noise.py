@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from pds.data.images import ArrayImages, as_uint8, to_unit
-from pds.data.statistics import DatasetStatistics, dataset_statistics
+from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
 from pds.noise import ImageNoise
+from pds.preconditioning.preconditioner import Preconditioner
+from pds.processes.forward import Process
 from pds.samplers.predictor_corrector import Level, Predictor, PredictorCorrector, ReverseDiffusion
 from pds.score import Score, score_at
 
@@ -32,10 +34,10 @@ if TYPE_CHECKING:
     from pds.models.scores import Model
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
-LEVELS = 5  # at which the response of a model is measured
-DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
 HIGH = 0.35  # cycles a pixel, along both axes: where images have least
 MOST = 8.0  # gain of a filter that anyone would use
+LEVELS = 5  # at which the response of a model is measured
+DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
 
 
 @dataclass(frozen=True)
@@ -128,33 +130,81 @@ def noise_in(x: Tensor, modes: Tensor) -> float:
     return power[..., modes.to(x.device)].mean().sqrt().item()
 
 
-def last_without_data(levels: Sequence[Level], statistics: DatasetStatistics, data_range: tuple[float, float]) -> int:
-    """The last iteration, or 0, at which the noise hides the data in the highest frequencies: there excess noise is followed.
+def last_without_data(levels: Sequence[Level], variance: float) -> int:
+    """The last iteration whose noise hides the data.
 
     Args:
         levels: from `PredictorCorrector.levels`.
-        statistics: of the training images.
-        data_range: of the model.
+        variance: of the data in one mode, in squared units of the model's data range.
     """
-    black, white = data_range
-    power = statistics.power[:, highest_frequencies(statistics.shape[1:])].mean().item()
-    variance = (white - black) ** 2 * power / math.prod(statistics.shape[1:])
     return max(i for i, level in enumerate(levels) if i == 0 or variance <= DATA_SHARE * level.sigma**2)
 
 
-def weakest_alpha(gain: float, statistics: DatasetStatistics) -> float:
-    """The largest alpha of a `StatisticsFilter` whose gain 1 / R^2 in the highest frequencies is `gain` on average.
+@torch.no_grad()
+def follow(
+    score: Score,
+    process: Process,
+    sampler: PredictorCorrector,
+    preconditioner: Preconditioner,
+    noise: ImageNoise,
+    modes: Tensor,
+    last: int,
+) -> list[float]:
+    """k before each iteration of a real run, up to that before iteration `last`.
 
-    Infinite for a gain of 1, and nan for an infinite one, which no filter has.
+    Args:
+        score: of the network.
+        process: that it was trained on.
+        sampler: a predictor without a corrector.
+        preconditioner: P and S.
+        noise: of the images to sample.
+        modes: (H, W) bool, as of `highest_frequencies`.
+        last: as of `last_without_data`.
+
+    Returns:
+        last + 1 ratios, in units of the level's own noise.
     """
-    if gain == 1:
-        return math.inf
-    if gain == math.inf:
-        return math.nan
-    spectrum = statistics.power.double().log1p()
-    lowest = (spectrum[:, highest_frequencies(statistics.shape[1:])].mean() / spectrum.max()).item()
+    levels = sampler.levels(process)
+    x = sampler.prior(noise, process, preconditioner)
+    left = [noise_in(x, modes) / levels[0].std]
+
+    def look(iteration: int, sigma: float, x: Tensor) -> None:
+        left.append(noise_in(x, modes) / levels[iteration + 1].std)
+
+    replace(sampler, denoise=False)(score, x, levels[:last], preconditioner, noise, look)
+    return left
+
+
+def alpha_of_gain(gain: float, power: Tensor, modes: Tensor) -> float:
+    """alpha of the weakest statistics filter with a gain m^2 in some modes; infinite for 1, NaN for an infinite gain.
+
+    Args:
+        gain: as of `least_gain`.
+        power: (C, H, W) spectrum of the data set, as of `DatasetStatistics`.
+        modes: (H, W) bool.
+    """
+    spectrum = power.double().log1p()
+    lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
     # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
-    return (1 - lowest) / (1 - gain**-0.5)
+    return (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
+
+
+@dataclass(frozen=True)
+class NoiseTrack:
+    """Noise of a sampler's state in units of its level, along one run.
+
+    Attributes:
+        iterations: T.
+        what: the filter, or "vanilla".
+        sigmas: (S,) descending noise levels.
+        predicted, sampled: (S,) each.
+    """
+
+    iterations: int
+    what: str
+    sigmas: Sequence[float]
+    predicted: Sequence[float]
+    sampled: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -231,12 +281,14 @@ def diagnose(
     if tuple(images.shape[1:]) != tuple(model.shape):
         raise PDSError(f"images must have the shape {tuple(model.shape)} of the model's, got {tuple(images.shape[1:])}")
     statistics = model.statistics or dataset_statistics(ArrayImages("images", "all", images.cpu().numpy()), len(images))
+    modes, (black, white) = highest_frequencies(model.shape[1:]), model.data_range
+    variance = (white - black) ** 2 * statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
     response = response_of(model, images, seed)
     excess = []
     for T in iterations:
         levels = PredictorCorrector(T, predictor, None).levels(model.process)
-        last = last_without_data(levels, statistics, model.data_range)
+        last = last_without_data(levels, variance)
         gain = least_gain(levels, response)
         k = list(excess_noise(levels, response))[last]
-        excess.append(Excess(T, levels[last].sigma, k, gain, weakest_alpha(gain, statistics)))
+        excess.append(Excess(T, levels[last].sigma, k, gain, alpha_of_gain(gain, statistics.power, modes)))
     return Diagnosis(response, tuple(excess))
