@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pds.errors import PDSError
 from pds.models.checkpoints import check_levels, load_weights
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.processes.forward import VarianceExploding
 
 
@@ -90,7 +90,7 @@ def ncsnv2(
     levels: int,
     checkpoint: str | None = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSNv2 with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -114,6 +114,6 @@ def ncsnv2(
         weights = load_weights(network, checkpoint, {"shape": [channels, height, wide]})
         check_levels(network.sigmas, sigmas, checkpoint, "model.sigma_begin", "model.sigma_end")
     title = f"NCSNv2 {depth} (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(
+    return Model(
         title, LadderScore(network, sigmas), process, (channels, height, wide), weights, (0.0, 1.0) if rescale else (-1.0, 1.0)
     )

@@ -134,7 +134,7 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
         layout = {"size": (880, 300 + 17 * math.ceil(len(curves.lines) / 4)), "below": True}
     else:
         columns, layout = [Column(symbol(curves.x), [s.values[curves.x] for s in settings])], {}
-    quiet, strong = iter(_DASHES * len(curves.lines)), iter(_ramp(sum(not line.vanilla for line in curves.lines)))
+    quiet, strong = iter(_DASHES * len(curves.lines)), iter(ramp(sum(not line.vanilla for line in curves.lines)))
     series = []
     for line, marker in zip(curves.lines, _MARKERS * len(curves.lines), strict=False):
         style = {"color": _SOFT, "dashes": next(quiet)} if line.vanilla else {"color": next(strong)}
@@ -156,7 +156,7 @@ def rows(name: str, grid: Grid) -> Chart:
     Preconditioned rows are strong and coloured; each other row has its own pair of quiet tone and dashes, up to 25.
     """
     curves = sorted(grid.curves(), key=lambda line: -line.settings[-1].number)
-    strong = iter(_ramp(sum(not line.vanilla for line in curves)))
+    strong = iter(ramp(sum(not line.vanilla for line in curves)))
     quiet = iter([(tone, dashes) for dashes in (None, *_DASHES) for tone in _QUIET] * len(curves))
     series = []
     for line, marker in zip(curves, _MARKERS * len(curves), strict=False):
@@ -173,42 +173,10 @@ def rows(name: str, grid: Grid) -> Chart:
     return lines(name, f"{grid.quantity} against NFE and seconds", grid.quantity, columns, series, grid.floor, size=size)
 
 
-@dataclass(frozen=True)
-class NoiseTrack:
-    """Noise of a sampler's state in units of its level, along one run.
-
-    Attributes:
-        iterations: T.
-        what: the filter, or "vanilla".
-        sigmas: (S,) descending noise levels.
-        predicted, sampled: (S,) each.
-    """
-
-    iterations: int
-    what: str
-    sigmas: Sequence[float]
-    predicted: Sequence[float]
-    sampled: Sequence[float]
-
-
-def noise_along(name: str, tracks: Sequence[NoiseTrack]) -> Chart:
-    """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
-    lengths = sorted({track.iterations for track in tracks})
-    tones = dict(zip(lengths, _ramp(len(lengths)), strict=True))
-    series = []
-    for track in tracks:
-        tone = {"color": tones[track.iterations]}
-        label, dash = f"T = {track.iterations}, {track.what}", "-" if track.what == "vanilla" else "--"
-        series.append(Series(label, [track.sigmas], track.predicted, {"linestyle": dash, **tone}))
-        series.append(Series("", [track.sigmas], track.sampled, {"linestyle": "none", "marker": ".", "markersize": 4, **tone}))
-    column = Column("σ (noise level; sampling goes to the right)", None, 1)
-    return lines(name, "Noise in units of its level", "noise / σ", [column], series, size=(660, 300), descending=True)
-
-
 def best_alphas(name: str, panel: Panel) -> Chart:
     """The best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
     found, pairs, series = panel.best_alphas(), panel.references(), []
-    for (label, bests), tone, marker in zip(found, _ramp(len(found)), _MARKERS * len(found), strict=False):
+    for (label, bests), tone, marker in zip(found, ramp(len(found)), _MARKERS * len(found), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
             placed = [best for best in bests if (None not in (best.below, best.above)) is inside]
             xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
@@ -303,7 +271,8 @@ def _series(line: Line, xs: Sequence[Sequence[float]], style: dict[str, Any]) ->
     return Series(line.label, xs, [setting.number for setting in line.settings], style, (spreads, spreads))
 
 
-def _ramp(count: int) -> list[str]:
+def ramp(count: int) -> list[str]:
+    """So many colours, as far apart as they can be."""
     return [_RAMP[round(i * (len(_RAMP) - 1) / max(1, count - 1)) if count > 1 else 5] for i in range(count)]
 
 
