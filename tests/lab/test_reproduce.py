@@ -17,10 +17,10 @@ from pds.lab.config import build, resolved
 from pds.lab.experiment import run
 from pds.lab.points import Point, Points
 from pds.lab.report import read_runs
-from pds.lab.text import significant
 from pds.lab.report.table import fill
 from pds.lab.schema import register
 from pds.lab.tables import CONF, TABLES, plan
+from pds.lab.text import significant
 
 
 @functools.cache

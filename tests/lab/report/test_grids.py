@@ -8,11 +8,11 @@ import re
 
 import pytest
 import yaml
+from pds.lab.report.tables import Cell, Grid, Table, fill, markdown, table_lines
 
 from pds.lab.points import Point, Points
 from pds.lab.report import overview, write_report
 from pds.lab.report.charts import _QUIET, _RAMP, _apart
-from pds.lab.report.tables import Cell, Grid, Table, fill, markdown, table_lines
 
 METRIC = "fid_made_up_256"
 COLUMNS = ("NFE 10", "NFE 20", "NFE 200")

@@ -4,10 +4,10 @@ import csv
 import dataclasses
 
 import pytest
+from pds.lab.report.tables import Cell, Table, fill, markdown, texts, write_table
 
 from pds.lab.points import Point
 from pds.lab.report.runs import RunSummary
-from pds.lab.report.tables import Cell, Table, fill, markdown, texts, write_table
 
 
 def table(*cells, **values):
