@@ -212,7 +212,7 @@ def read_runs(folder: Path) -> Runs:
     points, by_name = [], {path.name: _read_run(path) for path in folders}
     try:
         points = Points(folder).read()
-    except PDSError as error:
+    except (PDSError, RecursionError) as error:
         by_name["points"] = Run(folder / "points", "damaged", str(error))
     for point in points:
         lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
