@@ -1,42 +1,34 @@
-"""Reading weights into a network: files of this project (safetensors), of the authors, and folders of diffusers.
+"""Weights into a network: from files of this project, of the authors, of others, and from folders of diffusers.
 
-Nothing here unpickles code: `torch.load` runs with `weights_only=True`, and files that need more are refused. Files are
-mapped into memory where their format allows it, so that optimizer states and unused copies are never read.
+Read the file, choose one copy of the network in it, check it whole, load it whole. Nothing here runs what a file names.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import pickletools
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from pds.errors import MissingError, PDSError
-from pds.files import atomic_path, locate, sha256
+from pds.errors import MissingError, OptionError, PDSError
+from pds.files import locate, read_json, sha256
 from pds.models.diffusers_layout import as_published, current_names, spelled
+from pds.models.layouts import Which, choose, tensors_of
+from pds.models.safetensors_files import configuration_of, read_safetensors
+from pds.models.torch_files import read_torch
+from pds.options import shown
+from pds.processes.ladders import geometric_ladder
 
 log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
-# What files of plain weights import.
-PLAIN = re.compile(
-    r"torch\._utils\._rebuild_\w+|torch\.\w*Storage|torch\.\w+Tensor|torch\.Size|collections\.OrderedDict|_codecs\.encode"
-)
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
+LEVELS = "sigmas"  # what networks call the buffer of their noise levels
 
 
 @dataclass(frozen=True)
@@ -44,8 +36,9 @@ class Checkpoint:
     """Where the weights of a network come from.
 
     Attributes:
-        layout: "safetensors" (this project), "list" ([NCSN], [NCSNv2]), "dict" ([SDE]), "diffusers" or "state dict".
-        ema: whether these are exponential moving averages; None where the layout does not tell.
+        layout: "safetensors" (also this project's), "list" ([NCSN], [NCSNv2]), "dict" ([SDE] and most others), "diffusers" or
+            "state dict".
+        ema: whether these are exponential moving averages; None where the file does not tell.
         path: the file.
         sha256: of the file's bytes.
     """
@@ -57,12 +50,12 @@ class Checkpoint:
 
 
 class _Weights(NamedTuple):
-    """What a file holds: parameters and buffers by their published names, and what more there is to check and to say."""
+    """What a file holds: one copy of a network by its published names, and what more there is to check and to say."""
 
     layout: str
     ema: bool | None
     path: Path
-    state: dict[str, Tensor]
+    state: dict[str, Any]
     traits: Mapping[str, Any] = MappingProxyType({})
     fix: str = "it is a checkpoint of another network"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pds.files import DamagedError, open_regular, reading
 
 MOST = 1 << 42  # bytes of a file
-MOST_STEPS = 5_000_000  # of a pickle; a tensor takes some 40
+MOST_STEPS = 2_000_000  # of a pickle; a tensor takes some 40
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -35,6 +35,13 @@ DTYPES = {
     "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
+}
+# What pushes the number, text or bytes that stands in the pickle.
+PLAIN = {
+    opcode.name
+    for opcode in pickletools.opcodes
+    if [kind.name for kind in opcode.stack_after] in [[name] for name in ("int", "int_or_bool", "float", "str", "bytes", "bytes_or_str")]
+    and not opcode.stack_before
 }
 TABLES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
 
@@ -151,6 +158,9 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
     for step, (opcode, value, _) in enumerate(pickletools.genops(stream)):
         if step > MOST_STEPS:
             raise ValueError("its table is longer than that of any network")
+        if opcode.name in PLAIN:
+            stack.append(value)
+            continue
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -229,8 +239,6 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
                 stack.append(Inert("persistent"))
             case "BINPERSID":
                 stack[-1] = _stored(stack[-1], storage)
-            case _ if opcode.arg is not None and opcode.stack_before == []:  # a number, text or bytes
-                stack.append(value)
             case other:
                 raise ValueError(f"it holds {other}")
     raise EOFError("it is cut")
