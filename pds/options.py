@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from pds.errors import OptionError
+from pds.errors import OptionError, escaped
 
 T = TypeVar("T")
 
@@ -192,6 +192,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
         return _of(name, value, isinstance(value, str), "text")
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
         return _sequence(name, value, arguments)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return _of(name, value, isinstance(value, Mapping), "a table")
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
     return value
 
@@ -247,6 +249,4 @@ def _plain(bound: float) -> str:
 
 def shown(value: Any, most: int = 80) -> str:
     """`value` in a message: cut where it is long, control characters escaped."""
-    text = repr(value)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return escaped(repr(value), most)
