@@ -21,7 +21,7 @@ from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, identity, provenance
 from pds.lab.tracking import MetricsFile
-from pds.models.checkpoints import save_weights
+from pds.models.safetensors_files import save_weights
 from pds.models.scores import ChainScore, ScoreModel
 from pds.training import Trainer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,22 +69,24 @@ class Chosen(NamedTuple):
     """The weights to load.
 
     Attributes:
-        state: tensors by name; `Inert` where the file has something else.
+        layout: "list", "dict" or "state dict", as in `Checkpoint`.
         ema: whether they are an average; None where the file does not tell.
+        state: tensors by name; something else in the place of one where the file has it there.
     """
 
-    state: dict[str, Any]
+    layout: str
     ema: bool | None
+    state: dict[str, Any]
 
 
-def choose(content: Any, trained: Sequence[str], which: Which, path: Path) -> Chosen:
+def choose(content: Any, trained: Mapping[str, Sequence[int]], path: Path, which: Which = None) -> Chosen:
     """The weights to load, of those that a file holds.
 
     Args:
         content: of the file: nested lists and dictionaries of tensors.
-        trained: names of the network's trained parameters, in order.
-        which: see `Which`.
+        trained: shapes of the network's trained parameters, by name, in order.
         path: what messages call the file.
+        which: see `Which`; an average is taken where there is nothing else.
 
     Returns:
         The best that there is, which may be of another network.
@@ -98,34 +100,29 @@ def choose(content: Any, trained: Sequence[str], which: Which, path: Path) -> Ch
         inert = next((leaf.value.name for leaf in leaves if isinstance(leaf.value, Inert)), None)
         code = f" but holds code ({inert}), which is never executed here" if inert else ""
         raise OptionError("checkpoint", f"{path} has no table of tensors by name{code}: give the state_dict of a network")
+    # A table alone does not tell what it is.
+    alone = all(not leaf.table for leaf in leaves if isinstance(leaf.value, Tensor))
+    layout = "list" if isinstance(content, (list, tuple)) else "state dict" if alone else "dict"
     whole = [copy for copy in copies if copy.found == len(trained)]
+    if not whole:
+        return Chosen(layout, None, copies[0].state)
     averages = [copy for copy in whole if copy.averaged]
     raw = [copy for copy in whole if not copy.averaged]
     raw = [copy for copy in raw if not SPARE.search(copy.prefix)] or raw
-    if not whole:
-        return Chosen(copies[0].state, None)
-    if which != "raw":
+    if which == "raw" and raw:
+        averages = []
+    else:
         _require_matched(leaves, whole, trained, path)
-    for found in (averages if which != "raw" else [], raw):
+    for found in (averages, raw):
+        # Names alone may also be those of a part of a larger network.
+        fit = [copy for copy in found if all(_shape(copy.state[name]) == list(shape) for name, shape in trained.items())]
+        found[:] = fit or found[:1]
         if len(found) > 1:
             names = ", ".join(shown(copy.prefix.rstrip(".")) for copy in found)
             raise OptionError("checkpoint", f"{path} holds the network several times (under {names}): keep one of them")
-    if averages and which != "raw":
-        # Buffers and parameters that are not trained often have no average.
-        return Chosen((raw[0].state if raw else {}) | averages[0].state, True)
-    if not raw:
-        raise OptionError("weights", f"is raw, but {path} holds averaged weights alone: leave it out")
-    # A table alone does not tell what it is.
-    alone = all(leaf.table == "" for leaf in leaves if isinstance(leaf.value, Tensor))
-    return Chosen(raw[0].state, None if alone else False)
-
-
-def tensors_of(content: Any, names: Sequence[str], path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that holds one network, by name, without what stands before the `names` that it may have."""
-    copies = _copies(list(_leaves(content)), names)
-    if not copies:
-        raise OptionError("checkpoint", f"{path} has no table of tensors by name: fetch it again")
-    return copies[0].state
+    # Buffers and parameters that are not trained often have no average.
+    state = (raw[0].state if raw else {}) | (averages[0].state if averages else {})
+    return Chosen(layout, True if averages else None if alone and len(whole) == 1 else False, state)
 
 
 def _leaves(content: Any, path: str = "", depth: int = 0) -> Iterator[Leaf]:
@@ -142,7 +139,7 @@ def _leaves(content: Any, path: str = "", depth: int = 0) -> Iterator[Leaf]:
             yield Leaf(name, path, value)
 
 
-def _copies(leaves: list[Leaf], trained: Sequence[str]) -> list[Copy]:
+def _copies(leaves: list[Leaf], trained: Collection[str]) -> list[Copy]:
     """Every whole copy, or the nearest to one; where no parameter is found at all, the largest table."""
     names, found = set(trained), Counter[str]()
     tables: dict[str, dict[str, Any]] = {}
@@ -182,7 +179,7 @@ def _tensors(state: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor) or name in names}
 
 
-def _require_matched(leaves: list[Leaf], whole: list[Copy], trained: Sequence[str], path: Path) -> None:
+def _require_matched(leaves: list[Leaf], whole: list[Copy], trained: Collection[str], path: Path) -> None:
     """Refuse an average that is none of the copies, rather than take other weights in its place."""
     for leaf in leaves:
         if not leaf.averaged or leaf.path.endswith(COUNTER) or SPARE.search(leaf.path):
@@ -202,11 +199,19 @@ def _require_matched(leaves: list[Leaf], whole: list[Copy], trained: Sequence[st
             why = f"averages {len(leaf.value)} parameters where the model trains {len(trained)}"
         else:
             tails = {x.path for x in leaves if x.path.startswith(root)}
-            missing = next((name for name in trained if not any(tail.endswith(f".{name}") for tail in tails)), trained[0])
+            missing = next(
+                (name for name in trained if not any(tail.endswith(f".{name}") for tail in tails)), next(iter(trained))
+            )
             why = f"has no average of the parameter {missing}"
         raise OptionError(
-            "checkpoint", f"{path} {why} under {shown(root)}: it is of another network, or choose its last weights", {"weights": "raw"}
+            "checkpoint",
+            f"{path} {why} under {shown(root)}: it is of another network, or choose its last weights",
+            {"weights": "raw"},
         )
+
+
+def _shape(value: Any) -> list[int] | None:
+    return list(value.shape) if isinstance(value, Tensor) else None
 
 
 def _averaged(path: str) -> bool:

@@ -40,8 +40,9 @@ DTYPES = {
 PLAIN = {
     opcode.name
     for opcode in pickletools.opcodes
-    if [kind.name for kind in opcode.stack_after] in [[name] for name in ("int", "int_or_bool", "float", "str", "bytes", "bytes_or_str")]
-    and not opcode.stack_before
+    if not opcode.stack_before
+    and len(opcode.stack_after) == 1
+    and opcode.stack_after[0].name in ("int", "int_or_bool", "float", "str", "bytes", "bytes_or_str")
 }
 TABLES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
 

@@ -29,8 +29,8 @@ from pds.lab.points import Points
 from pds.lab.runs import RunFolder, run_name
 from pds.lab.tracking import read_metrics
 from pds.lab.train import train
-from pds.models.checkpoints import save_weights
 from pds.models.ncsn import NCSN
+from pds.models.safetensors_files import save_weights
 from pds.moments import read_moments
 
 ROOT = Path(__file__).parents[2]
