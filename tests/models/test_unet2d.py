@@ -206,7 +206,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
     says = {
         cut: "not a whole safetensors",
         pickled: r"holds code \(\w+\.system\), which is never executed",
-        text("config.json", "{"): "cannot be read as JSON",
+        text("config.json", "{"): "not the configuration of a network",
         text("../scheduler/scheduler_config.json", "[]"): "not the configuration of a network or a scheduler",
         (
             lambda network: (network / WEIGHTS).unlink()
