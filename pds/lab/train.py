@@ -62,7 +62,11 @@ def train(cfg: DictConfig) -> None:
             with contextlib.suppress(OSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
-        about = {"config": json.dumps(as_configuration(identity(config))), "iterations": str(trainer.iterations), "weights": "ema"}
+        about = {
+            "config": json.dumps(as_configuration(identity(config))),
+            "iterations": str(trainer.iterations),
+            "weights": "ema",
+        }
         # The buffers of the network belong to its file, too.
         state = model.score.cpu().state_dict() | ema
         save_weights({name.removeprefix("network."): value for name, value in state.items()}, weights, about)
