@@ -239,7 +239,7 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
             raise OptionError("checkpoint", f"{path} has values in {name} that are not finite numbers: fetch it again")
     unknown = next((name for name in weights.state if name not in expected), None)
     if unknown is not None:
-        raise refused(f"a parameter {shown(unknown)} that the model does not have")
+        raise refused(f"a parameter {unknown} that the model does not have")
     return weights.state
 
 

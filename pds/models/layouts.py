@@ -205,7 +205,7 @@ def _require_matched(leaves: list[Leaf], whole: list[Copy], trained: Collection[
             why = f"has no average of the parameter {missing}"
         raise OptionError(
             "checkpoint",
-            f"{path} {why} under {shown(root)}: it is of another network, or choose its last weights",
+            f"{path} {why} under {shown(root)}, and other weights are taken only if asked for",
             {"weights": "raw"},
         )
 
