@@ -30,7 +30,7 @@ from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.safetensors_files import state_digest
-from pds.models.scores import ScoreModel, for_sampling
+from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid
@@ -52,7 +52,7 @@ TABLE_IMAGES = 16
 class Experiment:
     """What a configuration describes, built and checked before the first file is written."""
 
-    model: ScoreModel
+    model: Model
     dataset: Dataset
     filter: Filter
     sample: ImageSampler
@@ -70,7 +70,7 @@ class Experiment:
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
-        model: ScoreModel = build(cfg.model)
+        model: Model = build(cfg.model)
         dataset: Dataset = build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)

@@ -22,7 +22,8 @@ from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, identity, provenance
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
-from pds.models.scores import ChainScore, ScoreModel
+from pds.models.scores import Model
+from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def train(cfg: DictConfig) -> None:
     config = resolved(cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
-    model: ScoreModel = build(cfg.model)
-    if isinstance(model.score, ChainScore):
+    model: Model = build(cfg.model)
+    if isinstance(model.process, DiscreteVariancePreserving):
         raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
     trainer: Trainer = build(cfg.trainer)

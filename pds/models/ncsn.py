@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.processes.forward import VarianceExploding
 
 
@@ -60,7 +60,7 @@ def ncsn(
     checkpoint: str | None = None,
     weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSN with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -81,4 +81,4 @@ def ncsn(
         options = {"shape": [channels, height, wide], "sigma_begin": sigma_begin, "sigma_end": sigma_end}
         loaded = load_weights(network, checkpoint, weights, options)
     title = f"NCSN (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(title, LadderScore(network, process.ladder), process, (channels, height, wide), loaded)
+    return Model(title, LadderScore(network, process.ladder), process, (channels, height, wide), loaded)

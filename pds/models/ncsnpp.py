@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pds.errors import PDSError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
-from pds.models.scores import LadderScore, NetworkScore, NoisePredictionScore, ScoreModel, SigmaScore
+from pds.models.scores import LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
 from pds.processes.forward import Process
 
 EMBEDDINGS = ("fourier", "positional")
@@ -443,7 +443,7 @@ def ncsnpp(
     checkpoint: str | None = None,
     weights: Which = None,
     **architecture: Any,
-) -> ScoreModel:
+) -> Model:
     """An NCSN++ or DDPM++ with its forward process and its weights, ready to sample or to train.
 
     Args:
@@ -483,11 +483,11 @@ def ncsnpp(
         levels = ("process.sigma_max", "process.sigma_min") if exploding else None
         loaded = load_weights(network, checkpoint, weights, {"shape": list(shape)} | noise, levels)
     if not exploding:
-        score: NetworkScore = NoisePredictionScore(network, process)
+        score: NetworkScore = NoisePrediction(network, process, "999t")
     elif embedding == "positional":
         score = LadderScore(network, process.ladder)
     else:
-        score = SigmaScore(network, process)
+        score = ScorePrediction(network, process, "sigma")
     name = "NCSN++" if exploding else "DDPM++"
     title = f"{name} ({process.title}, width {network.width}) {shape[0]}x{shape[1]}x{shape[2]}"
-    return ScoreModel(title, score, process, tuple(shape), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))
+    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))

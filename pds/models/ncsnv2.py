@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.processes.forward import VarianceExploding
 
 
@@ -92,7 +92,7 @@ def ncsnv2(
     checkpoint: str | None = None,
     weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSNv2 with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -116,6 +116,6 @@ def ncsnv2(
         options = {"shape": [channels, height, wide]}
         loaded = load_weights(network, checkpoint, weights, options, levels=("sigma_begin", "sigma_end"))
     title = f"NCSNv2 {depth} (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(
+    return Model(
         title, LadderScore(network, sigmas), process, (channels, height, wide), loaded, (0.0, 1.0) if rescale else (-1.0, 1.0)
     )

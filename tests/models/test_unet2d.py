@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from pds.errors import PDSError
 from pds.files import sha256
 from pds.models.checkpoints import Checkpoint
+from pds.models.scores import DataPrediction
 from pds.models.unet2d import unet2d
 
 SHAPE = [1, 8, 8]
@@ -106,7 +107,7 @@ def test_a_folder_without_a_scheduler_takes_the_configuration(tmp_path, unet, ca
     assert "from the configuration, as the folder has no scheduler: linear betas from 0.0001 to 0.02, N = 1000" in caplog.text
     model = unet2d(SHAPE, path, schedule="scaled_linear", beta_end=0.5, levels=10, prediction="sample")
     assert (model.process.levels, model.process.betas[-1]) == (10, pytest.approx(0.5))
-    assert model.process.betas[1] < 0.02 and model.score.prediction == "sample"
+    assert model.process.betas[1] < 0.02 and isinstance(model.score, DataPrediction)
 
 
 def test_betas_of_the_scheduler(tmp_path, unet):
