@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pds.cache import cache_folder, fetch
 from pds.data.images import to_unit
 from pds.errors import PDSError
 from pds.files import ASSETS, sha256
+from pds.models.checkpoints import load_weights
 from pds.models.classifier import DigitClassifier
 
 CLASSIFIER_FILE = "mnist_classifier.safetensors"
@@ -65,7 +65,7 @@ class ClassifierFeatures:
     def __init__(self, device: str | torch.device = "cpu", weights: Path = ASSETS / CLASSIFIER_FILE) -> None:
         self.device = torch.device(device)
         self.network = DigitClassifier()
-        self.network.load_state_dict(load_file(weights))
+        load_weights(self.network, weights)
         self.network.to(self.device).eval()
         self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(weights)}
 
