@@ -61,9 +61,22 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
+    """A path as the user wrote it; "asset:NAME" is a file that ships with this package.
+
+    Raises:
+        MissingError: no such file ships.
+        DamagedError: a file that ships is not the one that shipped.
+    """
     text = str(path)
-    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    found = ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    if text.startswith("asset:") or found.parent == ASSETS:
+        lines = (ASSETS / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        digests = {name: digest for digest, name in map(str.split, lines)}
+        if found.name not in digests:
+            raise MissingError(f"asset:{found.name} does not ship with this package: choose one of {', '.join(digests)}")
+        if sha256(found) != digests[found.name]:
+            raise DamagedError(f"{found} is not the file that shipped with this package: install the package again")
+    return found
 
 
 class DamagedError(PDSError):

@@ -1,0 +1,40 @@
+"""What ships is what was pinned."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+
+import pds.files
+from pds.errors import MissingError, PDSError
+from pds.files import ASSETS, locate
+
+
+def test_every_file_that_ships_is_pinned():
+    pinned = dict(reversed(line.split()) for line in (ASSETS / "SHA256SUMS").read_text().splitlines())
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in ASSETS.iterdir()
+        if path.suffix in (".safetensors", ".npz", ".json")
+    }
+    assert found == pinned, "after a change: cd pds/assets && sha256sum *.safetensors *.npz *.json > SHA256SUMS"
+
+
+def test_a_flipped_bit_of_a_file_that_ships_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pds.files, "ASSETS", tmp_path)
+    shutil.copy(ASSETS / "SHA256SUMS", tmp_path)
+    name = "mnist_statistics.npz"
+    whole, rng = (ASSETS / name).read_bytes(), np.random.default_rng(0)
+    for position in rng.integers(len(whole), size=50):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / name).write_bytes(damaged)
+        for spelled in (f"asset:{name}", str(tmp_path / name)):
+            with pytest.raises(PDSError, match="is not the file that shipped"):
+                locate(spelled)
+    (tmp_path / name).write_bytes(whole)
+    assert locate(f"asset:{name}") == tmp_path / name
+    for other in ("nothing", "../files.py", ""):
+        with pytest.raises(MissingError, match=r"does not ship .* choose one of mnist_classifier\.safetensors"):
+            locate(f"asset:{other}")
