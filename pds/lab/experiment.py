@@ -29,6 +29,7 @@ from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
+from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
@@ -112,7 +113,8 @@ class Experiment:
         """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
         checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
         facts = {
-            "weights": checkpoint and checkpoint.sha256,
+            # A network that loads its own file has no checkpoint here.
+            "weights": checkpoint.sha256 if checkpoint else state_digest(self.model.score.state_dict()),
             "filters": fingerprint(*self.masks.values()),
             "reference": reference and json_digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,

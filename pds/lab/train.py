@@ -6,11 +6,11 @@ python experiments/train.py model.width=64 trainer.iterations=200000 name=mnist_
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
@@ -21,7 +21,7 @@ from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, identity, provenance
 from pds.lab.tracking import MetricsFile
-from pds.models.checkpoints import save_weights
+from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model
 from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
@@ -63,7 +63,11 @@ def train(cfg: DictConfig) -> None:
             with contextlib.suppress(OSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
-        about = {"config": yaml.safe_dump(identity(config)), "iterations": str(trainer.iterations), "weights": "ema"}
+        about = {
+            "config": json.dumps(as_configuration(identity(config))),
+            "iterations": str(trainer.iterations),
+            "weights": "ema",
+        }
         # The buffers of the network belong to its file, too.
         state = model.score.cpu().state_dict() | ema
         save_weights({name.removeprefix("network."): value for name, value in state.items()}, weights, about)

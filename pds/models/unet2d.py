@@ -12,6 +12,7 @@ from pds.errors import MissingError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
+from pds.models.layouts import Which
 from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction
 from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 
@@ -47,6 +48,7 @@ class _Network(nn.Module):
 def unet2d(
     shape: Sequence[int],
     checkpoint: str | None,
+    weights: Which = None,
     schedule: str | None = None,
     beta_start: float | None = None,
     beta_end: float | None = None,
@@ -62,6 +64,7 @@ def unet2d(
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
+        weights: see `load_weights`.
         schedule, beta_start, beta_end, levels: see `pds.processes.discrete.beta_schedule`; linear, 1e-4, 0.02, 1000.
         prediction: a key of `PREDICTIONS`; epsilon.
 
@@ -76,11 +79,11 @@ def unet2d(
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
     process, prediction = _chain(folder, given)
     network = _build(folder)
-    weights = load_unet(network, folder)
+    loaded = load_unet(network, folder, weights)
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
     score = PREDICTIONS[prediction](_Network(network), process, "Nt-1")
     beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
-    return Model(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
+    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:

@@ -207,7 +207,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
     says = {
         cut: "not a whole safetensors",
         pickled: r"holds code \(\w+\.system\), which is never executed",
-        text("config.json", "{"): "cannot be read as JSON",
+        text("config.json", "{"): "not the configuration of a network",
         text("../scheduler/scheduler_config.json", "[]"): "not the configuration of a network or a scheduler",
         (
             lambda network: (network / WEIGHTS).unlink()
@@ -228,7 +228,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
             unet2d(SHAPE, folder)
         assert "\n" not in str(error.value)
     for checkpoint, sentence in {
-        "/nowhere": "/nowhere does not exist: set model.checkpoint to a diffusers folder",
+        "/nowhere": "/nowhere does not exist: give a diffusers folder",
         str(tmp_path): "no diffusers folder",
         f"{tmp_path}/0/unet/config.json": "no diffusers folder",
         None: "set model.checkpoint=/path/to/folder",
