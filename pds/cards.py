@@ -112,8 +112,8 @@ def load(
     """A model from its weights.
 
     Args:
-        source: a weights file of this project, which says what it is: "asset:mnist_ncsnpp", one that ships with the package, or
-            what `experiments/train.py` wrote; a diffusers folder of a DDPM or an NCSN++; or, with a card, a published checkpoint.
+        source: a weights file that says what it is, as "asset:mnist_ncsnpp", which ships with the package, or what
+            `experiments/train.py` wrote; a diffusers folder of a DDPM or an NCSN++; or, with a card, a published checkpoint.
         card: which published network it is, a key of `CARDS`.
         shape: (C, H, W) of its images, for a diffusers network that does not say it.
         device: where to put it, as "cuda"; None for a GPU if there is one.
@@ -143,8 +143,10 @@ def _found(source: str | Path) -> Path:
     named = path if path.exists() or path.suffix else path.with_name(f"{path.name}.safetensors")
     if named.exists():
         return named
-    ours = f", one of {', '.join(sorted(file.stem for file in ASSETS.glob('mnist_*.safetensors')))}"
-    raise MissingError(f"{source} does not exist: give a weights file, a diffusers folder, or asset:NAME{ours}")
+    ours = [file.stem for file in sorted(ASSETS.glob("*.safetensors")) if read_configuration(file).get("model")]
+    raise MissingError(
+        f"{source} does not exist: give a weights file, a diffusers folder, or asset:NAME, one of {', '.join(ours)}"
+    )
 
 
 def _of_ours(path: Path) -> Model:
@@ -153,7 +155,9 @@ def _of_ours(path: Path) -> Model:
     options, dataset = dict(configuration.get("model", {})), configuration.get("dataset", {})
     kind, process = options.pop("kind", None), options.pop("process", None)
     if kind not in MAKERS:
-        raise OptionError("card", f"is missing, and {path} does not say which network it is: give one of {', '.join(CARDS)}")
+        cards = ", ".join(CARDS)
+        problem = f"is missing, and {path} does not say which published network it is: give one of {cards}, or wrap your own"
+        raise OptionError("card", problem)
     options.pop("checkpoint", None)
     if process is not None:
         options["process"] = PROCESSES[process.pop("kind")](**process)

@@ -1,5 +1,6 @@
-import pds
 from torch import nn
+
+import pds
 
 
 class Denoiser(nn.Module):  # yours, with its weights: D(x, sigma) is the expected clean image
