@@ -167,7 +167,7 @@ class Array:
     """What an array in a file must be.
 
     Attributes:
-        kind: name of its dtype, or "float" of any width, or "str".
+        kind: name of its dtype, or "float" of any width, or "str", or "bytes".
         shape: each axis's length, or a name; axes of one name in one file have one length.
         low, high: its least and greatest value; floats must be finite in any case.
         optional: whether it may be absent.
@@ -181,14 +181,14 @@ class Array:
 
     def fits(self, dtype: np.dtype[Any]) -> bool:
         """Whether an array of this dtype will do."""
-        kinds = {"float": "f", "str": "U"}
+        kinds = {"float": "f", "str": "U", "bytes": "S"}
         return dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind)
 
     def require_values(self, array: np.ndarray) -> None:
         """Raise ValueError for values that are out of range."""
         if self.kind == "str":
             str(array).encode()  # refuses what is no text, half of a surrogate pair above all
-        elif array.size:
+        elif array.size and self.kind != "bytes":
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("its values are not finite")
             if array.min() < self.low or array.max() > self.high:
