@@ -27,7 +27,6 @@ import numpy as np
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
 
-
 # What a disk or a folder says that cannot be written; a download in the block may fail with others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
 _UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ESTALE}

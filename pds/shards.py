@@ -29,7 +29,7 @@ class Contents:
     Attributes:
         shape: (C, H, W) of an image.
         samples: digest of all that the images depend on beside their indices; empty where they are of no run.
-        beside: what they are annotated with.
+        beside: what they are annotated with; its axis "N" is that of the images.
     """
 
     shape: tuple[int | str, int | str, int | str] = ("C", "H", "W")
@@ -65,10 +65,10 @@ class Shard:
         """
         n, shape = len(self.indices), self.contents.shape
         schema = {
-            "images": Array("uint8", (n, *shape)),
+            "images": Array("uint8", ("N", *shape)),
             "nfe": Array("float", low=0, high=1e9),
             "seconds": Array("float", low=1e-12),
-            "indices": Array("int64", (n,), optional=True),
+            "indices": Array("int64", ("N",), optional=True),
             "samples": Array("str", optional=True),
             "taken_from": Array("str", optional=True),
             **self.contents.beside,
@@ -79,6 +79,8 @@ class Shard:
         most = n * (math.prod(sides) + (1 << 16)) + (1 << 20) if len(sides) == len(shape) else MOST
         arrays = read_npz(self.path, schema, what, fix, others=others, most=most)
         with reading(self.path, what, fix):
+            if len(arrays["images"]) != n:
+                raise ValueError(f"it holds {len(arrays['images'])} images, not {n}")
             if not np.array_equal(arrays.get("indices", self.indices), self.indices):
                 raise ValueError(f"it holds the images {arrays['indices'][0]} to {arrays['indices'][-1]}")
             if self.contents.samples and str(arrays.get("samples", self.contents.samples)) != self.contents.samples:

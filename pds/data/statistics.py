@@ -61,14 +61,12 @@ class DatasetStatistics:
     def load(cls, path: str | Path) -> DatasetStatistics:
         """Read what `save` wrote; anything else is a `PDSError`."""
         file, what, fix = locate(path), "a statistics file of this project", "make it again"
-        arrays = read_npz(
-            file, {"power": POWER, "mean": UNIT, "second_moment": UNIT, "provenance": Array("str")}, what, fix
-        )
+        arrays = read_npz(file, {"power": POWER, "mean": UNIT, "second_moment": UNIT, "provenance": Array("str")}, what, fix)
         with reading(file, what, fix):
             provenance = parse_json(str(arrays["provenance"]), {"dataset": str, "images": Annotated[int, Range(1)]})
             power, mean, square = (arrays[name].astype(np.float64) for name in ("power", "mean", "second_moment"))
             # Of images in [0, 1], where x² <= x and no frequency has more than all pixels.
-            if not (np.all(mean**2 <= square + 1e-5) and np.all(square <= mean + 1e-5) and np.all(power <= power[0].size**2)):
+            if not (np.all(mean**2 <= square + 1e-5) and np.all(square <= mean + 1e-5) and np.all(power <= power[0].size ** 2)):
                 raise ValueError("no images in [0, 1] have such moments")
         moments = (torch.from_numpy(arrays[name]) for name in ("power", "mean", "second_moment"))
         return cls(provenance["dataset"], *moments, provenance)

@@ -30,7 +30,9 @@ class FeatureStatistics:
                 f"got {self.mean.shape} and {self.covariance.shape}"
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
-            raise PDSError("feature statistics are not finite: look for NaN or infinity in the features or the file they are of")
+            raise PDSError(
+                "feature statistics are not finite: look for NaN or infinity in the features or the file they are of"
+            )
         scale = np.abs(self.covariance).max(initial=0)
         if np.abs(self.covariance - self.covariance.T).max(initial=0) > 1e-6 * scale or self.covariance.diagonal().min() < 0:
             raise PDSError("feature statistics need a symmetric covariance with variances of at least 0: make them again")

@@ -87,7 +87,9 @@ def read_reference(path: Path) -> Reference:
     }
     arrays = read_npz(path, schema, what, fix)
     with reading(path, what, fix):
-        header = parse_json(str(arrays["header"]), {"features_name": str, "count": Annotated[int, Range(0)], "provenance": dict})
+        header = parse_json(
+            str(arrays["header"]), {"features_name": str, "count": Annotated[int, Range(0)], "provenance": dict}
+        )
         held_out = arrays.get("held_out")
         found = 0 if held_out is None else len(held_out)
         if header.get("held_out", found) != found:  # files of old do not say how many there are

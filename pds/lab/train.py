@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from pathlib import Path
 
 import torch
 import yaml
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
 from pds.errors import PDSError
-from pds.files import write_json
+from pds.files import user_path, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
@@ -42,12 +41,12 @@ def train(cfg: DictConfig) -> None:
         require_compiler("trainer.compile")
     images = dataset.images
     trainer.check(images)
-    folder = RunFolder(Path(cfg.outputs) / "train" / cfg.name)
+    folder = RunFolder(user_path(cfg.outputs) / "train" / cfg.name)
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
-    if folder.result() is not None:
+    if folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)
         return
     metrics = MetricsFile(folder.path / "metrics.jsonl")
@@ -59,7 +58,7 @@ def train(cfg: DictConfig) -> None:
                 model.score, images, folder.path / "training.pt", device, model.data_range, metrics.append
             )
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, PDSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
         about = {"config": yaml.safe_dump(identity(config)), "iterations": str(trainer.iterations), "weights": "ema"}
