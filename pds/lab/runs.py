@@ -151,15 +151,20 @@ def samples_digest(config: dict[str, Any]) -> str:
     return json_digest(_sampled(config))
 
 
-def group_folder(outputs: str, group: str) -> Path:
+def group_folder(outputs: str, group: str, key: str = "group") -> Path:
     """The folder of a group of runs.
 
+    Args:
+        outputs: folder of all groups, as the user wrote it.
+        group: name of the folder in it.
+        key: what gave the name, for messages.
+
     Raises:
-        PDSError: it would not be inside `outputs`, or its name is none.
+        PDSError: the folder would not be inside `outputs`, or its name is none.
     """
     parts = Path(group).parts
     if not parts or not group.isprintable() or Path(group).is_absolute() or ".." in parts:
-        raise PDSError(f"group={shown(group)} is no name of a folder inside outputs: use letters, digits, - and _")
+        raise PDSError(f"{key}={shown(group)} is no name of a folder inside outputs: use letters, digits, - and _")
     return user_path(outputs) / group
 
 
