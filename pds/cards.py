@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pds.data.statistics import DatasetStatistics
-from pds.errors import MissingError, OptionError
+from pds.errors import MissingError, OptionError, PDSError
 from pds.files import ASSETS, locate
 from pds.models.checkpoints import DiffusersFolder
 from pds.models.diffusers_layout import DEFAULTS, described
@@ -154,10 +154,11 @@ def _of_ours(path: Path) -> Model:
     configuration = read_configuration(path)
     options, dataset = dict(configuration.get("model", {})), configuration.get("dataset", {})
     kind, process = options.pop("kind", None), options.pop("process", None)
-    if kind not in MAKERS:
-        cards = ", ".join(CARDS)
-        problem = f"is missing, and {path} does not say which published network it is: give one of {cards}, or wrap your own"
+    if kind is None:
+        problem = f"is missing, and {path} does not say which published network it is: give one of {', '.join(CARDS)}"
         raise OptionError("card", problem)
+    if kind not in MAKERS:
+        raise PDSError(f"{path} is of a network that is not this library's ({kind}): make it, load its weights, and wrap it")
     options.pop("checkpoint", None)
     if process is not None:
         options["process"] = PROCESSES[process.pop("kind")](**process)

@@ -20,11 +20,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pds.errors import OptionError, escaped
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def options(cls: type[T]) -> type[T]:
     return made
 
 
-def checked(function: Callable[..., T]) -> Callable[..., T]:
+def checked(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which refuses arguments that do not fit their annotations."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs)
         hints = _hints(function)
         for name, value in given.arguments.items():

@@ -86,6 +86,7 @@ def test_a_file_that_someone_trained_says_what_it_is(tmp_path):
             {},
             "card is missing, and .*plain.safetensors does not say which published network it is: give one of ncsn_",
         ),
+        ("own.safetensors", {}, r"own.safetensors is of a network that is not this library's \(own\)"),
         ("w.pth", {}, "card is missing, and .*w.pth does not say"),
         ("w.pth", {"card": "ncsn_church"}, "card must be one of ncsn_mnist, .*, got 'ncsn_church'"),
         ("plain.safetensors", {"card": "ncsn_mnist"}, "begin_conv.weight of shape"),
@@ -99,6 +100,7 @@ def test_a_file_that_someone_trained_says_what_it_is(tmp_path):
 def test_what_cannot_be_loaded(tmp_path, monkeypatch, source, given, message):
     monkeypatch.chdir(tmp_path)
     small_ncsn(tmp_path / "plain.safetensors")
+    save_weights(NCSN(1, 4, 3).state_dict(), tmp_path / "own.safetensors", {"config": '{"model": {"kind": "own"}}'})
     torch.save(NCSN(1, 4, 3).state_dict(), tmp_path / "w.pth")
     with pytest.raises(pds.PDSError, match=message):
         pds.load(source, **given)
