@@ -23,7 +23,7 @@ from pds.files import write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
-from pds.lab.runs import RunFolder, identity, provenance
+from pds.lab.runs import RunFolder, group_folder, identity, provenance
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
@@ -47,12 +47,12 @@ def train(cfg: DictConfig) -> None:
         require_compiler("trainer.compile")
     images = dataset.images
     trainer.check(images)
-    folder = RunFolder(Path(cfg.outputs) / "train" / cfg.name)
+    folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
-    if folder.result() is not None:
+    if folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)
         return
     metrics = MetricsFile(folder.path / "metrics.jsonl")
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> None:
                 model.score, images, folder.path / "training.pt", device, model.data_range, metrics.append
             )
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, PDSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
         save_network(model.score, ema, weights, config, trainer.iterations)
