@@ -194,7 +194,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
         return _sequence(name, value, arguments)
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
-        return _of(name, value, isinstance(value, Mapping), "a table")
+        _of(name, value, isinstance(value, Mapping), "a table")
+        return {key: fitted(f"{name}.{key}", item, arguments[1]) for key, item in value.items()} if arguments else value
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
     return value
 
