@@ -22,11 +22,7 @@ _FEW_PIXELS = 32
 """Side up to which images are shown as pixels, and strips of them kept exactly."""
 _PLANE = Array("float", ("C", "H", "W"), optional=True)
 FILTERS = {"frequency": _PLANE, "space": _PLANE}
-SHARD = {
-    "images": Array("uint8", ("n", "C", "H", "W")),
-    **{"nfe": Array("float"), "seconds": Array("float"), "features": Array("float", ("n", "d"), optional=True)},
-    "taken_from": Array("str", optional=True),
-}
+SHARD = {"images": Array("uint8", ("n", "C", "H", "W"))}
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def strip_of(run: Run) -> Picture | None:
     path = run.folder / "samples" / "shard-00000.npz"
     if not path.exists():
         return None
-    images = read_npz(path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES)["images"]
+    images = read_npz(path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True)["images"]
     n, _, *sides = images.shape
     exact = max(sides) <= _FEW_PIXELS
     if max(sides) > _STRIP_SIDE:

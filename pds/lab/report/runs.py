@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pds.errors import PDSError
-from pds.files import parse_json, parse_yaml, read_bytes, read_json, read_yaml, reading
+from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
-from pds.lab.runs import identity
+from pds.lab.runs import RESULT, identity, read_config, read_result
 from pds.lab.text import MISSING, is_number, rounded
 from pds.options import fitted
 
@@ -25,16 +25,8 @@ repeat a measurement, and the other keys are of the measuring or follow from wha
 OF_T = ("sampler.end", "filter.iterations")
 """Does not count either where it has one value at each T: configurations compute it from T."""
 
-_NUMBER = int | float
-_RESULT = {
-    **dict.fromkeys(("name", "label", "sampler", "model"), str),
-    **dict.fromkeys(("iterations", "nfe", "images", "seconds", "seed"), _NUMBER),
-    **{"vanilla": bool, "metrics": dict, "floor": dict},
-}
-_MORE = {  # results may lack these: those of older versions do
-    **dict.fromkeys(("experiment", "source", "command", "commit", "device", "finished"), str | None),
-    **{"images_per_second": _NUMBER, "checkpoint": dict | None, "versions": dict, "doubts": list},
-}
+_NEEDED = "name label vanilla sampler iterations nfe images seconds seed model metrics floor".split()
+"""Of a result; those of older versions lack others."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,7 @@ def read_runs(folder: Path) -> Runs:
     points, by_name = [], {path.name: _read_run(path) for path in folders}
     try:
         points = Points(folder).read()
-    except (PDSError, RecursionError) as error:
+    except PDSError as error:
         by_name["points"] = Run(folder / "points", "damaged", str(error))
     for point in points:
         lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
@@ -244,20 +236,17 @@ def read_runs(folder: Path) -> Runs:
 
 def _read_run(folder: Path) -> Run:
     """A folder that cannot be read is a damaged run that says so: it must not hide the others."""
-    config, result, fix = {}, {}, "delete its folder and run its command again"
+    config, result = {}, {}
     try:
         if os.path.exists(folder / "config.yaml"):
-            config = read_yaml(folder / "config.yaml", {}, "the configuration of a run", fix)
+            config = read_config(folder / "config.yaml")
+        fix = "delete its folder and run its command again"
         status = read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
         if status["state"] == "done":
+            result = read_result(folder, {key: RESULT[key] for key in _NEEDED})
             with reading(folder / "result.json", "the result of a run", fix):
-                result = parse_json(read_bytes(folder / "result.json"), _RESULT)
-                kinds = [(key, result[key], _MORE[key]) for key in _MORE.keys() & result.keys()]
-                for name, value, kind in [
-                    *kinds,
-                    *((n, v, _NUMBER) for t in ("metrics", "floor") for n, v in result[t].items()),
-                ]:
-                    fitted(name, value, kind)
+                for key in RESULT.keys() & result.keys():
+                    fitted(key, result[key], RESULT[key])
         return Run(folder, status["state"], str(status.get("message") or ""), result, config)
     except PDSError as error:
         return Run(folder, "damaged", str(error), {}, config)

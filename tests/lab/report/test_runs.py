@@ -129,7 +129,7 @@ def test_a_damaged_neighbour_hides_no_healthy_run(tmp_path, kind):
     DAMAGES[kind](write_run(tmp_path, 3.0, label="damaged"))
     runs = read_runs(tmp_path)
     assert [(run.label, run.state) for run in runs] == [("healthy", "done"), ("run-1", "damaged")]
-    assert str(tmp_path / "run-1") in runs.runs[1].message and runs.runs[1].message.endswith("run its command again")
+    assert str(tmp_path / "run-1") in runs.runs[1].message and "again" in runs.runs[1].message
     told = overview(tmp_path)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "damaged: run-1" in told and "<strong>damaged</strong> <code>run-1</code>" in page
