@@ -56,11 +56,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Column:
-    """An axis to the right: its name, the values that its ticks may stand at (None: anywhere), what range makes it logarithmic."""
+    """An axis to the right."""
 
     head: str
-    ticks: Sequence[float] | None = None
-    log_range: float = _LOG_RANGE
+    ticks: Sequence[float] = ()  # where they may stand; empty: anywhere
+    log_range: float = _LOG_RANGE  # of values, beyond which it is logarithmic
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def lines(
         columns: the axes to the right.
         series: the lines, in the order of the legend.
         floor: distance of real data to real data, where known.
-        layout: `size` in points; `below`, whether the legend stands there or beside; `descending`, whether x falls to the right.
+        layout: `size` in points; `below`, for a legend there and not beside; `descending`, for x that falls to the right.
     """
     width, height = layout.get("size", (704, 320))
     with matplotlib.rc_context(_STYLE):
@@ -168,7 +168,7 @@ def rows(name: str, grid: Grid) -> Chart:
         xs = [[s.mean(key) for s in line.settings] for key in ("nfe", "seconds")]
         series.append(_series(line, xs, {"marker": marker, **style}))
     ticks = [nfe for nfe in grid.usual("nfe") if nfe is not None]
-    columns = [Column("NFE (score evaluations)", ticks, 1), Column(timing(grid.runs), None, 1)]
+    columns = [Column("NFE (score evaluations)", ticks, 1), Column(timing(grid.runs), log_range=1)]
     size = (942, max(360, 15 * len(curves) + 62))
     return lines(name, f"{grid.quantity} against NFE and seconds", grid.quantity, columns, series, grid.floor, size=size)
 
@@ -280,7 +280,7 @@ def _finish_x(axes: Axes, values: Sequence[float], column: Column) -> None:
     """A log scale where the values span much, and the ticks of the column where they have room."""
     axes.set_xlabel(column.head)
     logarithmic = min(values) > 0 and max(values) > column.log_range * min(values)
-    ticks = sorted(set(column.ticks or ()))
+    ticks = sorted(set(column.ticks))
     if logarithmic:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)

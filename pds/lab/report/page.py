@@ -177,10 +177,9 @@ def _verdict(done: Runs, metric: str) -> str:
         rival = f" ({rivals[0].result['sampler']}: {texts[rivals[0].metrics[metric]]})" if rivals else ""
         against = f"against {without} of the same sampler without preconditioning{rival}"
         return f"{pds.label} is closest to the data: {metric} {number}, {against}."
-    return (
-        f"{pds.label} is closer to the data than the same sampler without preconditioning ({metric} {number} against {without}), "
-        f"but {first.label} ({first.result['sampler']}) is closest: {texts[first.metrics[metric]]}."
-    )
+    closest = f"{first.label} ({first.result['sampler']}) is closest: {texts[first.metrics[metric]]}"
+    closer = f"than the same sampler without preconditioning ({metric} {number} against {without})"
+    return f"{pds.label} is closer to the data {closer}, but {closest}."
 
 
 def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
@@ -253,8 +252,8 @@ def _swept(runs: Runs, without: Collection[str]) -> list[tuple[str, str, list[di
             bests.append(part(panel, "By", [drawn]))
     hatched = "Dark is closer to the data; the frame marks the lowest of a map. Hatched cells have no result."
     grid = (
-        "The α with the lowest distance at each T. The grid is discrete: the bar reaches to the neighbours of the best, between "
-        "which the optimum lies. An open marker stands at an edge of its grid and is only a bound."
+        "The α with the lowest distance at each T. The grid is discrete: the bar reaches to the neighbours of the best, and "
+        "the optimum lies between them. An open marker stands at an edge of its grid and is only a bound."
     )
     line = " The dashed line is α ∝ T through the reference of the configuration." * any(panel.references() for panel in found)
     sections = [

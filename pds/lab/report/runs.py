@@ -25,7 +25,10 @@ repeat a measurement, and the other keys are of the measuring or follow from wha
 OF_T = ("sampler.end", "filter.iterations")
 """Does not count either where it has one value at each T: configurations compute it from T."""
 
-_NEEDED = "name label vanilla sampler iterations nfe images seconds seed model metrics floor".split()
+_NEEDED = (
+    *("name", "label", "vanilla", "sampler", "iterations", "nfe"),
+    *("images", "seconds", "seed", "model", "metrics", "floor"),
+)
 """Of a result; those of older versions lack others."""
 
 
