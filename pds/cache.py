@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import logging
 import os
 import shutil
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from pds.errors import MissingError, PDSError
-from pds.files import atomic_path, make_once, sha256
+from pds.files import atomic_path, open_lock, sha256, user_path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +27,37 @@ TIMEOUT = 30.0  # seconds without a byte
 
 def cache_folder() -> Path:
     """Folder of downloaded files: $PDS_CACHE, else $XDG_CACHE_HOME/pds, else ~/.cache/pds (it need not exist)."""
-    if explicit := os.environ.get("PDS_CACHE"):
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pds"
+    explicit = os.environ.get("PDS_CACHE")
+    folder = explicit or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pds"
+    return user_path(folder, "set PDS_CACHE to a folder that you can write")
+
+
+def make_once(path: Path, make: Callable[[], None]) -> None:
+    """Have `make` write `path` unless it is there; of this user's processes on a machine one makes it and the others wait.
+
+    Raises:
+        PDSError: there is no folder to keep the lock in; whatever `make` raises comes through.
+    """
+    if path.is_file():
+        return
+    # In the user's own folder, where nobody else can put a link of this name; and kept, as who waits for a lock that was
+    # deleted meanwhile would hold another than who comes next.
+    name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
+    lock_file = cache_folder() / "locks" / name[:32]
+    try:
+        lock = open_lock(lock_file)
+    except OSError as error:
+        raise PDSError(
+            f"cannot write to {lock_file.parent} ({error.strerror or error}): set PDS_CACHE to a folder that you can write"
+        ) from None
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network file systems lock nothing; then two make the same file
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            make()
+    finally:
+        os.close(lock)
 
 
 def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:

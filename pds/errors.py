@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 
+def escaped(text: str, most: int) -> str:
+    """`text` with control characters escaped, its middle cut out where it has more than `most` characters."""
+    if len(text) > most:
+        kept = most - 5
+        text = f"{text[: kept - kept // 3]} ... {text[len(text) - kept // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class PDSError(ValueError):
     """A wrong input, a missing file or an impossible setting, said in one sentence with the fix.
 
     Entry points print its message without a traceback; every other exception is a defect of this library.
+
+    What files and users say enters messages: control characters are escaped and the middle of a long message is cut out, so
+    that neither forges lines nor fills the terminal.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escaped(message, 2000))
 
 
 class MissingError(PDSError):

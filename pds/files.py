@@ -1,4 +1,8 @@
-"""Files that are either whole or absent."""
+"""Files: written whole or not at all, and checked before anything of them is used.
+
+What is read may be damaged, hostile or no file at all. `read_npz`, `read_json` and `read_yaml` know what they want, take no
+memory for more, and tell what else they find as one `DamagedError`.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,21 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
-import tempfile
+import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+import numpy as np
+
+from pds.errors import MissingError, PDSError, escaped
+from pds.options import fitted, shown
 
 
 @contextlib.contextmanager
@@ -35,37 +42,333 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def make_once(path: Path, make: Callable[[], None]) -> None:
-    """Have `make` write `path` unless it is there; of this user's processes on a machine one makes it and the others wait."""
-    if path.is_file():
-        return
-    # Not beside `path`, so that nothing is left where it could not be made.
-    name = hashlib.sha256(f"{getattr(os, 'getuid', int)()} {path.resolve()}".encode()).hexdigest()
-    lock_file = Path(tempfile.gettempdir()) / f"pds-{name[:32]}.lock"
-    try:
-        with open(lock_file, "w") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.is_file():
-                make()
-    finally:
-        # Who opened it before this and waits finds `path` made, or makes it.
-        lock_file.unlink(missing_ok=True)
-
-
 ASSETS = Path(__file__).parent / "assets"
+
+
+def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
+    """A path as the user wrote it, `~` and `~name` replaced by the home folder they mean.
+
+    Raises:
+        PDSError: there is no such home folder, or no file can have this name.
+    """
+    try:
+        os.fsencode(path)
+        if "\0" in str(path):
+            raise ValueError("embedded null character")
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError) as error:
+        raise PDSError(f"{shown(str(path))} is no path ({error}): {fix}") from None
 
 
 def locate(path: str | Path) -> Path:
     """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
     text = str(path)
-    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else Path(text).expanduser()
+    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+
+
+class DamagedError(PDSError):
+    """A file is not what it should be: cut, damaged, of another kind, or no file but a folder, a pipe or a device."""
+
+
+MOST = 1 << 30  # bytes of a file or of its unpacked arrays, unless a reader is told otherwise
+MOST_TEXT = 1 << 26  # bytes of a JSON file; thousands of runs have some kilobytes each
+MOST_YAML = 1 << 20
+DEPTH = 64  # of nested lists and tables
+DIGITS = 25  # of a whole number: more than 64 bits have
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str, fix: str) -> Iterator[None]:
+    """Tell whatever goes wrong in the block, which reads `path` or checks what was read, as one `DamagedError`.
+
+    Args:
+        path: the file.
+        what: what it should be, as in "a statistics file".
+        fix: what the user can do.
+    """
+    try:
+        yield
+    except (DamagedError, MissingError):
+        raise
+    # Damaged bytes raise anything, and a bug that hides here still names its file and its words.
+    except (Exception, MemoryError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = escaped(" ".join(reason.split()), 200) or type(error).__name__
+        raise DamagedError(f"{path} is not {what} ({reason}): {fix}") from None
+
+
+def open_regular(path: Path, most: int = MOST) -> BinaryIO:
+    """A file to read: never a folder, a pipe or a device, which might not end or not even open.
+
+    Args:
+        path: the file, or a link to one.
+        most: bytes that it may have.
+
+    Raises:
+        MissingError: there is none.
+        DamagedError: it is something else, has more bytes, or may not be read.
+    """
+    try:
+        # Opening a pipe waits for who writes to it, unless told not to.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise MissingError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise DamagedError(f"{path} is no regular file: give a file, or a link to one")
+        if facts.st_size > most:
+            raise DamagedError(f"{path} has {facts.st_size:,} bytes, more than such a file can have ({most:,})")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes:
+    """All of a file; arguments and errors as of `open_regular`."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DamagedError(f"{path} grew beyond {most:,} bytes while it was read")
+    return content
+
+
+@dataclass(frozen=True)
+class Array:
+    """What an array in a file must be.
+
+    Attributes:
+        kind: name of its dtype, or "float" of any width, or "str", or "bytes".
+        shape: each axis's length, or a name; axes of one name in one file have one length.
+        low, high: its least and greatest value; floats must be finite in any case.
+        optional: whether it may be absent.
+    """
+
+    kind: str
+    shape: tuple[int | str, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    optional: bool = False
+
+    def fits(self, dtype: np.dtype[Any]) -> bool:
+        """Whether an array of this dtype will do."""
+        kinds = {"float": "f", "str": "U", "bytes": "S"}
+        return dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind)
+
+    def require_values(self, array: np.ndarray) -> None:
+        """Raise ValueError for values that are out of range."""
+        if self.kind == "str":
+            str(array).encode()  # refuses what is no text, half of a surrogate pair above all
+        elif array.size and self.kind != "bytes":
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("its values are not finite")
+            if array.min() < self.low or array.max() > self.high:
+                raise ValueError(f"its values lie from {array.min():g} to {array.max():g}")
+
+
+def read_npz(
+    path: Path, schema: Mapping[str, Array], what: str, fix: str, rows: int | None = None, most: int = MOST
+) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, which holds those of `schema` and no others.
+
+    Sizes that its headers claim are compared with one another, with the schema and with `most` before memory is taken; no
+    pickle is read.
+
+    Args:
+        path: the file.
+        schema: what its arrays must be, by name.
+        what: what the file should be, as in "a statistics file".
+        fix: what the user can do if it is not.
+        rows: read no more than the first `rows` along the first axis.
+        most: bytes that the file, and all that it unpacks to, may have.
+
+    Raises:
+        MissingError: there is no such file.
+        DamagedError: it is anything else.
+    """
+    with reading(path, what, fix), open_regular(path, most) as file, zipfile.ZipFile(file) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        required = {name for name, array in schema.items() if not array.optional}
+        if missing := sorted(required - members.keys()):
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if len(members) != len(archive.infolist()) or members.keys() - schema.keys():
+            raise ValueError(f"it holds {shown(sorted(members))}")
+        if sum(member.file_size for member in members.values()) > most:
+            raise ValueError(f"it unpacks to more than {most:,} bytes")
+        arrays: dict[str, np.ndarray] = {}
+        lengths: dict[str, int] = {}
+        for name in schema:
+            if name in members:
+                try:
+                    arrays[name] = _read_array(archive, members[name], schema[name], lengths, rows)
+                except (Exception, MemoryError) as error:
+                    raise ValueError(f"{name}: {str(error) or type(error).__name__}") from None
+        return arrays
+
+
+def _read_array(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, wanted: Array, lengths: dict[str, int], rows: int | None
+) -> np.ndarray:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed in a way that numpy does not use")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = header(file)
+        if not wanted.fits(dtype) or not dtype.itemsize:
+            raise ValueError(f"it is {shown(dtype)}, not {wanted.kind}")
+        if len(shape) != len(wanted.shape):
+            raise ValueError(f"it has {len(shape)} axes, not {len(wanted.shape)}")
+        for axis, n in zip(wanted.shape, shape, strict=True):
+            length = lengths.setdefault(axis, n) if isinstance(axis, str) else axis
+            if n != length:
+                raise ValueError(f"its shape is {shown(shape)}, with {n} where {length} is due")
+        size = math.prod(shape) * dtype.itemsize
+        # Deflate packs 1032 bytes into one at best.
+        if size != member.file_size - file.tell() or member.file_size > 1032 * (member.compress_size + 1):
+            raise ValueError(f"its header speaks of {size:,} bytes, the file of {member.file_size - file.tell():,}")
+        whole = rows is None or not shape or rows >= shape[0]
+        if not whole:
+            if fortran:
+                raise ValueError("its first axis is not its slowest")
+            shape = (rows, *shape[1:])
+        content = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+        view, filled = memoryview(content), 0
+        while filled < len(content):
+            block = file.read(min(1 << 20, len(content) - filled))
+            if not block:
+                raise EOFError("it is cut")
+            view[filled : filled + len(block)] = block
+            filled += len(block)
+        # The checksum is compared at the end of the member alone.
+        if whole and file.read(1):
+            raise ValueError("it goes on after its end")
+    array = content.view(dtype).reshape(shape, order="F" if fortran else "C")
+    wanted.require_values(array)
+    return array
+
+
+def parse_json(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The table that `text` is as JSON, or ValueError.
+
+    Args:
+        text: UTF-8.
+        keys: keys that it must have, with the annotation of their values, as in {"images": int}; there may be others.
+    """
+
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            raise ValueError(f"a number is {text[:20]}")
+        return number
+
+    text = text if isinstance(text, str) else text.decode("utf-8")
+    return _table(json.loads(text, parse_float=finite, parse_constant=finite), keys)
+
+
+def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` if it is a table of plain values with these keys, not too deep; what comes from a parser may be anything."""
+    if not isinstance(value, dict):
+        raise ValueError("it holds no table of keys")
+    unseen, depth = [value], 0
+    while unseen:
+        if depth > DEPTH:
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
+        inner: list[Any] = []
+        for item in unseen:
+            if isinstance(item, dict):
+                if not all(isinstance(key, str) for key in item):
+                    raise ValueError("it has keys that are no text")
+                inner += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                inner += item
+            elif isinstance(item, str):
+                item.encode()  # refuses half of a surrogate pair, which no file could be written with
+            elif isinstance(item, int) and abs(item) >= 10**DIGITS:
+                raise ValueError(f"a number has more than {DIGITS} digits")
+            elif not isinstance(item, (bool, int, float, type(None))):
+                raise ValueError(f"it holds a {type(item).__name__}")
+        unseen, depth = inner, depth + 1
+    for key, annotation in keys.items():
+        if key not in value:
+            raise ValueError(f"it has no {key}")
+        value[key] = fitted(key, value[key], annotation)
+    return value
+
+
+def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str, most: int = MOST_TEXT) -> dict[str, Any]:
+    """The table that a file of JSON holds; `keys` as of `parse_json`, other arguments and errors as of `read_npz`."""
+    with reading(path, what, fix):
+        return parse_json(read_bytes(path, most), keys)
+
+
+def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The table that `text` is as YAML of plain values, without aliases, or ValueError; arguments as of `parse_json`."""
+    import yaml  # of the lab; the library itself meets it in old files alone
+
+    text = text if isinstance(text, str) else text.decode("utf-8")
+    if len(text) > MOST_YAML:
+        raise ValueError(f"it has more than {MOST_YAML:,} characters")
+    depth, loader = 0, _yaml_loader()
+    # Events come one by one; the composer recurses, in C without an end, and multiplies what aliases name.
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise ValueError(f"it is nested deeper than {DEPTH} levels")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has an alias")
+    return _table(yaml.load(text, loader), keys)
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        """The safe loader, with numbers of a limited length: those to the base of 60 take time in its square."""
+
+    def number(kind: str) -> Any:
+        construct = Loader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
+
+        def constructed(loader: Any, node: Any) -> Any:
+            if len(node.value) > 2 * DIGITS:
+                raise ValueError(f"a number has {len(node.value):,} digits")
+            return construct(loader, node)
+
+        return constructed
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", number(kind))
+    return Loader
+
+
+def read_yaml(path: Path, keys: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
+    """The table that a file of YAML holds; arguments and errors as of `read_json`."""
+    with reading(path, what, fix):
+        return parse_yaml(read_bytes(path, MOST_YAML), keys)
+
+
+def open_lock(path: Path) -> int:
+    """Descriptor of a file to lock, made if it is absent; never a link, whose target would be opened, or a pipe.
+
+    Raises:
+        OSError: it cannot be made, or is something else.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file: delete it")
+    return descriptor
 
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def json_digest(value: Mapping[str, Any]) -> str:
@@ -78,8 +381,8 @@ AT_REST = 3_000_000_000  # ns; the coarsest clock, of FAT, ticks every 2 s
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes; of a file that this process has read and that is as it was, from memory."""
-    stat = path.stat()
-    key = str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    facts = path.stat()
+    key = str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
     # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
     return _sha256(*key) if time.time_ns() - max(key[3:]) > AT_REST else _sha256.__wrapped__(*key)
 
@@ -87,7 +390,7 @@ def sha256(path: Path) -> str:
 @functools.lru_cache
 def _sha256(path: str, *facts: int) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(Path(path), most=1 << 50) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

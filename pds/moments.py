@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import pds
-from pds.cache import cache_folder
+from pds.cache import cache_folder, make_once
 from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
-from pds.files import json_digest, make_once, write_json
+from pds.files import json_digest, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import ScoreModel
 from pds.noise import ImageNoise

@@ -20,9 +20,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
-from pds.errors import OptionError
+from pds.errors import OptionError, escaped
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ def checked(function: Callable[..., T]) -> Callable[..., T]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> T:
         given = signature.bind(*args, **kwargs)
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = _hints(function)
         for name, value in given.arguments.items():
             if name in hints and signature.parameters[name].kind not in (
                 inspect.Parameter.VAR_POSITIONAL,
@@ -119,9 +119,47 @@ def checked(function: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
+class Option(NamedTuple):
+    """One argument of a class or a function, as its signature states it.
+
+    Attributes:
+        annotation: its type, with its `Range` if it has one.
+        default: `inspect.Parameter.empty` where there is none.
+    """
+
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty
+
+
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+def options_of(target: Callable[..., Any]) -> Mapping[str, Option]:
+    """The options of a class or a function, by name: its arguments, except those that its caller gives by position alone."""
+    hints = _hints(target)
+    return {
+        name: Option(hints.get(name, Any), _default(target, parameter))
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    }
+
+
+def _default(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if dataclasses.is_dataclass(target):
+        field = next((field for field in dataclasses.fields(target) if field.name == parameter.name), None)
+        if field is not None and field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return parameter.default
+
+
+@functools.cache
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a class's fields, or of the arguments of a function or an `__init__`, resolved."""
+    own = target.__init__ if isinstance(target, type) and not dataclasses.is_dataclass(target) else target
+    return typing.get_type_hints(own, include_extras=True)
 
 
 def fitted(name: str, value: Any, annotation: Any) -> Any:
@@ -154,6 +192,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
         return _of(name, value, isinstance(value, str), "text")
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
         return _sequence(name, value, arguments)
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return _of(name, value, isinstance(value, Mapping), "a table")
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
     return value
 
@@ -209,6 +249,4 @@ def _plain(bound: float) -> str:
 
 def shown(value: Any, most: int = 80) -> str:
     """`value` in a message: cut where it is long, control characters escaped."""
-    text = repr(value)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return escaped(repr(value), most)

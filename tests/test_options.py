@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pds.errors import OptionError
-from pds.options import Count, Range, checked, options, shown
+from pds.options import Count, Range, checked, options, options_of, shown
 
 
 @options
@@ -76,3 +76,14 @@ def test_arguments_of_a_function_are_checked_alike():
 def test_values_are_shown_short_and_without_control_characters():
     assert len(shown("a" * 10_000)) == 80
     assert shown("\x1b[2J\nerror: all is well").isprintable()
+
+
+def test_the_options_of_a_class_or_a_function_are_its_arguments_with_their_ranges():
+    def made(device, /, count: Count, *, end: float = math.inf, **rest):
+        """Takes a device from its caller."""
+
+    assert {name: option.default for name, option in options_of(Derived).items() if not option.required} == {
+        **{"weight": 0.5, "order": 2, "widths": (1, 2), "end": None, "flag": False}
+    }
+    assert options_of(Derived)["weight"].annotation == Annotated[float, Range(0, 1)]
+    assert {name: option.required for name, option in options_of(made).items()} == {"count": True, "end": False}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from pds.data.preprocessing import (
     shrink_shorter_side,
 )
 from pds.errors import PDSError
+from pds.options import Range, options
 
 CROP = 140  # pixels; both codes cut this square out of the middle
 SPLITS = {"train": (1, 162_770), "val": (162_771, 182_637), "test": (182_638, 202_599)}
@@ -39,7 +39,7 @@ def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
     return nearest(shrink_exactly(crop_centre_down(image, CROP), resolution, BILINEAR))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class CelebA(Photographs):
     """CelebA, aligned; splits "train", "val" and "test", which are ranges of the numbers that the files are called by.
 
@@ -47,13 +47,10 @@ class CelebA(Photographs):
         root: folder with img_align_celeba in it or in its `celeba/`, or that folder itself.
     """
 
-    splits = tuple(SPLITS)
-    methods: ClassVar = {"ncsnv2": _ncsnv2, "score_sde": _score_sde}
+    split: Literal["train", "val", "test"]
+    resolution: Annotated[int, Range(1, CROP)]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resolution > CROP:
-            raise PDSError(f"dataset.resolution must be at most {CROP}, what is cut out of CelebA, got {self.resolution}")
+    methods: ClassVar = {"ncsnv2": _ncsnv2, "score_sde": _score_sde}
 
     def __call__(self) -> EncodedImages:
         folder = self.folder(["celeba/img_align_celeba", "img_align_celeba", "celeba"], "CelebA", SOURCE)

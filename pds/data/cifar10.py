@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from pds.data.images import ArrayImages, require_file
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
+from pds.files import open_regular, user_path
+from pds.options import shown
 
 SOURCE = (
     "from cifar-10-python.tar.gz, MD5 c58f30108f718f92721af3b95e74349a, or cifar-10-binary.tar.gz, MD5 "
@@ -42,23 +44,21 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArraysOnly(io.BytesIO(_content(path)), encoding="bytes").load()
         return np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        ImportError,
-    ) as error:
-        raise PDSError(f"{path} is not a CIFAR-10 python batch ({error}): fetch it again") from None
+    except PDSError:
+        raise
+    except Exception as error:  # a damaged pickle raises what its opcodes happen to do
+        raise PDSError(f"{path} is not a CIFAR-10 python batch ({shown(str(error))}): fetch it again") from None
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path, most=2 * IMAGES_PER_BATCH * (1 + PIXELS)) as file:
+        return file.read()
 
 
 def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    raw = np.frombuffer(path.read_bytes(), np.uint8)
+    raw = np.frombuffer(_content(path), np.uint8)
     if len(raw) != IMAGES_PER_BATCH * (1 + PIXELS):
         whole = IMAGES_PER_BATCH * (1 + PIXELS)
         raise PDSError(f"{path} has {len(raw)} bytes, a CIFAR-10 binary batch has {whole}: fetch it again")
@@ -74,14 +74,15 @@ def cifar10(root: str | Path, split: str = "train") -> ArrayImages:
         split: "train" (50,000 images) or "test" (10,000).
     """
     if split not in BATCHES:
-        raise PDSError(f"CIFAR-10 has the splits {', '.join(BATCHES)}, not {split!r}")
-    root = Path(root).expanduser()
+        raise OptionError("split", f"must be one of {', '.join(BATCHES)}, got {shown(split)}")
+    root = user_path(root)
     folder = next((root / sub for sub in ("cifar-10-batches-py", "cifar-10-batches-bin") if (root / sub).is_dir()), root)
     images, labels = [], []
     for name in BATCHES[split]:
         path = require_file(folder, [name, f"{name}.bin"], f"CIFAR-10 {split} batch {name}", SOURCE)
         data, label = (_binary_batch if path.suffix == ".bin" else _python_batch)(path)
-        if data.shape != (IMAGES_PER_BATCH, PIXELS) or data.dtype != np.uint8 or label.shape != (IMAGES_PER_BATCH,):
+        kinds = (data.dtype == np.uint8, np.issubdtype(label.dtype, np.integer))
+        if not all(kinds) or data.shape != (IMAGES_PER_BATCH, PIXELS) or label.shape != (IMAGES_PER_BATCH,):
             raise PDSError(f"{path} holds {data.dtype} images of shape {data.shape}: it is not a CIFAR-10 batch")
         if label.min() < 0 or label.max() > 9:
             raise PDSError(f"{path} has labels up to {label.max()}: CIFAR-10 has 0 to 9")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,10 +11,11 @@ from pds.data.folder import EncodedImages, ImageFolder
 from pds.data.photographs import Photographs
 from pds.data.preprocessing import BOX, crop_centre, nearest, require_size, shrink_exactly, shrink_shorter_side
 from pds.errors import PDSError
+from pds.options import options
 
 
 def _require_face(image: Image.Image, resolution: int) -> None:
-    require_size(image, resolution, f"dataset.resolution={resolution}")
+    require_size(image, resolution, f"the resolution {resolution}")
     if image.width != image.height:
         raise PDSError(f"is {image.height}x{image.width}, FFHQ has squares")
 
@@ -33,7 +33,7 @@ def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
     return nearest(shrink_exactly(image, resolution, BOX))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class FFHQ(Photographs):
     """FFHQ; its 70,000 images are one split, "all".
 
@@ -41,7 +41,8 @@ class FFHQ(Photographs):
         root: folder with images1024x1024 or ffhq in it, or a folder of square images itself.
     """
 
-    splits = ("all",)
+    split: Literal["all"]
+
     methods: ClassVar = {"ncsnv2": _ncsnv2, "score_sde": _score_sde}
 
     def __call__(self) -> EncodedImages:

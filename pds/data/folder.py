@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from pds.errors import MissingError, PDSError
+from pds.data.decoding import MOST_BYTES, SUFFIXES, decoded
+from pds.errors import MissingError, OptionError, PDSError
+from pds.files import open_regular, user_path
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 THREADS = min(8, os.cpu_count() or 1)
 SAMPLED = 64
 
@@ -40,9 +38,9 @@ class EncodedImages(ABC):
 
     def __init__(self, name: str, split: str, shape: Sequence[int], preprocess: Preprocess | None) -> None:
         self.name, self.split, self.shape = name, split, (shape[0], shape[1], shape[2])
-        self.preprocess = preprocess or np.asarray
+        self.preprocess = preprocess
         if self.shape[0] not in (1, 3):
-            raise PDSError(f"image files hold grey (1) or RGB (3) images, not {self.shape[0]} channels")
+            raise OptionError("shape", f"must start with 1 (grey) or 3 (RGB) for image files, got {list(shape)}")
 
     @property
     @abstractmethod
@@ -51,7 +49,7 @@ class EncodedImages(ABC):
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:
-        """The file of image i; raises `OSError` when it cannot be had."""
+        """The file of image i; raises a `PDSError` that names it when it cannot be had."""
 
     @abstractmethod
     def place(self, i: int) -> str:
@@ -82,28 +80,37 @@ class EncodedImages(ABC):
 
     def _image(self, i: int) -> np.ndarray:
         channels, height, width = self.shape
+        file = self.encoded(i)
         try:
-            with Image.open(io.BytesIO(self.encoded(i))) as file:
-                image = file.convert("L" if channels == 1 else "RGB")
-        except UNREADABLE as error:
-            # Pillow names an object in memory.
-            why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-            raise PDSError(f"{self.place(i)} cannot be read as an image ({why}): remove or replace it") from None
-        try:
-            pixels = self.preprocess(image)
+            image = decoded(file, channels, None if self.preprocess else (height, width))
+            pixels = np.asarray(image) if self.preprocess is None else self.preprocess(image)
         except PDSError as refusal:
             raise PDSError(f"{self.place(i)} {refusal}") from None
         if pixels.shape[:2] != (height, width):
-            found = "x".join(map(str, pixels.shape[:2]))
-            raise PDSError(f"{self.place(i)} is {found}, the data set is {height}x{width}: remove or replace it")
+            raise PDSError(f"{self.place(i)} becomes {pixels.shape[0]}x{pixels.shape[1]}, the data set is {height}x{width}")
         return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def image_paths(root: Path) -> Iterator[str]:
+    """Paths of the image files below `root`, relative to it; linked folders are followed, and no folder is read twice."""
+    seen = set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        facts = os.stat(folder)
+        inner.sort()
+        if (facts.st_dev, facts.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        for file in files:
+            if os.path.splitext(file)[1].lower() in SUFFIXES:
+                yield os.path.relpath(os.path.join(folder, file), root)
 
 
 class ImageFolder(EncodedImages):
     """All images below a folder, in the order of their paths.
 
     Args:
-        root: the folder; searched recursively.
+        root: the folder; searched recursively, linked folders too.
         shape: (C, H, W) that every image must have in the end; C is 1 (grey) or 3 (RGB).
         name: what provenance calls it; the folder's name when not given.
         split: what provenance calls the choice of images.
@@ -118,18 +125,11 @@ class ImageFolder(EncodedImages):
         split: str = "all",
         preprocess: Preprocess | None = None,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = user_path(root)
         super().__init__(name or self.root.name, split, shape, preprocess)
         if not self.root.is_dir():
-            raise MissingError(
-                f"image folder {self.root} does not exist: set dataset.source.root to a folder of {self.shape} images"
-            )
-        self.paths = sorted(
-            os.path.join(folder, file).removeprefix(f"{self.root}{os.sep}")
-            for folder, _, files in os.walk(self.root)
-            for file in files
-            if os.path.splitext(file)[1].lower() in SUFFIXES
-        )
+            raise MissingError(f"image folder {self.root} does not exist: give a folder of {list(shape)} images as its root")
+        self.paths = sorted(image_paths(self.root))
         if not self.paths:
             raise PDSError(f"image folder {self.root} holds no images ({', '.join(sorted(SUFFIXES))})")
 
@@ -141,7 +141,8 @@ class ImageFolder(EncodedImages):
         return len(self.paths)
 
     def encoded(self, i: int) -> bytes:
-        return (self.root / self.paths[i]).read_bytes()
+        with open_regular(self.root / self.paths[i], most=MOST_BYTES) as file:
+            return file.read()
 
     def place(self, i: int) -> str:
         return str(self.root / self.paths[i])

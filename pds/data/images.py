@@ -90,6 +90,4 @@ def require_file(root: Path, candidates: Sequence[str], what: str, where_from: s
     for name in candidates:
         if (root / name).is_file():
             return root / name
-    raise MissingError(
-        f"{what} not found: put {candidates[0]} into {root} ({where_from}), or set PDS_DATA or dataset.source.root"
-    )
+    raise MissingError(f"{what} not found: put {candidates[0]} into {root} ({where_from}), or give another root")

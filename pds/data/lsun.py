@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import hashlib
+import importlib.util
+import json
 import logging
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from pds.cache import cache_folder
 from pds.data.folder import EncodedImages, ImageFolder, Preprocess
@@ -26,32 +32,32 @@ from pds.data.preprocessing import (
     shrink_shorter_side,
     truncate,
 )
-from pds.errors import PDSError
-from pds.files import atomic_path
-
-if TYPE_CHECKING:
-    import lmdb
+from pds.errors import MissingError, OptionError, PDSError
+from pds.files import Array, atomic_path, open_regular, read_npz
+from pds.options import options, shown
 
 log = logging.getLogger(__name__)
 
 CATEGORIES = {"church": "church_outdoor", "tower": "tower", "bedroom": "bedroom"}
+PATIENCE, PATIENCE_FOR_KEYS = 30.0, 1800.0
+"""Seconds for one answer: listing the 3 million keys of the bedrooms on a slow disk takes minutes."""
 SOURCE = "http://dl.yf.io/lsun/scenes/{}.zip"
 
 
 def _ncsnv2(image: Image.Image, resolution: int) -> np.ndarray:
     """ermongroup/ncsnv2, `datasets/__init__.py`."""
-    require_size(image, resolution, f"dataset.resolution={resolution}")
+    require_size(image, resolution, f"the resolution {resolution}")
     return np.asarray(crop_centre(shrink_shorter_side(image, resolution), resolution))
 
 
 def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
     """yang-song/score_sde_pytorch, `datasets.py`, for the resolutions of NCSN++; the published images have a side of 256, so
     at 256 this is a crop alone."""
-    require_size(image, resolution, f"dataset.resolution={resolution}")
+    require_size(image, resolution, f"the resolution {resolution}")
     return truncate(shrink_exactly(crop_centre_down(image, min(image.size)), resolution, BICUBIC))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class LSUN(Photographs):
     """One category of LSUN; splits "train" and "val".
 
@@ -61,15 +67,10 @@ class LSUN(Photographs):
         category: "church", "tower" or "bedroom".
     """
 
-    category: str
+    split: Literal["train", "val"]
+    category: Literal["church", "tower", "bedroom"]
 
-    splits = ("train", "val")
     methods: ClassVar = {"ncsnv2": _ncsnv2, "score_sde": _score_sde}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.category not in CATEGORIES:
-            raise PDSError(f"dataset.category must be one of {', '.join(CATEGORIES)}, got {self.category!r}")
 
     def __call__(self) -> EncodedImages:
         name = f"{CATEGORIES[self.category]}_{self.split}"
@@ -77,7 +78,7 @@ class LSUN(Photographs):
         folder = self.folder(candidates, f"LSUN {self.category} {self.split}", f"from {SOURCE.format(f'{name}_lmdb')}")
         for other in set(CATEGORIES.values()) - {CATEGORIES[self.category]}:
             if folder.name.startswith(f"{other}_"):
-                raise PDSError(f"{folder} holds LSUN {other}, dataset.category is {self.category}: change one of them")
+                raise OptionError("category", f"is {self.category}, and {folder} holds LSUN {other}: change one of them")
         title = self.title(f"lsun_{self.category}")
         if (folder / "data.mdb").is_file():
             return LMDBImages(folder, self.shape, title, self.split, self.preprocess)
@@ -100,68 +101,116 @@ class LMDBImages(EncodedImages):
     def __init__(self, root: Path, shape: Sequence[int], name: str, split: str, preprocess: Preprocess | None = None) -> None:
         super().__init__(name, split, shape, preprocess)
         self.root = root
-        self.environment = _open(root.resolve())
-        self.keys = _keys(root, self.environment)
+        self.database = _open(root.resolve())
+        self.keys = _keys(root, self.database)
 
     @property
     def names(self) -> Sequence[bytes]:
         return self.keys
 
     def encoded(self, i: int) -> bytes:
-        with self.environment.begin() as transaction:
-            value = transaction.get(bytes(self.keys[i]))
-        if value is None:
-            raise OSError("the LMDB has no such key")
-        return value
+        return self.database.ask(bytes(self.keys[i]).hex(), f"{self.place(i)} cannot be read")
 
     def place(self, i: int) -> str:
         return f"{self.root}, key {bytes(self.keys[i]).decode(errors='replace')},"
 
 
-@functools.cache  # a process may open an LMDB once only
-def _open(root: Path) -> lmdb.Environment:
-    try:
-        import lmdb
-    except ImportError:
-        raise PDSError(
+class Database:
+    """An LMDB that a process of its own reads: a damaged page ends that process, never this one.
+
+    Args:
+        root: folder of data.mdb.
+
+    Attributes:
+        state: "entries", "psize", "last_pgno" and "last_txnid" of LMDB.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.lock = root, threading.Lock()
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("lmdb_process.py"), root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+        )
+        atexit.register(self.process.kill)
+        self.state = json.loads(self._answer(f"{root} is not a readable LMDB"))
+
+    def ask(self, question: str, problem: str, patience: float = PATIENCE) -> bytes:
+        """The answer to a line; a `PDSError` starts with `problem`."""
+        with self.lock:
+            if self.process.poll() is None:
+                with contextlib.suppress(BrokenPipeError):
+                    self.process.stdin.write(f"{question}\n".encode())
+                    self.process.stdin.flush()
+            return self._answer(problem, patience)
+
+    def _answer(self, problem: str, patience: float = PATIENCE) -> bytes:
+        watch = threading.Timer(patience, self.process.kill)
+        watch.start()
+        try:
+            length = self._length()
+            failed = length == -1
+            content = self._read(self._length() if failed else length)
+        except EOFError:
+            _open.cache_clear()  # another process may have better luck with other pages
+            raise PDSError(f"{problem} (its pages are damaged): fetch it again") from None
+        finally:
+            watch.cancel()
+        if failed:
+            raise PDSError(f"{problem} (LMDB says {shown(content.decode(errors='replace'))}): fetch it again")
+        return content
+
+    def _length(self) -> int:
+        return int.from_bytes(self._read(8), "little", signed=True)
+
+    def _read(self, count: int) -> bytes:
+        content = self.process.stdout.read(count)
+        if len(content) < count:
+            raise EOFError
+        return content
+
+
+@functools.cache  # a process for each LMDB
+def _open(root: Path) -> Database:
+    if importlib.util.find_spec("lmdb") is None:
+        raise MissingError(
             f"reading {root} needs the lmdb package: install it (pip install lmdb, or the extra pds-lab[lsun]), or give "
             "the images as a folder"
-        ) from None
-    try:
-        environment = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise PDSError(f"{root} is not a readable LMDB ({error}): fetch it again") from None
-    size = (root / "data.mdb").stat().st_size
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        )
+    with open_regular(root / "data.mdb"):
+        size = (root / "data.mdb").stat().st_size
+    database = Database(root)
+    expected = (database.state["last_pgno"] + 1) * database.state["psize"]
     if size < expected:
-        # Reading on would not raise: a page beyond the end of the file kills the process.
-        environment.close()
         raise PDSError(f"{root}/data.mdb is cut off ({size} of {expected} bytes): fetch it again")
-    return environment
+    if not database.state["entries"]:
+        raise PDSError(f"{root} holds no images: fetch it again")
+    return database
 
 
-def _keys(root: Path, environment: lmdb.Environment) -> np.ndarray:
+def _keys(root: Path, database: Database) -> np.ndarray:
     """(N,) bytes: all keys in order, from the cache if the same LMDB was listed before."""
-    count = environment.stat()["entries"]
-    with environment.begin() as transaction, transaction.cursor() as cursor:
-        if not cursor.first():
-            raise PDSError(f"{root} holds no images: fetch it again")
-        ends = [bytes(cursor.key())]
-        cursor.last()
-        ends.append(bytes(cursor.key()))
-        facts = (root.name, count, environment.info()["last_txnid"], (root / "data.mdb").stat().st_size, ends)
-        path = cache_folder() / "lmdb" / f"{root.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.npy"
-        if path.is_file():
-            try:
-                keys = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                log.warning("%s is damaged: listing the keys again", path)
-            else:
-                return keys
-        log.info("listing the %d keys of %s once, for %s", count, root, path)
-        cursor.first()
-        listed = tqdm(cursor.iternext(keys=True, values=False), total=count, unit="key", desc="keys", delay=2, leave=False)
-        keys = np.array(list(listed), dtype=np.bytes_)
+    count = database.state["entries"]
+    facts = (root.name, count, database.state["last_txnid"], (root / "data.mdb").stat().st_size)
+    path = cache_folder() / "lmdb" / f"{root.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.npz"
+    if path.is_file():
+        try:
+            # The archive has a CRC of what was listed.
+            return read_npz(path, {"keys": Array("bytes", (count,))}, "a list of keys", "it is listed again")["keys"]
+        except PDSError as error:
+            log.warning("%s", error)
+    log.info("listing the %d keys of %s once, for %s", count, root, path)
+    listed, keys = database.ask("keys", f"the keys of {root} cannot be listed", PATIENCE_FOR_KEYS), []
+    position = 0
+    while position < len(listed):
+        start = position + 2
+        position = start + int.from_bytes(listed[position:start], "little")
+        keys.append(listed[start:position])
+    if len(keys) != count or sorted(set(keys)) != keys:
+        raise PDSError(f"{root} holds {len(keys)} keys where {count} in order are due: fetch it again")
+    array = np.array(keys, dtype=np.bytes_)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, keys)
-    return keys
+        np.savez(file, keys=array)
+    return array

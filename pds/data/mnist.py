@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import hashlib
+import logging
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -10,7 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pds.data.images import ArrayImages, require_file
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
+from pds.files import open_regular, user_path
+from pds.options import shown
+
+log = logging.getLogger(__name__)
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 PREFIXES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
@@ -22,21 +30,38 @@ UNPACKED_MD5 = {
 }
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """An idx file of unsigned bytes, gzip-packed or plain, as an array; header and length are checked."""
+def _idx_header(shape: tuple[int, ...]) -> bytes:
+    return b"\0\0\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """An idx file of unsigned bytes, gzip-packed or plain, as an array; header and length are checked.
+
+    Args:
+        path: the file.
+        shape: that its array must have. No more bytes than that are unpacked.
+    """
+    header = _idx_header(shape)
+    length = len(header) + math.prod(shape)
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with contextlib.ExitStack() as opened:
+            file = opened.enter_context(open_regular(path, most=2 * length))
+            file = opened.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
+            raw = file.read(length)
+            more = file.read(1)  # at the end of a gzip file, this checks its CRC
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise PDSError(f"{path} is not a whole gzip file ({error}): fetch it again") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise PDSError(f"{path} is not an idx file of unsigned bytes (its first bytes are {raw[:4].hex() or 'missing'})")
-    header = 4 + 4 * raw[3]
-    if len(raw) < header:
-        raise PDSError(f"{path} ends inside its idx header: fetch it again")
-    shape = struct.unpack(f">{raw[3]}I", raw[4:header])
-    if len(raw) - header != int(np.prod(shape)):
-        raise PDSError(f"{path} holds {len(raw) - header} bytes where its header says {shape}: fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    if raw[:4] != header[:4]:
+        raise PDSError(
+            f"{path} is not an idx file of unsigned bytes in {len(shape)} dimensions (its first bytes are "
+            f"{raw[:4].hex() or 'missing'}): fetch it again"
+        )
+    if raw[: len(header)] != header:
+        found = struct.unpack(f">{len(shape)}I", raw[4 : len(header)].ljust(4 * len(shape), b"\0"))
+        raise PDSError(f"{path} says that it holds an array of shape {found}, not {shape}: fetch it again")
+    if len(raw) < length or more:
+        raise PDSError(f"{path} holds {'more' if more else 'fewer'} bytes than an array of shape {shape}: fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape)
 
 
 def mnist(root: str | Path, split: str = "train") -> ArrayImages:
@@ -47,18 +72,19 @@ def mnist(root: str | Path, split: str = "train") -> ArrayImages:
         split: "train" (60,000 images) or "test" (10,000).
     """
     if split not in PREFIXES:
-        raise PDSError(f"MNIST has the splits {', '.join(PREFIXES)}, not {split!r}")
+        raise OptionError("split", f"must be one of {', '.join(PREFIXES)}, got {shown(split)}")
     prefix, count = PREFIXES[split]
-    root = Path(root).expanduser()
+    root = user_path(root)
     folder = root / "mnist" if (root / "mnist").is_dir() else root
     arrays = []
     for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
         names = [f"{prefix}-{kind}-ubyte.gz", f"{prefix}-{kind}-ubyte", f"{prefix}-{kind.replace('-', '.')}-ubyte"]
         where_from = f"from {MIRROR}, MD5 when unpacked {UNPACKED_MD5[f'{prefix}-{kind}']}"
         path = require_file(folder, names, f"MNIST {split} {kind.split('-')[0]}", where_from)
-        array = read_idx(path)
-        if array.shape != shape:
-            raise PDSError(f"{path} holds an array of shape {array.shape}, MNIST {split} has {shape}: fetch it again")
+        array = read_idx(path, shape)
+        content = hashlib.md5(_idx_header(shape) + array.tobytes(), usedforsecurity=False).hexdigest()
+        if content != UNPACKED_MD5[f"{prefix}-{kind}"]:
+            log.warning("%s is not the published file (MD5 when unpacked %s): results are not those of MNIST", path, content)
         arrays.append(array)
     images, labels = arrays
     if labels.max() > 9:

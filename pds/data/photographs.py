@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 
-from pds.data.folder import SUFFIXES, EncodedImages
-from pds.errors import MissingError, PDSError
+from pds.data.decoding import SUFFIXES
+from pds.data.folder import EncodedImages
+from pds.errors import MissingError
+from pds.files import user_path
+from pds.options import Range, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Photographs(ABC):
     """Which images to take and what to make of them: checked when made, opened when called.
 
@@ -28,19 +30,10 @@ class Photographs(ABC):
 
     root: str | Path
     split: str
-    resolution: int
-    preprocessing: str
+    resolution: Annotated[int, Range(1, 8192)]
+    preprocessing: Literal["ncsnv2", "score_sde"]
 
-    splits: ClassVar[Sequence[str]]
     methods: ClassVar[Mapping[str, Callable[[Image.Image, int], np.ndarray]]]
-
-    def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise PDSError(f"dataset.resolution must be at least 1, got {self.resolution}")
-        if self.preprocessing not in self.methods:
-            raise PDSError(f"dataset.preprocessing must be one of {', '.join(self.methods)}, got {self.preprocessing!r}")
-        if self.split not in self.splits:
-            raise PDSError(f"dataset.source.split must be one of {', '.join(self.splits)}, got {self.split!r}")
 
     @abstractmethod
     def __call__(self) -> EncodedImages:
@@ -61,7 +54,7 @@ class Photographs(ABC):
 
     def folder(self, candidates: Sequence[str], what: str, where_from: str) -> Path:
         """The first of `candidates` that exists below the root; else the root, if it is one of them or holds images itself."""
-        root = Path(self.root).expanduser()
+        root = user_path(self.root)
         for name in candidates:
             if (root / name).is_dir():
                 return root / name
@@ -71,6 +64,5 @@ class Photographs(ABC):
         ):
             return root
         raise MissingError(
-            f"{what} not found: put the folder {' or '.join(candidates[:2])} into {root} ({where_from}), or set PDS_DATA or "
-            "dataset.source.root"
+            f"{what} not found: put the folder {' or '.join(candidates[:2])} into {root} ({where_from}), or give another root"
         )

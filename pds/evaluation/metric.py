@@ -51,19 +51,19 @@ class FrechetMetric:
         return self.name(len(real)), self.measure(real)
 
 
-# What conf/metric names: each is given the data set and the device, and takes from them what it needs.
+# What conf/metric names: each is given the data set and the device by position, and takes from them what it needs.
 
 
-def no_metric(dataset: Dataset | None = None, device: str = "cpu") -> None:
+def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
     """No distance: the images only."""
 
 
-def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu") -> FrechetMetric:
+def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> FrechetMetric:
     """The offline metric for MNIST: shipped classifier, shipped reference. Comparable with no published FID."""
     return FrechetMetric(ClassifierFeatures(device), shipped_mnist_reference(), "fid_mnist_classifier")
 
 
-def clean_fid_metric(dataset: Dataset, device: str = "cpu", cache: str | Path | None = None) -> FrechetMetric:
+def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | None = None) -> FrechetMetric:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
     Args:

@@ -13,13 +13,13 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from pds.cache import cache_folder, fetch
+from pds.cache import cache_folder, fetch, make_once
 from pds.data.images import ImageSource, read_in_batches
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.files import ASSETS, atomic_path, json_digest, make_once, sha256
+from pds.files import ASSETS, atomic_path, json_digest, sha256
 
 log = logging.getLogger(__name__)
 

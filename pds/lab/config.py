@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import math
 import re
 import warnings
@@ -10,11 +13,15 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
+from pds.models.checkpoints import first_line
+from pds.options import options_of
+
+log = logging.getLogger(__name__)
 
 # Files of conf/hydra/launcher are named as the plugins' own, which Hydra takes for their types and would warn of.
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
@@ -22,14 +29,75 @@ warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated aga
 OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
 
 
-def build(node: DictConfig, **arguments: Any) -> Any:
-    """The object a configuration node describes; the library's own refusals come through as they are."""
+def build(node: DictConfig, *given: Any) -> Any:
+    """The object that a configuration node describes; `given` are the arguments that its target takes by position alone.
+
+    Raises:
+        OptionError: an argument has a value that it cannot have; named by its key.
+        PDSError: the library's own refusals, as they are; what Python or torch refused about the values, by the node's key.
+    """
     try:
-        return instantiate(node, _convert_="all", **arguments)
+        made = instantiate(node, _convert_="all", _partial_=bool(given))
+        return made(*given) if given else made
     except InstantiationException as error:
-        if isinstance(error.__cause__, PDSError):
-            raise error.__cause__ from None
-        raise
+        # Hydra's message ends with the key of the node that could not be made, this one or one inside it.
+        told = re.search(r"\nfull_key: (\S+)\Z", str(error))
+        part = OmegaConf.select(node._get_root(), told[1]) if told else node
+        if error.__cause__ is None or isinstance(error.__cause__, ImportError):
+            raise PDSError(f"{_key(part)} cannot be made: {first_line(error)}") from error
+        raise _told(part, error.__cause__) from error.__cause__.__cause__
+    except OF_VALUES as error:
+        raise _told(node, error) from error.__cause__
+
+
+OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)
+"""What Python and torch raise about values; another exception of a constructor is a defect of ours, and stays a traceback."""
+
+
+def _told(node: DictConfig, error: BaseException) -> BaseException:
+    """What to raise instead of an error of the node's constructor."""
+    if isinstance(error, OptionError):
+        return error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
+    if isinstance(error, PDSError) or not isinstance(error, OF_VALUES):
+        return error
+    log.debug("%s could not be made", _key(node), exc_info=error)
+    return PDSError(f"{_key(node)} cannot be made of these values: {type(error).__name__}: {first_line(error)}")
+
+
+@contextlib.contextmanager
+def keyed(node: DictConfig) -> Iterator[None]:
+    """Name an option that is refused inside by its key: it belongs to the node, or to a node inside it."""
+    try:
+        yield
+    except OptionError as error:
+        if error.name.startswith(f"{_key(node)}."):
+            raise
+        raise _told(node, error) from error.__cause__
+
+
+def _holder(node: DictConfig, name: str) -> str | None:
+    """The key of the first node, from the outermost in, that has an option of this name."""
+    if name in node:
+        return _key(node)
+    inner = (child for child in map(node._get_node, node) if isinstance(child, DictConfig) and not child._is_none())
+    return next(filter(None, (_holder(child, name) for child in inner)), None)
+
+
+def _key(node: DictConfig) -> str:
+    return node._get_full_key("") or "the configuration"
+
+
+@functools.cache
+def defaults(target: str) -> dict[str, Any]:
+    """Plain values of the defaults in the signature of the class or function of this path, by key.
+
+    Options that are objects are left out: each is a node of its own, with its own `_target_`.
+    """
+    plain = (bool, int, float, str, list, tuple, dict, type(None))
+    stated = {name: option.default for name, option in options_of(get_object(target)).items() if not option.required}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in stated.items() if isinstance(value, plain)
+    }
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

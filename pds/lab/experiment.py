@@ -22,15 +22,16 @@ from pds.errors import PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
-from pds.lab.config import build, resolved
+from pds.lab.config import build, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
-from pds.lab.report import format_table, image_grid, read_runs, write_report
+from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
+from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
@@ -73,10 +74,11 @@ class Experiment:
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler = build(cfg.sampler)
         preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
-        doubts = sampler.check(sampler.levels(model.process), preconditioner)
+        with keyed(cfg.sampler):
+            doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric: FrechetMetric | None = build(cfg.metric, _partial_=True)(dataset=dataset, device=str(device))
+        metric: FrechetMetric | None = build(cfg.metric, dataset, str(device))
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -41,20 +42,54 @@ def test_mnist_reads_idx_files(tmp_path, packed):
 def test_mnist_says_what_is_wrong(tmp_path):
     with pytest.raises(PDSError, match=r"MNIST train images not found: put train-images-idx3-ubyte\.gz into"):
         mnist(tmp_path)
-    with pytest.raises(PDSError, match="splits train, test"):
+    with pytest.raises(PDSError, match="split must be one of train, test"):
         mnist(tmp_path, "validation")
     fake_mnist(tmp_path, images=np.zeros((9_999, 28, 28), np.uint8))
-    with pytest.raises(PDSError, match=r"shape \(9999, 28, 28\)"):
+    with pytest.raises(PDSError, match=r"shape \(9999, 28, 28\), not \(10000"):
         mnist(tmp_path, "test")
     fake_mnist(tmp_path, labels=np.full(10_000, 12, np.uint8))
     with pytest.raises(PDSError, match="up to 12"):
         mnist(tmp_path, "test")
-    (tmp_path / "cut.gz").write_bytes(gzip.compress(idx(np.zeros((4, 4), np.uint8)))[:-6])
-    (tmp_path / "cut").write_bytes(idx(np.zeros((4, 4), np.uint8))[:-1])
-    (tmp_path / "text").write_text("hello")
-    for file, says in (("cut.gz", "not a whole gzip"), ("cut", "15 bytes where its header says"), ("text", "not an idx file")):
-        with pytest.raises(PDSError, match=says):
-            read_idx(tmp_path / file)
+
+
+def test_other_digits_in_the_files_of_mnist_are_told(tmp_path, caplog):
+    fake_mnist(tmp_path)
+    mnist(tmp_path, "test")
+    assert "is not the published file" in caplog.text
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_damaged_idx_file_is_one_sentence(tmp_path, packed):
+    """Every mutation is seen where something can show it: the header and the length, and in gzip each byte."""
+    array = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    raw = gzip.compress(idx(array), 1) if packed else idx(array)
+    path = tmp_path / ("x.gz" if packed else "x")
+    path.write_bytes(raw)
+    assert np.array_equal(read_idx(path, array.shape), array)
+    rng = np.random.default_rng(1)
+    damaged = [raw[: rng.integers(len(raw))] for _ in range(30)] + [
+        raw + bytes(rng.integers(1, 99)) for _ in range(10) if not packed
+    ]
+    for _ in range(60):
+        position = int(rng.integers(10, len(raw)) if packed else rng.integers(0, 16))
+        damaged.append(raw[:position] + bytes([raw[position] ^ 1 << int(rng.integers(8))]) + raw[position + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(PDSError, match="fetch it again"):
+            read_idx(path, array.shape)
+
+
+def test_no_more_of_a_file_is_unpacked_than_the_data_set_has(tmp_path):
+    shape, bomb = (100, 28, 28), tmp_path / "bomb.gz"
+    with gzip.open(bomb, "wb", compresslevel=9) as file:
+        file.write(idx(np.zeros(shape, np.uint8)))
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(PDSError, match="more bytes"):
+        read_idx(bomb, shape)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_cifar10_reads_python_and_binary_batches_alike(tmp_path):
@@ -102,7 +137,7 @@ def test_folders_of_images(tmp_path):
     with pytest.raises(PDSError, match="6x4, the data set is 8x8"):
         ImageFolder(tmp_path, (3, 8, 8)).read([0])
     (tmp_path / "c.png").write_bytes(b"no image")
-    with pytest.raises(PDSError, match=r"c\.png cannot be read as an image \(of no known format\): remove"):
+    with pytest.raises(PDSError, match=r"c\.png is no PNG, JPEG, WEBP, BMP image: convert or remove it"):
         ImageFolder(tmp_path, (3, 6, 4)).read([1])
     with pytest.raises(PDSError, match="does not exist"):
         ImageFolder(tmp_path / "no", (3, 6, 4))

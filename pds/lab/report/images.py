@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pds.lab.report.pictures import GAP, filter_picture, image_grid, space_picture
+from pds.lab.report.pictures import filter_picture, space_picture
 from pds.lab.report.runs import RunSummary, common, model, several_models
+from pds.pictures import GAP, image_grid
 
 MANY = 12
 """Runs beyond which a page shows strips instead of grids."""

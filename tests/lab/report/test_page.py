@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from pds.errors import PDSError
-from pds.lab.report import filter_picture, format_table, image_grid, read_runs, space_picture, write_report
+from pds.lab.report import filter_picture, format_table, read_runs, space_picture, write_report
+from pds.pictures import image_grid
 
 METRIC = "fid_made_up_256"
 

@@ -15,8 +15,9 @@ import torch
 import yaml
 
 from pds.lab.points import Point, Points
-from pds.lab.report import format_table, image_grid, read_runs, write_report
+from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.report.swept import ALPHA, Best, T, panels
+from pds.pictures import image_grid
 
 METRIC = "fid_made_up_256"
 NOTHING = {"_target_": "NoFilter"}

@@ -1,0 +1,76 @@
+"""From the bytes of an image file to its pixels, as they were meant: the one function that every data set decodes with."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pds.errors import PDSError
+from pds.options import shown
+
+FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "BMP": (".bmp",)}
+"""Pillow opens many more formats, some of them by starting other programs. These are the ones that data sets come in."""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MOST_BYTES = 2**27
+MOST_PIXELS = 2**26
+
+
+def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture that a viewer shows, in 8 bits a channel.
+
+    Pixels of 16 bits are divided by 257 and rounded, and a turn that EXIF asks for is made. Pictures that have no such form
+    are refused: transparent ones, floating-point ones and animations.
+
+    Args:
+        file: an encoded PNG, JPEG, WebP or BMP.
+        channels: 1 for grey, 3 for RGB.
+        size: (height, width) that the picture must have, checked before its pixels take memory; None takes up to 2**26 pixels.
+
+    Raises:
+        PDSError: a phrase that goes on from the image's name, as in "is animated (12 frames): ...".
+    """
+    try:
+        with Image.open(io.BytesIO(file), formats=tuple(FORMATS)) as opened:
+            _check_size(opened, size)
+            if (frames := getattr(opened, "n_frames", 1)) > 1:
+                raise PDSError(f"is animated ({frames} frames): keep one frame, or remove it")
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            _check_size(image, size, turned=True)
+            return _converted(image, channels)
+    except PDSError:
+        raise
+    except UnidentifiedImageError:
+        raise PDSError(f"is no {', '.join(FORMATS)} image: convert or remove it") from None
+    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+        why = shown(str(error) or type(error).__name__).strip("'\"")
+        raise PDSError(f"cannot be read as an image ({why}): remove or replace it") from None
+
+
+def _check_size(image: Image.Image, size: tuple[int, int] | None, turned: bool = False) -> None:
+    found = (image.height, image.width)
+    # Only a PNG's last bytes may say that it is turned by a quarter.
+    if size is not None and found != size and (turned or found != size[::-1]):
+        raise PDSError(f"is {found[0]}x{found[1]}, the data set is {size[0]}x{size[1]}: remove or replace it")
+    if math.prod(found) > MOST_PIXELS:
+        raise PDSError(f"is {found[0]}x{found[1]}, more than {MOST_PIXELS} pixels: shrink or remove it")
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode == "F":
+        raise PDSError("holds floating-point pixels, whose range nothing tells: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        # Grey of 16 bits; Pillow's own conversion would clip it at 255.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise PDSError("holds more than 16 bits a channel: save it with 8 or 16")
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise PDSError("is transparent: flatten it on the background that it should have")
+    return image.convert("L" if channels == 1 else "RGB")

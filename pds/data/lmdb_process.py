@@ -1,0 +1,49 @@
+"""Reads an LMDB for another process: damaged pages abort whoever touches them, or keep them for ever.
+
+Run as `python lmdb_process.py FOLDER`; needs the lmdb package alone. Each answer on standard output is a length of 8 bytes,
+little-endian, and as many bytes. First comes the database's state as JSON, then its keys where "keys" was asked for on a
+line of standard input, or the value of a key given in hexadecimal. A length of -1 says that the rest is an error's text.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+
+
+def main(folder: str) -> None:
+    import lmdb
+
+    answers = sys.stdout.buffer
+
+    def answer(content: bytes, error: bool = False) -> None:
+        answers.write(struct.pack("<q", -1) if error else b"")
+        answers.write(struct.pack("<q", len(content)) + content)
+        answers.flush()
+
+    try:
+        environment = lmdb.open(folder, readonly=True, lock=False, readahead=False)
+        with environment.begin() as transaction:
+            state, info = environment.stat(), environment.info()
+            facts = {"entries": state["entries"], "psize": state["psize"]}
+            answer(json.dumps(facts | {"last_pgno": info["last_pgno"], "last_txnid": info["last_txnid"]}).encode())
+            for line in sys.stdin:
+                try:
+                    if line == "keys\n":
+                        cursor = transaction.cursor()
+                        listed = iter(cursor.iternext(keys=True, values=False))
+                        # A damaged tree may lead in a circle.
+                        keys = [key for key, _ in zip(listed, range(state["entries"] + 1), strict=False)]
+                        answer(b"".join(struct.pack("<H", len(key)) + key for key in keys))
+                    else:
+                        value = transaction.get(bytes.fromhex(line))
+                        answer(b"no such key", error=True) if value is None else answer(value)
+                except (lmdb.Error, MemoryError) as error:
+                    answer(type(error).__name__.encode(), error=True)
+    except (lmdb.Error, MemoryError, OSError) as error:
+        answer(type(error).__name__.encode(), error=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
