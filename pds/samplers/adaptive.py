@@ -31,9 +31,9 @@ class AdaptiveSDE(Sampler[list[Interval]]):
     or the attempt is rejected, and then h <- min(t, 0.9 h E^-0.9). From t = 1 to 0, then the denoised image. No order is
     claimed: a rejected attempt draws its noise anew, as published, which prefers noise that is easy to follow.
 
-    An attempt, accepted or not, takes 2 evaluations and a draw; the end takes 1 evaluation. An image that has arrived is evaluated
-    no more: the network calls of a batch are those of its slowest image, more than the mean over its images. The callback comes
-    after each attempt, sigma the largest noise level left.
+    An attempt, accepted or not, takes 2 evaluations and a draw; the end takes 1 evaluation. An image that has arrived is
+    evaluated no more: the network calls of a batch are those of its slowest image, more than the mean over its images. The
+    callback comes after each attempt, sigma the largest noise level left.
 
     Attributes:
         iterations: T, the most attempts that an image may take; an image that has not arrived then is an error.
