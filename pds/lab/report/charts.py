@@ -229,24 +229,25 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         kind: "frequency" or "space".
         values: (C, H, W); one panel where all channels are equal, else one panel a channel on a common scale.
     """
-    height, width = values.shape[-2:]
-    unit, ticks = "pixel", [(np.array([0, n // 2, n - 1]), [0, n // 2, n - 1]) for n in (width, height)]
+    sides, unit, names = values.shape[:0:-1], "pixel", [[0, n // 2, n - 1] for n in values.shape[:0:-1]]
+    places = names
     if kind == "frequency":
         values, unit, f = np.fft.fftshift(values, axes=(-2, -1)), "cycles/pixel", np.array([-0.5, -0.25, 0, 0.25, 0.5])
-        ticks = [(n // 2 + f * n, [f"{x:g}" for x in f]) for n in (width, height)]
+        names, places = [[f"{x:g}" for x in f]] * 2, [np.clip(n // 2 + f * n, -0.5, n - 0.5) for n in sides]
     panels = values[:1] if np.allclose(values, values[:1]) else values
     with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=((90 + 190 * len(panels)) / 72, 250 / 72), layout="constrained")
+        figure = Figure(figsize=((100 + 190 * len(panels)) / 72, (60 + 185 * sides[1] / sides[0]) / 72), layout="constrained")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
             drawn = axes.imshow(panel, _SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
-            axes.set_xticks(*ticks[0])
-            axes.set_yticks(*ticks[1])
-            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "", xlim=(-0.5, width - 0.5))
-        bar = figure.colorbar(drawn, ax=list(all_axes), label="R" if kind == "frequency" else "A")
+            axes.set_xticks(places[0], names[0])
+            axes.set_yticks(places[1], names[1])
+            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "")
+        bar = figure.colorbar(drawn, cax=all_axes[-1].inset_axes((1.06, 0, 0.06, 1)))
+        bar.ax.set_title("R" if kind == "frequency" else "A", fontsize=10)
         # 1 leaves a coordinate as it is.
-        marks = {panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set())
-        bar.set_ticks(sorted(marks), labels=[f"{mark:.3g}" for mark in sorted(marks)])
+        marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
+        bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
         return _chart(name, f"{kind} filter", figure)
 
 

@@ -314,8 +314,8 @@ def _facts(run: Run) -> dict[str, Any]:
 
 def _comparison(labels: list[str], rows: dict[str, list[Any]]) -> dict[str, Any]:
     """A table of values by key and run, the longer of the two downwards; folded where there are many runs."""
-    keys, cells = list(rows), list(rows.values())
     summary = f"{len(labels)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}" if len(labels) > MANY else ""
-    if len(labels) > len(rows):
-        keys, labels, cells = labels, keys, list(zip(*cells, strict=True))
-    return {"heads": labels, "rows": list(zip(keys, cells, strict=True)), "summary": summary}
+    down, heads, sides, cells = len(labels) <= len(rows), labels, list(rows), list(rows.values())
+    if not down:
+        heads, sides, cells = sides, heads, list(zip(*cells, strict=True))
+    return {"down": down, "heads": heads, "rows": list(zip(sides, cells, strict=True)), "summary": summary}
