@@ -308,7 +308,10 @@ def _facts(run: Run) -> dict[str, Any]:
     result, weights = run.result, run.checkpoint
     facts = {"model": run.model, "checkpoint": weights.get("file"), "checkpoint SHA-256": weights.get("sha256")}
     facts |= {key: result.get(key) for key in ("seed", "commit", "device")} | {"images/s": result.get("images_per_second")}
-    facts |= {"finished": result.get("finished"), "versions": ", ".join(map(" ".join, result.get("versions", {}).items()))}
+    facts |= {
+        "finished": result.get("finished"),
+        "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
+    }
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
