@@ -17,7 +17,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from pds.lab.terminal import show
 from pds.models.scores import Model, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
-from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner, Spectrum, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.samplers.sampler import Sampler
 from pds.score import Score
@@ -102,6 +102,10 @@ class RecordedPreconditioner:
 
     def at(self, iteration: int) -> RecordedPreconditioner:
         return self
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        return self.preconditioner.spectrum
 
     def stiffness(self) -> tuple[float, float]:
         return self.preconditioner.stiffness()
@@ -167,7 +171,7 @@ class Iteration:
         if isinstance(P, Identity):
             raise PDSError("filter=none and solenoid=none leave no operator to time: choose filter=statistics or parametric")
         sampler.check(sampler.levels(model.process), P)
-        sampler = replace(sampler, denoise=False)  # those without it take no filter either, and are refused above
+        sampler = sampler.without_denoising()
         noise = ImageNoise(0, torch.arange(cfg.batch_size, device=device), model.shape)
         levels, x = sampler.levels(model.process)[:1], sampler.prior(noise, model.process, P)
         score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
