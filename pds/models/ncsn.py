@@ -3,8 +3,8 @@ Data Distribution*, NeurIPS 2019 ([NCSN] appendix A). Parameter names and shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +12,12 @@ from torch.nn import functional as F
 from pds.models.checkpoints import load_weights
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
 from pds.models.scores import LadderScore, ScoreModel
+from pds.options import Range, Shape, checked
 from pds.processes.forward import VarianceExploding
+from pds.processes.ladders import NoiseLevel
+
+Width = Annotated[int, Range(1, 1024)]
+Levels = Annotated[int, Range(1, 10_000)]
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -50,12 +55,13 @@ class NCSN(DilatedRefineNet):
         super().__init__(channels, width, STAGES["base"], norm, norm, _mean_pool, rescale)
 
 
+@checked
 def ncsn(
-    shape: Sequence[int],
-    width: int,
-    sigma_begin: float,
-    sigma_end: float,
-    levels: int,
+    shape: Shape,
+    width: Width = 64,
+    sigma_begin: NoiseLevel = 1.0,
+    sigma_end: NoiseLevel = 0.01,
+    levels: Levels = 10,
     checkpoint: str | None = None,
     rescale: bool = True,
 ) -> ScoreModel:
@@ -63,8 +69,11 @@ def ncsn(
 
     Args:
         shape: (C, H, W) of its images; H and W even.
-        width, levels, rescale: as for `NCSN`.
-        sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
+        width: channels of the first stage; 64 for the published MNIST network, 128 for CIFAR-10 and CelebA.
+        sigma_begin: largest noise level sigma_1, in units of the data range.
+        sigma_end: smallest noise level sigma_L.
+        levels: noise levels L, in geometric progression.
+        rescale: the network maps [0, 1] to [-1, 1] inside; false for models of logits.
         checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
 
     Raises:
