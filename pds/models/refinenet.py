@@ -240,8 +240,6 @@ class DilatedRefineNet(nn.Module):
         rescale: bool,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise PDSError(f"model.width must be at least 1, got {width}")
         self.rescale = rescale
         self.begin_conv = _conv(channels, width)
         self.normalizer = norm(width)
