@@ -6,7 +6,6 @@ PDS_DATA=/data python experiments/tools/excess_noise.py model=ncsnpp_small itera
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -168,7 +167,7 @@ def _sampled(
     def follow(iteration: int, sigma: float, x: Tensor) -> None:
         left.append(noise_in(x, modes) / levels[iteration + 1].std)
 
-    replace(sampler, denoise=False)(model.score, x, levels[:last], preconditioner, noise, follow)
+    sampler.without_denoising()(model.score, x, levels[:last], preconditioner, noise, follow)
     return left
 
 

@@ -17,7 +17,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ class Iteration:
         if isinstance(P, Identity):
             raise PDSError("filter=none and solenoid=none leave no operator to time: choose filter=statistics or parametric")
         sampler.check(sampler.levels(model.process), P)
-        sampler = replace(sampler, denoise=False)  # those without it take no filter either, and are refused above
+        sampler = sampler.without_denoising()
         noise = ImageNoise(0, torch.arange(cfg.batch_size, device=device), model.shape)
         levels, x = sampler.levels(model.process)[:1], sampler.prior(noise, model.process, P)
         score = for_sampling(model.score, device, cfg.bf16, cfg.compile)

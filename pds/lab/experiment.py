@@ -7,9 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
-from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
-from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.sampler import Sampler
 from pds.shards import Shard, shards, take_over
 
@@ -59,7 +56,6 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
-    moments: NoiseMoments | None
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
@@ -86,16 +82,15 @@ class Experiment:
         if cfg.batch_size < 1:
             raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score, moments = for_sampling(model.score, device, cfg.bf16, cfg.compile), None
-        if isinstance(sampler, AnalyticDDIM):
-            moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
-            sampler = replace(sampler, moments=moments)
+        score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
+        with keyed(cfg.sampler):
+            sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
             score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -117,12 +112,10 @@ class Experiment:
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
-        if self.moments is not None:
-            facts["moments"] = json_digest(self.moments.provenance)
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
-        if isinstance(self.sample.sampler, DiffusersScheduler):
-            facts["diffusers"] = metadata.version("diffusers")
+        for name, value in self.sample.sampler.provenance.items():
+            facts[name] = value if isinstance(value, str) else json_digest(value)
         return facts
 
     @property
@@ -256,7 +249,7 @@ def sample_and_measure(
                 "ema": checkpoint.ema,
             },
             **measure(experiment.metric, arrays),
-            **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
+            **sampler.provenance,
             **({"taken_from": sorted(origins)} if origins else {}),
             "doubts": experiment.doubts,
             **provenance(experiment.sample.device, command),
