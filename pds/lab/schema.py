@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pds.data.celeba import CelebA
 from pds.data.cifar10 import cifar10
@@ -25,6 +25,7 @@ from pds.data.lsun import LSUN
 from pds.data.mnist import mnist
 from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
+from pds.lab.config import defaults
 from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
 from pds.lab.tracking import NoTracker, WandbTracker
 from pds.models.ncsn import ncsn
@@ -101,7 +102,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Opened]] = {
         "accelerated_deterministic": AcceleratedDeterministic,
         "accelerated_stochastic": AcceleratedStochastic,
     },
-    "schema/sampler": {"diffusers": DiffusersScheduler},
+    "schema/sampler": {"predictor_corrector": PredictorCorrector, "diffusers": DiffusersScheduler},
     "sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},
     "sampler/predictor": {
         "reverse_diffusion": ReverseDiffusion,
@@ -192,11 +193,14 @@ def fields_of(target: Callable[..., Any], group: str = "", given: tuple[str, ...
     """The keys of a node: name, type and default of each option that a configuration can give."""
     made = []
     for name, option in options_of(target).items():
-        if name in given or not (is_plain(option.annotation) or option.required or f"{group}/{name}" in CHOICES):
+        part = f"{group}/{name}" in CHOICES or f"schema/{group}/{name}" in CHOICES
+        if name in given or not (is_plain(option.annotation) or option.required or part):
             continue
         default = MISSING if option.required or not is_plain(option.annotation) else option.default
         if isinstance(default, (tuple, list, Mapping)):
-            default = field(default_factory=lambda default=default: dict(default) if isinstance(default, Mapping) else list(default))
+            default = field(
+                default_factory=lambda default=default: dict(default) if isinstance(default, Mapping) else list(default)
+            )
         made.append((name, typed(option.annotation) if is_plain(option.annotation) else Any, default))
     return made
 
@@ -207,8 +211,8 @@ def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
     for name, option in options_of(target).items():
         offered = {**CHOICES.get(f"schema/{group}/{name}", {}), **CHOICES.get(f"{group}/{name}", {})}
         if offered:
-            of = type(option.default)
-            chosen.append({name: "none" if option.default is None else next((key for key in offered if offered[key] is of), MISSING)})
+            makers = {maker: choice for choice, maker in offered.items()}
+            chosen.append({name: "none" if option.default is None else makers.get(type(option.default), MISSING)})
     return chosen
 
 
@@ -218,15 +222,21 @@ def node_of(group: str, choice: Callable[..., Any] | Opened) -> type:
     keys: list[tuple[str, Any, Any]] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
     if isinstance(choice, Opened):
         keys.append(("_partial_", bool, True))
-    base = group.removeprefix("schema/")
     parts = parts_of(target, group)
-    if parts:
+    if parts and not group.startswith("schema/"):
         keys.insert(0, ("defaults", list[Any], field(default_factory=lambda: [*parts, "_self_"])))
-    return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, base, given)])
+    return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, group.removeprefix("schema/"), given)])
+
+
+def published(name: str, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
+    """${published:NAME}: what was published under this name for the model and the data set, else the option's own default."""
+    value = OmegaConf.select(_root_, f"published.{name}")
+    return defaults(_parent_._target_)[_node_._key()] if value is None else value
 
 
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
+    OmegaConf.register_new_resolver("published", published, replace=True)
     store = ConfigStore.instance()
     for group, choices in CHOICES.items():
         for name, choice in choices.items():

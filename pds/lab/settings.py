@@ -54,8 +54,8 @@ class Run(Precision):
         images: images to sample and to measure the distance on.
         seed: seed of all noise: image i depends on (seed, i) alone.
         shard_size: images a file of samples/: the unit of resume and of work shared by processes.
-        batch_size: images sampled at once, of several shards where it is larger; changes speed and memory, not the images. (With
-            corrector.norms=batch it does, and is at most shard_size: a restart must have the same batches.)
+        batch_size: images sampled at once, of several shards where it is larger; changes speed and memory, not the images.
+            (With corrector.norms=batch it does, and is at most shard_size: a restart must have the same batches.)
     """
 
     group: str = "runs"
@@ -111,7 +111,7 @@ class Gaussian:
 
 @options
 class ExcessNoise(Machine):
-    """How much excess noise a network sees, and what a sampler leaves: python experiments/tools/excess_noise.py [key=value ...].
+    """How much excess noise a network sees, and what a sampler leaves: python experiments/tools/excess_noise.py.
 
     Attributes:
         iterations: T, a line each.
@@ -151,4 +151,6 @@ Kind = TypeVar("Kind")
 
 def settings(kind: type[Kind], cfg: DictConfig) -> Kind:
     """The options of a program in its configuration, checked; an `OptionError` names the first that cannot be."""
-    return kind(**{name: OmegaConf.to_object(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name] for name in options_of(kind)})
+    return kind(
+        **{name: OmegaConf.to_object(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name] for name in options_of(kind)}
+    )

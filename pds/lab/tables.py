@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import runpy
 import shlex
@@ -21,11 +20,12 @@ from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.tables import Cell, Table, write_table
-from pds.lab.schema import Reproduce
+from pds.lab.settings import Reproduce
+from pds.options import options_of
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
-OURS = [field.name for field in dataclasses.fields(Reproduce)]
+OURS = ["table", *options_of(Reproduce)]
 SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
 
 

@@ -21,7 +21,7 @@ from pds.noise import NoiseSource
 from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.processes.schedules import Schedule
+from pds.processes.schedules import ProcessTimes, Schedule
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class VPStateSampler(Sampler[list[VPLevel]]):
     source: ClassVar[str] = "Li et al., ICML 2024"
     levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
 
-    iterations: Annotated[int, Range(2, MOST)]
-    schedule: Schedule
+    iterations: Annotated[int, Range(2, MOST)] = 50
+    schedule: Schedule = ProcessTimes()
     denoise: bool = True
 
     @property
@@ -97,7 +97,9 @@ class DDIM(VPStateSampler):
     The first iteration, which has one evaluation only, is DDIM's.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
     """
 
@@ -140,10 +142,14 @@ class AcceleratedDeterministic(VPStateSampler):
     Euler's step of dx = -S dsigma^2 / 2, corrected by a difference of S.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
     """
 
     title: ClassVar[str] = "accelerated deterministic"
+
+    iterations: Annotated[int, Range(2, MOST)] = 25
     stochastic: ClassVar[bool] = False
     nfe_per_iteration: ClassVar[int] = 2
     levels_above: ClassVar[int] = 1
@@ -185,7 +191,9 @@ class AcceleratedStochastic(VPStateSampler):
     errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         second_noise: "scaled", divided by sqrt(alpha); or "printed".
     """
 
