@@ -68,7 +68,7 @@ def _end(solver, process):
 
 @functools.cache
 def _fine(process):
-    return _end(EDM(2001), process)
+    return _end(EDM(2001, S_churn=0), process)
 
 
 def ddim(target, x, process, sampler):
