@@ -34,6 +34,7 @@ from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import provenance, run_name
+from pds.lab.settings import Benchmark, settings
 from pds.lab.terminal import show
 from pds.models.scores import ScoreModel, for_sampling
 from pds.noise import ImageNoise
@@ -157,8 +158,7 @@ class Iteration:
 
     @classmethod
     def build(cls, cfg: DictConfig, device: torch.device) -> Iteration:
-        if cfg.batch_size < 1 or cfg.repeats < 1:
-            raise PDSError(f"batch_size and repeats must be at least 1, got {cfg.batch_size} and {cfg.repeats}")
+        settings(Benchmark, cfg)
         model: ScoreModel = build(cfg.model)
         filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)

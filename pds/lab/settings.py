@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -149,8 +149,7 @@ class Reproduce:
 Kind = TypeVar("Kind")
 
 
-def settings(kind: type[Kind], cfg: DictConfig) -> Kind:
+def settings(kind: type[Kind], cfg: Mapping[str, Any] | DictConfig) -> Kind:
     """The options of a program in its configuration, checked; an `OptionError` names the first that cannot be."""
-    return kind(
-        **{name: OmegaConf.to_object(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name] for name in options_of(kind)}
-    )
+    given = {name: cfg[name] for name in options_of(kind)}
+    return kind(**{name: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for name, value in given.items()})
