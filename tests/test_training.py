@@ -114,12 +114,6 @@ def test_it_learns(tmp_path):
 
 
 def test_impossible_settings_are_refused(tmp_path):
-    with pytest.raises(PDSError, match="at least 1"):
-        trained(iterations=0)
-    with pytest.raises(PDSError, match="learning_rate must be positive"):
-        trained(iterations=1, learning_rate=-1.0)
-    with pytest.raises(PDSError, match="ema_decay"):
-        trained(iterations=1, ema_decay=1.0)
     with pytest.raises(PDSError, match=r"stripes train has 64 images, fewer than trainer\.batch_size=65: give"):
         trained(iterations=1, batch_size=65).fit(small(), images(), tmp_path / "t.pt", torch.device("cpu"))
     with pytest.raises(PDSError, match=r"loss is nan.*lower trainer.learning_rate"):

@@ -285,6 +285,5 @@ def image_shape(network: str, shape: Sequence[int], stages: Sequence[Stage]) -> 
     channels, height, width = shape
     unit = 2 ** sum(stage.halve for stage in stages)
     if height % unit or width % unit:
-        size = "even" if unit == 2 else f"multiples of {unit}"
-        raise OptionError("shape", f"must have a height and width that are {size} for {network}, got {height}x{width}")
+        raise OptionError("shape", f"must have a height and width divisible by {unit} for {network}, got {height}x{width}")
     return channels, height, width

@@ -32,7 +32,7 @@ def geometric_ladder(sigma_begin: NoiseLevel, sigma_end: NoiseLevel, levels: Cou
     return torch.linspace(math.log(sigma_begin), math.log(sigma_end), levels, dtype=torch.float64).exp()
 
 
-Rho = Annotated[float, Range(0.1, 1000, infinity="levels evenly spaced in log sigma")]
+Rho = Annotated[float, Range(0.1, 1e6, infinity="levels evenly spaced in log sigma")]
 
 
 @checked
