@@ -29,7 +29,8 @@ from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
-from pds.models.scores import ScoreModel, for_sampling
+from pds.models.safetensors_files import state_digest
+from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid
@@ -49,7 +50,7 @@ TABLE_IMAGES = 16
 class Experiment:
     """What a configuration describes, built and checked before the first file is written."""
 
-    model: ScoreModel
+    model: Model
     dataset: Dataset
     filter: Filter
     sample: ImageSampler
@@ -67,7 +68,7 @@ class Experiment:
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
-        model: ScoreModel = build(cfg.model)
+        model: Model = build(cfg.model)
         dataset: Dataset = build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
@@ -107,7 +108,8 @@ class Experiment:
         """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
         checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
         facts = {
-            "weights": checkpoint and checkpoint.sha256,
+            # A network that loads its own file has no checkpoint here.
+            "weights": checkpoint.sha256 if checkpoint else state_digest(self.model.score.state_dict()),
             "filters": fingerprint(*self.masks.values()),
             "reference": reference and json_digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,

@@ -26,6 +26,7 @@ from pds.data.mnist import mnist
 from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
 from pds.lab.config import defaults
+from pds.lab.own import own
 from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
 from pds.lab.tracking import NoTracker, WandbTracker
 from pds.models.ncsn import ncsn
@@ -58,32 +59,38 @@ from pds.samplers.predictor_corrector import (
 from pds.training import Trainer
 
 
-class Opened(NamedTuple):
-    """A target that another calls, with more of its options than the configuration has.
+class Part(NamedTuple):
+    """A target of whose options the configuration has some only.
 
     Attributes:
-        given: the options that its caller gives.
+        given: those that it does not have.
+        opened: whether another object calls the target, when it needs what it gives.
     """
 
     target: Callable[..., Any]
     given: tuple[str, ...] = ()
+    opened: bool = True
 
 
 FORM = ("resolution", "preprocessing", "category")
 
 # What each group offers. A choice of "schema/group" is the base of a file in conf/group, which adds what is no constant.
-CHOICES: dict[str, dict[str, Callable[..., Any] | Opened]] = {
-    "schema/model": {"ncsn": ncsn, "ncsnv2": ncsnv2, "ncsnpp": ncsnpp, "ddpm": unet2d},
+CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
+    "schema/model": {"ncsn": ncsn, "ncsnv2": ncsnv2, "ncsnpp": ncsnpp, "ddpm": unet2d, "own": own},
     "schema/model/process": {"ve": VarianceExploding},
     "model/process": {"vp": VariancePreserving, "sub_vp": SubVariancePreserving},
-    "schema/dataset": {"dataset": Dataset, "form": form_of_dataset},
+    "schema/dataset": {
+        "dataset": Dataset,
+        "scenes": form_of_dataset,
+        "photographs": Part(form_of_dataset, ("category",), opened=False),
+    },
     "schema/dataset/source": {
-        "mnist": Opened(mnist),
-        "cifar10": Opened(cifar10),
-        "celeba": Opened(CelebA, FORM),
-        "lsun": Opened(LSUN, FORM),
-        "ffhq": Opened(FFHQ, FORM),
-        "folder": Opened(ImageFolder),
+        "mnist": Part(mnist),
+        "cifar10": Part(cifar10),
+        "celeba": Part(CelebA, FORM),
+        "lsun": Part(LSUN, FORM),
+        "ffhq": Part(FFHQ, FORM),
+        "folder": Part(ImageFolder, ("split",)),
     },
     "schema/dataset/reference": {"published": PublishedReference, "published_or_made": published_or_made},
     "dataset/reference": {"made": MadeReference},
@@ -216,11 +223,11 @@ def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
     return chosen
 
 
-def node_of(group: str, choice: Callable[..., Any] | Opened) -> type:
+def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
     """The structured configuration of a class or a function."""
-    target, given = choice if isinstance(choice, Opened) else (choice, ())
+    target, given, opened = choice if isinstance(choice, Part) else Part(choice, opened=False)
     keys: list[tuple[str, Any, Any]] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
-    if isinstance(choice, Opened):
+    if opened:
         keys.append(("_partial_", bool, True))
     parts = parts_of(target, group)
     if parts and not group.startswith("schema/"):

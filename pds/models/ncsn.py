@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pds.models.checkpoints import load_weights
+from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.options import Range, Shape, checked
 from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import NoiseLevel
@@ -63,8 +64,9 @@ def ncsn(
     sigma_end: NoiseLevel = 0.01,
     levels: Levels = 10,
     checkpoint: str | None = None,
+    weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSN with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -73,8 +75,9 @@ def ncsn(
         sigma_begin: largest noise level sigma_1, in units of the data range.
         sigma_end: smallest noise level sigma_L.
         levels: noise levels L, in geometric progression.
+        checkpoint: weights file; None for random weights.
+        weights: which of its weights, see `load_weights`.
         rescale: the network maps [0, 1] to [-1, 1] inside; false for models of logits.
-        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
 
     Raises:
         PDSError: for a shape that does not fit, or a checkpoint of another network; of other images or noise levels, too, where
@@ -83,9 +86,9 @@ def ncsn(
     channels, height, wide = image_shape("NCSN", shape, STAGES["base"])
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     network = NCSN(channels, width, levels, rescale).eval()
-    weights = None
+    loaded = None
     if checkpoint is not None:
         options = {"shape": [channels, height, wide], "sigma_begin": sigma_begin, "sigma_end": sigma_end}
-        weights = load_weights(network, checkpoint, options)
+        loaded = load_weights(network, checkpoint, weights, options)
     title = f"NCSN (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(title, LadderScore(network, process.ladder), process, (channels, height, wide), weights)
+    return Model(title, LadderScore(network, process.ladder), process, (channels, height, wide), loaded)

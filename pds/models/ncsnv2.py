@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pds.models.checkpoints import check_levels, load_weights
+from pds.models.checkpoints import load_weights
+from pds.models.layouts import Which
 from pds.models.ncsn import Levels, Width
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.options import Shape, checked
 from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import NoiseLevel
@@ -94,8 +95,9 @@ def ncsnv2(
     sigma_end: NoiseLevel = 0.01,
     levels: Levels = 232,
     checkpoint: str | None = None,
+    weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSNv2 with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -105,8 +107,9 @@ def ncsnv2(
         sigma_begin: largest noise level sigma_1, in units of the data range.
         sigma_end: smallest noise level sigma_L.
         levels: noise levels L, in geometric progression.
+        checkpoint: weights file; None for random weights.
+        weights: which of its weights, see `load_weights`.
         rescale: the network maps [0, 1] to [-1, 1] inside.
-        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
 
     Raises:
         PDSError: for a shape or depth that does not fit, or a checkpoint of another network or of other noise levels.
@@ -115,11 +118,11 @@ def ncsnv2(
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     sigmas = process.ladder
     network = NCSNv2(channels, width, depth, sigmas, rescale).eval()
-    weights = None
+    loaded = None
     if checkpoint is not None:
-        weights = load_weights(network, checkpoint, {"shape": [channels, height, wide]})
-        check_levels(network.sigmas, sigmas, checkpoint, "model.sigma_begin", "model.sigma_end")
+        options = {"shape": [channels, height, wide]}
+        loaded = load_weights(network, checkpoint, weights, options, levels=("sigma_begin", "sigma_end"))
     title = f"NCSNv2 {depth} (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(
-        title, LadderScore(network, sigmas), process, (channels, height, wide), weights, (0.0, 1.0) if rescale else (-1.0, 1.0)
+    return Model(
+        title, LadderScore(network, sigmas), process, (channels, height, wide), loaded, (0.0, 1.0) if rescale else (-1.0, 1.0)
     )

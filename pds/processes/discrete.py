@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import field
 from functools import cached_property
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -58,6 +58,8 @@ class DiscreteVariancePreserving(BetaProcess):
     Attributes:
         betas: beta_0, ..., beta_{N-1}; see `beta_schedule`.
     """
+
+    label: ClassVar[str] = "Nt-1"
 
     betas: Annotated[tuple[float, ...], Range(above=0, below=1), Length(2, MOST_LEVELS)] = field(repr=False)
     _on_devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -33,11 +33,13 @@ class Process(Protocol):
 
     Attributes:
         title: "VE", "VP" or "sub-VP".
+        label: what published networks of it are shown of the noise level, a key of `pds.models.scores.LABELS`.
         levels: N, the iterations of the published sampler.
         prior_std: standard deviation of x_1.
     """
 
     title: ClassVar[str]
+    label: ClassVar[str]
 
     @property
     def levels(self) -> int: ...
@@ -116,6 +118,7 @@ class VarianceExploding:
     """
 
     title: ClassVar[str] = "VE"
+    label: ClassVar[str] = "sigma"
 
     sigma_min: NoiseLevel = 0.01
     sigma_max: NoiseLevel = 50.0
@@ -173,6 +176,7 @@ class BetaProcess:
     """
 
     title: ClassVar[str] = "VP"
+    label: ClassVar[str] = "999t"
 
     @property
     def prior_std(self) -> float:

@@ -124,7 +124,7 @@ def test_the_printed_zero_solenoids_are_zero_by_their_own_definition(caplog):
     assert caplog.text.count("zero operator") == 5
 
 
-@pytest.mark.parametrize("region", ("outside_low", "outside_high", "inside_high"))
+@pytest.mark.parametrize("region", ["outside_low", "outside_high", "inside_high"])
 @pytest.mark.parametrize("size", [(28, 28), (27, 31), (96, 96), (12, 20)])
 def test_parametric_filters_are_even_and_on_the_side_they_name(region, size):
     R = ParametricFilter(0.2, 1.6, region).frequency((2, *size))
