@@ -21,6 +21,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pds.errors import OptionError, escaped
@@ -214,7 +215,7 @@ def _fitted(value: Any, annotation: Any) -> Any:
         with contextlib.suppress(OverflowError):
             return float(value)
         raise _UnfitError
-    if annotation in (bool, str, type(None)):
+    if annotation in (bool, str, type(None), Path):
         _require(isinstance(value, annotation))
         return value
     if origin in (list, tuple, Sequence):
@@ -242,7 +243,7 @@ def _holds(limit: Range | Length, value: Any) -> bool:
     return True
 
 
-WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
+WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null", Path: "a path"}
 
 
 def described(annotation: Any) -> str:
@@ -268,6 +269,8 @@ def described(annotation: Any) -> str:
 
 
 def _plain(bound: float) -> str:
+    if isinstance(bound, int):
+        return str(bound)
     return f"{bound:g}" if abs(bound) < 1e6 or bound != int(bound) or abs(bound) >= 1e15 else str(int(bound))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pds.cache import cache_folder
 from pds.data.images import ImageSource
@@ -64,8 +64,8 @@ def form_of_dataset(
     *,
     name: str,
     shape: Shape,
-    resolution: int,
-    preprocessing: str,
+    resolution: Annotated[int, Range(1, 8192)],
+    preprocessing: Literal["ncsnv2", "score_sde"],
     category: str | None = None,
     statistics_file: str | None = None,
     statistics_images: StatisticsImages = 200,

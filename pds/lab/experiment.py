@@ -73,7 +73,8 @@ class Experiment:
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler = build(cfg.sampler)
-        preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
+        with keyed(cfg.filter):
+            preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         with keyed(cfg.sampler):
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:

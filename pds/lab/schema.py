@@ -7,7 +7,7 @@ what is data: published configurations, experiments, tables, and which choices b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,7 +25,7 @@ from pds.data.lsun import LSUN
 from pds.data.mnist import mnist
 from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
-from pds.lab.config import defaults
+from pds.lab.config import CONF, defaults
 from pds.lab.own import own
 from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
 from pds.lab.tracking import NoTracker, WandbTracker
@@ -64,33 +64,38 @@ class Part(NamedTuple):
 
     Attributes:
         given: those that it does not have.
+        asked: those that it must have, whatever their default.
         opened: whether another object calls the target, when it needs what it gives.
     """
 
     target: Callable[..., Any]
     given: tuple[str, ...] = ()
-    opened: bool = True
+    asked: tuple[str, ...] = ()
+    opened: bool = False
 
 
 FORM = ("resolution", "preprocessing", "category")
 
 # What each group offers. A choice of "schema/group" is the base of a file in conf/group, which adds what is no constant.
 CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
-    "schema/model": {"ncsn": ncsn, "ncsnv2": ncsnv2, "ncsnpp": ncsnpp, "ddpm": unet2d, "own": own},
+    "schema/model": {
+        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (ncsn, ncsnv2, ncsnpp, unet2d)},
+        "own": own,
+    },
     "schema/model/process": {"ve": VarianceExploding},
     "model/process": {"vp": VariancePreserving, "sub_vp": SubVariancePreserving},
     "schema/dataset": {
         "dataset": Dataset,
         "scenes": form_of_dataset,
-        "photographs": Part(form_of_dataset, ("category",), opened=False),
+        "photographs": Part(form_of_dataset, given=("category",)),
     },
     "schema/dataset/source": {
-        "mnist": Part(mnist),
-        "cifar10": Part(cifar10),
-        "celeba": Part(CelebA, FORM),
-        "lsun": Part(LSUN, FORM),
-        "ffhq": Part(FFHQ, FORM),
-        "folder": Part(ImageFolder, ("split",)),
+        "mnist": Part(mnist, opened=True),
+        "cifar10": Part(cifar10, opened=True),
+        "celeba": Part(CelebA, given=FORM, opened=True),
+        "lsun": Part(LSUN, given=FORM, opened=True),
+        "ffhq": Part(FFHQ, given=FORM, opened=True),
+        "folder": Part(ImageFolder, given=("split",), opened=True),
     },
     "schema/dataset/reference": {"published": PublishedReference, "published_or_made": published_or_made},
     "dataset/reference": {"made": MadeReference},
@@ -173,8 +178,8 @@ PLAIN = (bool, int, float, str, NoneType, Any, Path)
 
 def is_plain(annotation: Any) -> bool:
     """Whether an option is a value, which a configuration can hold, and no object."""
-    if get_origin(annotation) is Literal:
-        return True
+    if get_origin(annotation) in (Literal, Callable):
+        return get_origin(annotation) is Literal
     parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
     return all(is_plain(part) for part in parts if part is not Ellipsis) if parts else annotation in PLAIN
 
@@ -196,14 +201,16 @@ def typed(annotation: Any) -> Any:
     return annotation if annotation in PLAIN[:4] else Any
 
 
-def fields_of(target: Callable[..., Any], group: str = "", given: tuple[str, ...] = ()) -> list[tuple[str, Any, Any]]:
+def fields_of(
+    target: Callable[..., Any], group: str = "", given: tuple[str, ...] = (), asked: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
     """The keys of a node: name, type and default of each option that a configuration can give."""
     made = []
     for name, option in options_of(target).items():
         part = f"{group}/{name}" in CHOICES or f"schema/{group}/{name}" in CHOICES
         if name in given or not (is_plain(option.annotation) or option.required or part):
             continue
-        default = MISSING if option.required or not is_plain(option.annotation) else option.default
+        default = option.default if is_plain(option.annotation) and not option.required and name not in asked else MISSING
         if isinstance(default, (tuple, list, Mapping)):
             default = field(
                 default_factory=lambda default=default: dict(default) if isinstance(default, Mapping) else list(default)
@@ -225,20 +232,35 @@ def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
 
 def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
     """The structured configuration of a class or a function."""
-    target, given, opened = choice if isinstance(choice, Part) else Part(choice, opened=False)
+    target, given, asked, opened = choice if isinstance(choice, Part) else Part(choice)
     keys: list[tuple[str, Any, Any]] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
     if opened:
         keys.append(("_partial_", bool, True))
     parts = parts_of(target, group)
     if parts and not group.startswith("schema/"):
         keys.insert(0, ("defaults", list[Any], field(default_factory=lambda: [*parts, "_self_"])))
-    return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, group.removeprefix("schema/"), given)])
+    return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, group.removeprefix("schema/"), given, asked)])
 
 
 def published(name: str, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
     """${published:NAME}: what was published under this name for the model and the data set, else the option's own default."""
     value = OmegaConf.select(_root_, f"published.{name}")
     return defaults(_parent_._target_)[_node_._key()] if value is None else value
+
+
+PAPERS = {"images": 50_000, "shard_size": 500}
+
+
+def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Family, name and content of each experiment that conf/papers.yaml describes."""
+    for family, about in OmegaConf.to_container(OmegaConf.load(CONF / "papers.yaml")).items():
+        groups = {**about["choose"], "filter": "none", "metric": "clean_fid"}
+        for row, keys in about["rows"].items():
+            chosen = [{f"override /{group}": choice} for group, choice in groups.items()]
+            common = {"group": family, **PAPERS, **about.get("set", {}), "sampler": keys["sampler"]}
+            yield family, f"{row}_vanilla", {"defaults": chosen, **common}
+            filtered = [f"{family}/{row}_vanilla", {"override /filter": about["choose"]["filter"]}]
+            yield family, f"{row}_pds", {"defaults": filtered, "filter": keys["filter"]}
 
 
 def register() -> None:
@@ -248,6 +270,8 @@ def register() -> None:
     for group, choices in CHOICES.items():
         for name, choice in choices.items():
             store.store(group=group, name=name, node=node_of(group, choice))
+    for family, name, content in papers():
+        store.store(group=f"experiment/{family}", name=name, node=content, package="_global_")
     for name, (program, groups, more) in PROGRAMS.items():
         keys: list[tuple[str, Any, Any]] = [(group, Any, MISSING) for group in groups]
         keys += [("published", Any, None)] if groups else []

@@ -106,7 +106,7 @@ class Gaussian:
 
     iterations: Iterations = (25, 50, 100, 200)
     vary: str = "filter.alpha"
-    over: Annotated[Sequence[float], Length(1, 1000)] = (1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 40)
+    over: Annotated[Sequence[float], Range(-1e9, 1e9), Length(1, 1000)] = (1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 40)
 
 
 @options

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def statistics_filter(
     pixels: Pixels = "none",
     *,
     iterations: Count,
-    reference: Mapping[str, float | None],
+    reference: Mapping[str, Any],
 ) -> StatisticsFilter:
     """A `StatisticsFilter` whose alpha may be "auto": alpha_ref T / T_ref, the relation alpha ~ T of [IJCV].
 
