@@ -22,11 +22,12 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pds.errors import OptionError, escaped
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,12 @@ def options(cls: type[T]) -> type[T]:
     return made
 
 
-def checked(function: Callable[..., T]) -> Callable[..., T]:
+def checked(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which refuses arguments that do not fit their annotations."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs)
         hints = _hints(function)
         for name, value in given.arguments.items():
@@ -187,6 +188,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     Raises:
         OptionError: it does not fit; the sentence says what would.
     """
+    if get_origin(annotation) in (dict, Mapping) and isinstance(value, Mapping):
+        return {key: fitted(f"{name}.{key}", item, get_args(annotation)[1]) for key, item in value.items()}
     try:
         return _fitted(value, annotation)
     except _UnfitError:
@@ -218,12 +221,14 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if annotation in (bool, str, type(None), Path):
         _require(isinstance(value, annotation))
         return value
-    if origin in (list, tuple, Sequence):
+    if origin in (list, tuple, Sequence) or annotation in (list, tuple):
         _require(isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
+        if not arguments:
+            return value
         kinds = arguments[:1] * len(value) if origin is not tuple or arguments[1:] == (Ellipsis,) else arguments
         _require(len(kinds) == len(value))
         return (tuple if isinstance(value, tuple) else list)(map(_fitted, value, kinds))
-    if origin in (dict, Mapping):
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
@@ -259,10 +264,12 @@ def described(annotation: Any) -> str:
         return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, types.UnionType):
         return " or ".join(described(choice) for choice in arguments if choice is not type(None)) or "null"
+    if annotation in (list, tuple):
+        return "a list"
     if origin in (list, tuple, Sequence):
         return f"a list of {described(arguments[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
-    if origin in (dict, Mapping):
-        return "a mapping"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return "a table"
     if annotation in (int, float):
         return f"a {WORDS[annotation]}"
     return WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))

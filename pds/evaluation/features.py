@@ -73,7 +73,7 @@ class ClassifierFeatures:
         if images.dtype != torch.uint8 or images.shape[1:] != DigitClassifier.shape:
             raise PDSError(
                 f"{self.name} features need uint8 images of shape (n, 1, 28, 28), got {images.dtype} "
-                f"{tuple(images.shape)}: set metric=clean_fid or metric=none for other images"
+                f"{tuple(images.shape)}: take Inception features, or none, for other images"
             )
         return _in_chunks(self._features, images, self.chunk, self.dimension)
 

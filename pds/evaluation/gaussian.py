@@ -107,6 +107,6 @@ def sampled_law(
     if torch.isfinite(law.power).all() and (all_at_once - expected).abs().max() > TOLERANCE * answers.abs().max():
         raise PDSError(
             f"the law of {sampler.title} is not known exactly here: its steps depend on the images, or a space filter mixes "
-            "the modes; leave out the Langevin corrector, adaptive steps and filter.pixels"
+            "the modes; leave out the Langevin corrector, adaptive steps and the space filter"
         )
     return law

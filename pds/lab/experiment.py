@@ -19,13 +19,13 @@ from omegaconf import DictConfig
 from pds.data.dataset import Dataset
 from pds.errors import OptionError
 from pds.evaluation.metric import FrechetMetric
-from pds.files import atomic_path, json_digest, write_json
+from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
-from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
+from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
@@ -38,7 +38,7 @@ from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.samplers.sampler import Sampler
-from pds.shards import Shard, shards, take_over
+from pds.shards import Contents, Shard, read_all, shards, take_over
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,11 @@ class Experiment:
     def vanilla(self) -> bool:
         return isinstance(self.sample.preconditioner, Identity)
 
+    @property
+    def beside(self) -> dict[str, Array]:
+        """What `annotate` gives."""
+        return {} if self.metric is None else {"features": Array("float32", ("N", self.metric.features.dimension))}
+
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
@@ -147,8 +152,9 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         config = resolved(cfg)
         experiment = Experiment.build(cfg)
         config["fingerprint"] = experiment.fingerprint
-        folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
-        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
+        folder = RunFolder.of(group_folder(cfg.outputs, cfg.group), overrides, config)
+        contents = Contents(experiment.model.shape, samples_digest(config), experiment.beside)
+        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size, contents)
     with contextlib.ExitStack() as opened:
 
         def begin() -> bool:
@@ -210,7 +216,8 @@ def sample_and_measure(
             tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
         shard_log = ShardLog(todo, metrics_file, tracked)
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
-        collected = Collected.of(todo)
+        alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+        collected = Collected.of(todo, alone)
         result = {
             "name": folder.path.name,
             "experiment": cfg.group,
@@ -273,11 +280,12 @@ class Collected:
     counts: list[int]
 
     @classmethod
-    def of(cls, todo: list[Shard]) -> Collected:
+    def of(cls, todo: list[Shard], make: Callable[[Shard], None]) -> Collected:
+        """Of shards that were made; `make` samples one that is damaged again."""
         arrays: list[dict[str, np.ndarray]] = []
         first: list[np.ndarray] = []
-        for shard in todo:
-            arrays.append(shard.read())
+        for shard in read_all(todo, make):
+            arrays.append(shard)
             first += list(arrays[-1].pop("images")[: GRID_IMAGES - len(first)].copy())
         return cls(arrays, first, [len(shard.indices) for shard in todo])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +23,7 @@ from pds.evaluation.excess_noise import (
     response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
-from pds.files import atomic_path
+from pds.files import atomic_path, user_path
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
 from pds.lab.report.charts import noise_along
@@ -76,7 +75,7 @@ def tune_by_network(cfg: DictConfig) -> None:
         "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
         "\nit: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations."
     )
-    picture = Path(cfg.outputs) / "excess_noise.svg"
+    picture = user_path(cfg.outputs) / "excess_noise.svg"
     with atomic_path(picture) as temporary:
         temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
     show(f"\npicture  {picture}")
