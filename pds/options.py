@@ -261,11 +261,13 @@ def described(annotation: Any) -> str:
             said = said.replace("a list of", f"a list of {length}")
         return " ".join([said, *(str(limit) for limit in arguments[1:] if isinstance(limit, Range))])
     if origin is Literal:
-        return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if origin in (Union, types.UnionType):
         return " or ".join(described(choice) for choice in arguments if choice is not type(None)) or "null"
     if annotation in (list, tuple):
         return "a list"
+    if origin is tuple and arguments[1:] != (Ellipsis,):
+        return f"a list of {len(arguments)} {described(arguments[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
     if origin in (list, tuple, Sequence):
         return f"a list of {described(arguments[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
     if origin in (dict, Mapping) or annotation in (dict, Mapping):

@@ -198,7 +198,7 @@ def typed(annotation: Any) -> Any:
         return list[typed(arguments[0])]  # type: ignore[misc]
     if origin in (dict, Mapping):
         return dict[str, Any]
-    return annotation if annotation in PLAIN[:4] else Any
+    return str if annotation is Path else annotation if annotation in PLAIN[:4] else Any
 
 
 def fields_of(

@@ -4,6 +4,7 @@ Data Distribution*, NeurIPS 2019 ([NCSN] appendix A). Parameter names and shapes
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def ncsn(
     sigma_begin: NoiseLevel = 1.0,
     sigma_end: NoiseLevel = 0.01,
     levels: Levels = 10,
-    checkpoint: str | None = None,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
     rescale: bool = True,
 ) -> Model:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -450,7 +451,7 @@ def ncsnpp(
     centred: bool = False,
     dropout: Annotated[float, Range(0, below=1)] = 0.1,
     fourier_scale: Annotated[float, Range(0.001, 1e6)] = 16.0,
-    checkpoint: str | None = None,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
 ) -> Model:
     """An NCSN++ or DDPM++ with its forward process and its weights, ready to sample or to train.

@@ -4,6 +4,7 @@ Models*, NeurIPS 2020 ([NCSNv2] technique 3 and table 3). Parameter names and sh
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -94,7 +95,7 @@ def ncsnv2(
     sigma_begin: NoiseLevel = 50.0,
     sigma_end: NoiseLevel = 0.01,
     levels: Levels = 232,
-    checkpoint: str | None = None,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
     rescale: bool = True,
 ) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class _Network(nn.Module):
 @checked
 def unet2d(
     shape: Shape,
-    checkpoint: str | None,
+    checkpoint: str | Path | None,
     weights: Which = None,
     schedule: BetaSchedule | None = None,
     beta_start: OneBeta | None = None,
