@@ -12,7 +12,7 @@ import torch
 from pds.data.statistics import DatasetStatistics
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import ASSETS, locate
-from pds.models.checkpoints import DiffusersFolder
+from pds.models.checkpoints import DIFFUSERS, DiffusersFolder
 from pds.models.diffusers_layout import DEFAULTS, described
 from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
@@ -127,7 +127,7 @@ def load(
             raise OptionError("card", f"must be one of {', '.join(CARDS)}, got {card!r}")
         chosen = CARDS[card]
         model = replace(chosen.make(**chosen.options, checkpoint=str(path)), sampler=chosen.sampler)
-    elif path.is_dir():
+    elif path.is_dir() or path.stem == DIFFUSERS:
         model = _of_diffusers(path, shape)
     else:
         model = _of_ours(path)

@@ -86,9 +86,36 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
+    """A path as the user wrote it; "asset:NAME" is a file that ships with this package.
+
+    Raises:
+        DamagedError: a file that ships is not the one that shipped.
+    """
     text = str(path)
-    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    found = ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    digest = _pinned(ASSETS).get(found.name) if found.parent == ASSETS else None
+    if digest is not None and (not found.is_file() or sha256(found) != digest):
+        raise DamagedError(f"{found} is not the file that shipped with this package: install the package again")
+    return found
+
+
+PINNED = "SHA256SUMS"
+
+
+def _pinned(folder: Path) -> dict[str, str]:
+    """The digest of each file that ships, by name."""
+    lines = (folder / PINNED).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in map(str.split, lines)}
+
+
+def pin(path: Path) -> None:
+    """Write the digest of a file that is to ship into the table beside it, if there is one."""
+    table = path.parent / PINNED
+    if not table.exists():
+        return
+    digests = _pinned(path.parent) | {path.name: sha256(path)}
+    with atomic_path(table) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())), encoding="utf-8")
 
 
 class DamagedError(PDSError):

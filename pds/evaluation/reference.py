@@ -18,7 +18,7 @@ from pds.data.statistics import choose
 from pds.errors import OptionError, PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.files import ASSETS, Array, atomic_path, json_digest, parse_json, read_npz, reading, sha256
+from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, sha256
 from pds.options import Range, checked, options, shown
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def read_reference(path: Path) -> Reference:
 
 def shipped_mnist_reference() -> Reference:
     """MNIST classifier features of a random half of the training set, with 10,000 held-out images of the other half."""
-    return read_reference(ASSETS / MNIST_REFERENCE_FILE)
+    return read_reference(locate(f"asset:{MNIST_REFERENCE_FILE}"))
 
 
 def published_reference(name: str, resolution: int, split: str, cache: Path | None = None) -> Reference:

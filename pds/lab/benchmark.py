@@ -39,7 +39,7 @@ from pds.lab.terminal import show
 from pds.models.scores import Model, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
-from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner, Spectrum, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.samplers.sampler import Sampler
 from pds.score import Score
@@ -103,6 +103,10 @@ class RecordedPreconditioner:
 
     def at(self, iteration: int) -> RecordedPreconditioner:
         return self
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        return self.preconditioner.spectrum
 
     def stiffness(self) -> tuple[float, float]:
         return self.preconditioner.stiffness()

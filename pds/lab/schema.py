@@ -46,6 +46,7 @@ from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
 from pds.samplers.momentum_langevin import MomentumLangevin
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import (
     Ancestral,
     AnnealedLangevinSteps,
@@ -108,6 +109,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "predictor_corrector": PredictorCorrector,
         "edm": EDM,
         "dpm_solver": DPMSolver,
+        "preconditioned_sde": PreconditionedSDE,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,

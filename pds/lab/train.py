@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
-from pds.files import write_json
+from pds.files import pin, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
@@ -28,6 +28,7 @@ from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
+from pds.models.torch_files import read_torch
 from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
 
@@ -112,7 +113,8 @@ def ship(folder: Path, output: Path) -> None:
         raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_torch(checkpoint)
     path = output / f"{config['name']}.safetensors"
     save_network(model.score, state["ema"], path, config, state["iteration"], half=True)
+    pin(path)
     log.info("%s: %d iterations in %.0f s, loss %.4f", path, state["iteration"], state["seconds"], state["loss"])

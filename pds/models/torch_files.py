@@ -20,7 +20,7 @@ from torch import Tensor
 from pds.files import DamagedError, open_regular, reading
 
 MOST = 1 << 42  # bytes of a file
-MOST_STEPS = 2_000_000  # of a pickle; a tensor takes some 40
+MOST_STEPS = 1_000_000  # of a pickle; a tensor takes some 40
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -77,6 +77,8 @@ def read_torch(path: Path) -> Any:
 def _archived(path: Path, file: BinaryIO, content: mmap.mmap) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
+        if any(name.endswith("/constants.pkl") for name in entries):
+            raise ValueError("it is a program of TorchScript")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its entries are packed")
         if sum(entry.file_size for entry in archive.infolist()) > len(content):

@@ -3,26 +3,24 @@ Probabilistic Models*, arXiv:2211.01095 (Machine Intelligence Research 2025), in
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from pds.options import Count, Range, options
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 
 @options
 class DPMSolver(KarrasLevelsSampler):
-    """From sigma to sigma' = e^-h sigma, with lambda = -log sigma, D the denoised image and r = h_before / h:
+    """`PreconditionedSDE` without a filter, with the midpoint weight. With lambda = -log sigma and r = h_before / h:
 
         x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) (D + (D - D_before) / (2 r)) + sigma' sqrt(1 - e^(-2 eta h)) z
 
-    It solves dx = (1 + eta) (D - x) dlambda + sqrt(2 eta) sigma dw, whose marginals are the model's for every eta: eta = 0, the
-    probability flow ODE, gives DPM-Solver++(2M); eta = 1, the reverse SDE, SDE-DPM-Solver++(2M). Its linear term and noise are
-    exact, D alone is interpolated. With order 1, and in the first iteration, D stands alone: DDIM's step for eta = 0. The last
-    step, to 0, gives D. The global order is `order` for eta = 0; above, the variance of a Gaussian converges with it too.
+    solves dx = (1 + eta) (D - x) dlambda + sqrt(2 eta) sigma dw. eta = 0, the probability flow, gives DPM-Solver++(2M);
+    eta = 1, the reverse SDE, SDE-DPM-Solver++(2M); order 1 with eta = 0 is DDIM.
 
     Attributes:
         iterations: T.
@@ -51,15 +49,4 @@ class DPMSolver(KarrasLevelsSampler):
         return f"ρ={self.rho:g}" + (f", η={self.eta:g}" if self.eta else "")
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
-        D_before, sigma_before = x, math.inf
-        for iteration, (sigma, below) in enumerate(task.levels):
-            D = target = task.denoised(x, sigma)
-            if self.order == 2 and iteration > 0 and below > 0:
-                r = math.log(sigma_before / sigma) / math.log(sigma / below)
-                target = D + (D - D_before) / (2 * r)
-            kept = (below / sigma) ** (1 + self.eta)
-            x = kept * x + (1 - kept) * target
-            if self.eta > 0 and below > 0:
-                x = x + below * (1 - (below / sigma) ** (2 * self.eta)) ** 0.5 * task.noise.normal()
-            D_before, sigma_before = D, sigma
-            yield sigma, x
+        return PreconditionedSDE(self.iterations, self.rho, self.order, "midpoint", self.eta).walk(x, task)

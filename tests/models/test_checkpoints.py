@@ -16,6 +16,7 @@ import yaml
 from conftest import GOLDEN, Golden
 from safetensors.torch import save_file
 
+import pds
 from pds.errors import PDSError
 from pds.models.checkpoints import check_levels, load_weights
 from pds.models.diffusers_layout import as_published, published_names
@@ -24,6 +25,7 @@ from pds.models.ncsnpp import NCSNpp
 from pds.models.ncsnv2 import NCSNv2
 from pds.models.ncsnv2 import ncsnv2 as make_ncsnv2
 from pds.models.safetensors_files import save_weights
+from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import geometric_ladder
 
 
@@ -311,6 +313,15 @@ def test_a_diffusers_pipeline_tells_its_noise_levels(tmp_path, weights, path):
     with pytest.raises(PDSError, match=r"level 0: 348, model 380\): set process.sigma_max=348.0 process.sigma_min=0.01"):
         check_levels(network.sigmas, geometric_ladder(380, 0.01, 3), tmp_path, ("process.sigma_max", "process.sigma_min"))
     check_levels(network.sigmas, geometric_ladder(348, 0.01, 3), tmp_path, ("a", "b"))
+
+
+@pytest.mark.parametrize("path", ["", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_diffusers_pipeline_needs_no_configuration(tmp_path, weights, path):
+    folder = diffusers_folder(tmp_path, weights, scheduler={"sigma_max": 348.0, "snr": 0.15})
+    model = pds.load(folder / path, device="cpu")
+    assert_golden(model.score)
+    assert model.process == VarianceExploding(0.01, 348.0, 3)
+    assert model.sampler == pds.PredictorCorrector(3, pds.ReverseDiffusion(), pds.Langevin(0.15))
 
 
 def test_older_diffusers_folders(tmp_path, weights):

@@ -27,14 +27,14 @@ class Impulses:
         return z
 
 
-def exact_moments(sampler, process, power, mean, draws):
+def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity()):
     """(mean, (H, W) variance of every mode) that the sampler has on N(mean, power), which must draw `draws` times.
 
     On a Gaussian target a sampler is affine in its noise: its answers to impulses, of flat spectrum, add up to its covariance.
     """
     noise = Impulses(draws)
-    x = sampler.prior(noise, process, Identity())
-    final = sampler(GaussianTarget(power, mean), x, sampler.levels(process), Identity(), noise)
+    x = sampler.prior(noise, process, preconditioner)
+    final = sampler(GaussianTarget(power, mean), x, sampler.levels(process), preconditioner, noise)
     assert noise.draws == draws
     response = torch.fft.fft2((final[:-1] - final[-1:])[:, 0])
     return final[-1].mean().item(), response.abs().square().sum(0)

@@ -145,9 +145,10 @@ def test_evaluations_and_callbacks_are_what_it_says(sampler):
 def test_a_filter_is_refused_or_taken(sampler):
     plain = sample(sampler, 4, 7)[0]
     if sampler.takes_filter:
-        assert all(isinstance(doubt, str) for doubt in sampler.check(sampler.levels(VE), FILTER))
+        doubts = sampler.check(sampler.levels(VE), FILTER)
         torch.testing.assert_close(sample(sampler, 4, 7, preconditioner=ONES)[0], plain, rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(sample(sampler, 4, 7, preconditioner=FILTER)[0], plain, atol=1e-3)
+        idle = torch.allclose(sample(sampler, 4, 7, preconditioner=FILTER)[0], plain, atol=1e-3)
+        assert idle == any("the filter changes nothing" in doubt for doubt in doubts)
     else:
         counted, noise = CountedScore(score), ImageNoise(0, torch.arange(2), SHAPE)
         for refusing in (

@@ -19,6 +19,7 @@ from pds.processes.forward import SubVariancePreserving, VarianceExploding, Vari
 from pds.samplers.accelerated import DDIM
 from pds.samplers.diffusers_schedulers import DiffusersScheduler, image_generators
 from pds.samplers.dpm_solver import DPMSolver
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.sigma_space import Interval
 from pds.score import CountedScore, denoised
 
@@ -59,6 +60,14 @@ def own_solver(**options):
     return run
 
 
+def own_sde(**options):
+    def run(score, x, levels, *given):
+        intervals = [Interval(level.sigma, level.below) for level in levels]
+        return PreconditionedSDE(len(levels), eta=1.0, **options)(score, x, intervals, *given)
+
+    return run
+
+
 def ancestral(score, x, levels, preconditioner, noise, callback):
     """The posterior of DDPM (Ho et al., Eqs. 6, 7), in sigma-space."""
     for iteration, (_, _, sigma, below) in enumerate(levels):
@@ -78,6 +87,8 @@ OWN = {
     "1": (solver(12, solver_order=1), own_solver(order=1)),
     "SDE": (solver(20, **SDE), own_solver(eta=1.0)),
     "SDE, Karras": (solver(12, **SDE, **KARRAS), own_solver(eta=1.0)),
+    "SDE, midpoint": (solver(15, **SDE, solver_type="midpoint"), own_sde(weight="midpoint")),
+    "SDE, Heun": (solver(15, **SDE, solver_type="heun"), own_sde(weight="exact")),
 }
 
 
