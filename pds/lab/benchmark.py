@@ -32,10 +32,10 @@ from pds.errors import PDSError
 from pds.files import read_json, reading, user_path, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
-from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import provenance, run_name
 from pds.lab.settings import Benchmark, settings
 from pds.lab.terminal import show
+from pds.lab.text import markdown_table
 from pds.models.scores import Model, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter

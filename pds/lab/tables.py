@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
+from pds.lab.asked import Cell, Table
 from pds.lab.cli import CONF, configured, prepare
 from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
-from pds.lab.report.tables import Cell, Table, write_table
+from pds.lab.report.table import write_table
 from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show

@@ -7,6 +7,11 @@ of the papers lose their scales, and the start Y_T ~ N(0, I) is x_T = sqrt(1 + s
 
 The last iteration of `denoise` goes to sigma_0 = 0, by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1) (DDIM of order 2: by
 its own rule, which ends there as well). It costs one evaluation.
+
+An order in T is that between fixed ends: `denoise=False`, and a schedule whose end does not move with T, `ProcessTimes(end)`
+with an end that is given. The step to 0 is one step, however many there are, and leaves its error: where the data have the
+variance p, the mean of x_0 is sqrt(p / (p + sigma_1^2)) times what the flow gives. And the published end of VP, 1e-3 N / T, has
+sigma_1^2 in proportion to 1 / T: with it the order of denoised images tends to 1.
 """
 
 from __future__ import annotations
@@ -100,7 +105,8 @@ class DDIM(VPStateSampler):
         iterations: T.
         schedule: the noise levels.
         denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
-        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
+        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2: with `denoise=False` and an end that is given. Denoised, they
+            stop falling at an error of the order of sigma_1^2 / p, p the variance of the data.
     """
 
     source: ClassVar[str] = "Song, Meng & Ermon, ICLR 2021, Eq. 12 (order 1); Li et al., ICML 2024, practical form (order 2)"
@@ -127,7 +133,10 @@ class DDIM(VPStateSampler):
 
 @options
 class AcceleratedDeterministic(VPStateSampler):
-    """The accelerated deterministic sampler of [LI]: two evaluations an iteration, errors of the ODE fall as 1 / T^2.
+    """The accelerated deterministic sampler of [LI]: two evaluations an iteration.
+
+    Errors of the ODE fall as 1 / T^2 with `denoise=False` and an end that is given. Denoised, they stop falling at an error of
+    the order of sigma_1^2 / p, p the variance of the data.
 
         Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
         Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
