@@ -17,15 +17,17 @@ import stat
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
+
+T = TypeVar("T")
 
 # What a disk or a folder says that cannot be written; a download in the block may fail with others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
@@ -446,18 +448,29 @@ def json_digest(value: Mapping[str, Any]) -> str:
 AT_REST = 3_000_000_000  # ns; the coarsest clock, of FAT, ticks every 2 s
 
 
+def remembered(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """`read` of a file, from memory where this process has read the file and it is as it was."""
+    known = functools.lru_cache(1024)(lambda path, *facts: read(path))
+
+    @functools.wraps(read)
+    def call(path: Path) -> T:
+        try:
+            facts = path.stat()
+        except OSError:  # which `read` tells
+            return read(path)
+        # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
+        if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) <= AT_REST:
+            return read(path)
+        return known(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+    return call
+
+
+@remembered
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; of a file that this process has read and that is as it was, from memory."""
-    facts = path.stat()
-    key = str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-    # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
-    return _sha256(*key) if time.time_ns() - max(key[3:]) > AT_REST else _sha256.__wrapped__(*key)
-
-
-@functools.lru_cache
-def _sha256(path: str, *facts: int) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open_regular(Path(path), most=1 << 50) as file:
+    with open_regular(path, most=1 << 50) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

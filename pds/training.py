@@ -188,11 +188,12 @@ class Trainer:
         """Iterations done, seconds spent and the running loss."""
         if not checkpoint.exists():
             return 0, 0.0, None
-        with reading(checkpoint, "the state of this training", "delete it to train from the start"):
-            state = read_torch(checkpoint)
+        fix = "delete it to train from the start"
+        with reading(checkpoint, "the state of this training", fix):
+            state = read_torch(checkpoint, fix)
             iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, self.iterations)])
             seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
-            loss = fitted("loss", state["loss"], float)
+            loss = fitted("loss", state["loss"], Annotated[float, Range()])
             for table in ("parameters", "ema"):
                 _require_alike(table, state[table], parameters)
             moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -31,6 +30,7 @@ from pds.files import (
     read_json,
     read_yaml,
     reading,
+    remembered,
     user_path,
     write_json,
 )
@@ -314,22 +314,10 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
         return result
 
 
+@remembered
 def read_config(file: Path) -> dict[str, Any]:
-    """The configuration of a run; anything else is a `DamagedError`."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return _read_config(file)
-    return _known_config(file, facts.st_mtime_ns, facts.st_size)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run, not to be changed; anything else is a `DamagedError`."""
     return read_yaml(file, {}, "the configuration of a run", "delete it and run the same command again")
-
-
-@functools.lru_cache
-def _known_config(file: Path, *facts: int) -> dict[str, Any]:
-    return _read_config(file)
 
 
 def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
+from pds.files import user_path
 from pds.lab.asked import Cell, Table
 from pds.lab.cli import CONF, configured, prepare
 from pds.lab.config import resolved
@@ -129,7 +130,7 @@ def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str]
     """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
     if name is None:
         return [], ""
-    folder = Path(config["checkpoints"]).expanduser()
+    folder = user_path(config["checkpoints"])
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"
         if path.exists():

@@ -79,7 +79,7 @@ class AnalyticDDIM(VPStateSampler):
         return {} if self.moments is None else {"moments": self.moments.provenance}
 
     def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
-        return replace(self, moments=measure(self.training_images))
+        return self if self.moments else replace(self, moments=measure(self.training_images))
 
     def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
         if self.moments is None:
