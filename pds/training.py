@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,8 +17,10 @@ from tqdm import tqdm
 
 from pds.data.images import ImageSource, to_unit
 from pds.errors import PDSError
-from pds.files import atomic_path
+from pds.files import atomic_path, reading
 from pds.models.scores import NetworkScore
+from pds.models.torch_files import read_torch
+from pds.options import Range, Seed, fitted, options
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Ten
     return 0.5 * (scale * score(x + scale * z, sigma) + z).square().mean()
 
 
-@dataclass(frozen=True)
+@options
 class Trainer:
     """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
 
@@ -58,35 +59,24 @@ class Trainer:
         batch_size: images a step.
         learning_rate: peak of the schedule.
         warmup: iterations of linear warm-up.
-        ema_decay: decay of the moving average per iteration, in [0, 1).
-        seed: seed of initialisation-independent randomness (data order, noise).
+        ema_decay: decay of the moving average of the weights per iteration.
+        seed: of data order, noise levels and noise.
         checkpoint_every: iterations between checkpoints.
         bf16: run the network under bfloat16 autocast (weights, loss and averages stay float32).
-        compile: compile the network with `torch.compile`.
+        compile: compile the network with `torch.compile` (minutes at the start, 3-4 times faster after).
         flip: mirror each image left to right with probability 1/2, as the authors do but for MNIST.
     """
 
-    iterations: int
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    ema_decay: float = 0.999
-    seed: int = 0
-    checkpoint_every: int = 500
+    iterations: Annotated[int, Range(1, 100_000_000)] = 4000
+    batch_size: Annotated[int, Range(1, 65_536)] = 64
+    learning_rate: Annotated[float, Range(1e-12, 10)] = 2e-3
+    warmup: Annotated[int, Range(0, 100_000_000)] = 200
+    ema_decay: Annotated[float, Range(0, below=1)] = 0.999
+    seed: Seed = 0
+    checkpoint_every: Annotated[int, Range(1, 100_000_000)] = 250
     bf16: bool = True
-    compile: bool = False
+    compile: bool = True
     flip: bool = False
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1 or self.checkpoint_every < 1:
-            given = f"{self.iterations}, {self.batch_size} and {self.checkpoint_every}"
-            raise PDSError(f"trainer.iterations, batch_size and checkpoint_every must be at least 1, got {given}")
-        if not self.learning_rate > 0 or self.seed < 0:
-            raise PDSError(
-                f"trainer.learning_rate must be positive and trainer.seed at least 0, got {self.learning_rate} and {self.seed}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise PDSError(f"trainer.ema_decay must be in [0, 1), got {self.ema_decay}")
 
     def rate(self, iteration: int) -> float:
         """Learning rate of an iteration."""
@@ -130,7 +120,8 @@ class Trainer:
             before a restart included.
 
         Raises:
-            PDSError: see `check`; or the loss is not finite any more.
+            PDSError: see `check`; or `checkpoint` is damaged or of another network, and is left as it is; or the loss is not
+                finite any more.
         """
         self.check(images)
         score = score.to(device, memory_format=torch.channels_last).train()
@@ -185,7 +176,7 @@ class Trainer:
         return x, sigma, z
 
     def _seed(self, iteration: int) -> int:
-        return self.seed * 1_000_003 + iteration
+        return (self.seed * 1_000_003 + iteration) % 2**64
 
     def _restore(
         self,
@@ -197,14 +188,22 @@ class Trainer:
         """Iterations done, seconds spent and the running loss."""
         if not checkpoint.exists():
             return 0, 0.0, None
-        # On the CPU: Adam moves its moments to the parameters, and leaves its step counters where they are fast.
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        fix = "delete it to train from the start"
+        with reading(checkpoint, "the state of this training", fix):
+            state = read_torch(checkpoint, fix)
+            iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, self.iterations)])
+            seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
+            loss = fitted("loss", state["loss"], Annotated[float, Range()])
+            for table in ("parameters", "ema"):
+                _require_alike(table, state[table], parameters)
+            moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)
         for name, parameter in parameters.items():
             parameter.data.copy_(state["parameters"][name])
             ema[name].copy_(state["ema"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        log.info("training continues from iteration %d of %d (%s)", state["iteration"], self.iterations, checkpoint)
-        return state["iteration"], state["seconds"], state["loss"]
+        # Adam moves its moments to the parameters, and leaves its step counters where they are fast.
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        log.info("training continues from iteration %d of %d (%s)", iteration, self.iterations, checkpoint)
+        return iteration, seconds, loss
 
     def _save(
         self,
@@ -222,3 +221,30 @@ class Trainer:
         }
         with atomic_path(checkpoint) as temporary:
             torch.save(state, temporary)
+
+
+def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `found` holds finite tensors of the names, shapes and types of `wanted`, and no others."""
+    if not isinstance(found, dict) or found.keys() != wanted.keys():
+        names = found.keys() ^ wanted.keys() if isinstance(found, dict) else wanted.keys()
+        raise ValueError(f"its {what} are of another network, by {min(map(str, names))}")
+    for name, value in wanted.items():
+        tensor = found[name]
+        if not isinstance(tensor, Tensor) or tensor.shape != value.shape or tensor.dtype != value.dtype:
+            kind = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"its {what} have {name} as {kind}, not {value.dtype} {tuple(value.shape)}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"its {what} have values in {name} that are not finite")
+
+
+def _moments(found: Any, parameters: Sequence[Tensor], iteration: int) -> dict[int, dict[str, Tensor]]:
+    """The moments of Adam by number of parameter, copied; parameters that had no gradient have none. ValueError for others."""
+    if not isinstance(found, dict) or not found or not found.keys() <= set(range(len(parameters))):
+        raise ValueError("its optimizer is of another network")
+    for number, moments in found.items():
+        like = parameters[number].detach()
+        step = torch.zeros(())
+        _require_alike(f"moments of parameter {number}", moments, {"step": step, "exp_avg": like, "exp_avg_sq": like})
+        if not 1 <= moments["step"] <= iteration or (moments["exp_avg_sq"] < 0).any():
+            raise ValueError(f"its moments of parameter {number} are out of range")
+    return {number: {name: value.clone() for name, value in moments.items()} for number, moments in found.items()}

@@ -11,6 +11,7 @@ from pds.data.mnist import mnist
 from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
 from pds.evaluation.classifier_training import build_mnist_assets
+from pds.files import pin
 from pds.lab.cli import start
 
 
@@ -21,6 +22,8 @@ def assets(arguments: list[str]) -> None:
     root, output = map(Path, arguments)
     dataset_statistics(mnist(root)).save(output / "mnist_statistics.npz")
     build_mnist_assets(root, output)
+    for path in sorted(output.glob("mnist_*")):
+        pin(path)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pds.data.dataset import Dataset
-from pds.data.images import to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
@@ -23,22 +20,22 @@ from pds.evaluation.excess_noise import (
     highest_frequencies,
     last_without_data,
     least_gain,
-    noise_response,
+    response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
-from pds.files import atomic_path
+from pds.files import user_path
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
-from pds.lab.report.charts import noise_along
+from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
-from pds.models.scores import ScoreModel
+from pds.lab.text import write_text
+from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.samplers.predictor_corrector import Level, PredictorCorrector
 
-LEVELS = 5  # at which the response is measured
 T = "sampler.iterations"
 PARTS = ("filter", "solenoid", "sampler")
 
@@ -46,8 +43,9 @@ PARTS = ("filter", "solenoid", "sampler")
 def tune_by_network(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
+    settings(ExcessNoise, cfg)
     device = choose_device(cfg.device, cfg.threads)
-    model: ScoreModel = build(cfg.model)
+    model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)
     _require_followed(cfg, model, dataset, sampler, filter)
@@ -56,16 +54,11 @@ def tune_by_network(cfg: DictConfig) -> None:
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
     model.score.to(device)
-    black, white = model.data_range
-    chosen = choose(dataset.images, cfg.images, 0)
-    images = black + (white - black) * to_unit(dataset.images.read(chosen)).to(device)
-    ladder = model.process.ladder
-    sigmas = np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist()
-    response = noise_response(model.score, images, sigmas)
+    response = response_of(model, dataset.images.read(choose(dataset.images, cfg.images, 0)))
     show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
     show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
     _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
-    for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
+    for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
@@ -82,21 +75,35 @@ def tune_by_network(cfg: DictConfig) -> None:
         "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
         "\nit: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations."
     )
-    picture = Path(cfg.outputs) / "excess_noise.svg"
-    with atomic_path(picture) as temporary:
-        temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
+    picture = user_path(cfg.outputs) / "excess_noise.svg"
+    write_text(picture, _drawn(tracks))
     show(f"\npicture  {picture}")
 
 
-def _require_followed(cfg: DictConfig, model: ScoreModel, dataset: Dataset, sampler: object, filter: Filter) -> None:
+def _drawn(tracks: list[NoiseTrack]) -> str:
+    """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
+    from pds.lab.report.charts import Column, Series, lines, ramp  # matplotlib takes a second to load
+
+    lengths = sorted({track.iterations for track in tracks})
+    tones = dict(zip(lengths, ramp(len(lengths)), strict=True))
+    series = []
+    for track in tracks:
+        tone = {"color": tones[track.iterations]}
+        label, dash = f"T = {track.iterations}, {track.what}", "-" if track.what == "vanilla" else "--"
+        series.append(Series(label, [track.sigmas], track.predicted, {"linestyle": dash, **tone}))
+        series.append(Series("", [track.sigmas], track.sampled, {"linestyle": "none", "marker": ".", "markersize": 4, **tone}))
+    column = Column("σ (noise level; sampling goes to the right)", log_range=1)
+    layout = {"size": (660, 300), "descending": True}
+    return lines("excess_noise", "Noise in units of its level", "noise / σ", [column], series, **layout).svg
+
+
+def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:
     """Refuse what excess noise cannot be followed through."""
     if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
         raise PDSError(
             "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
             "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
         )
-    if not cfg.iterations or cfg.images < 1:
-        raise PDSError("iterations must name at least one T, as in iterations=[25,50], and images must be at least 1")
     if model.checkpoint is None:
         raise PDSError("model.checkpoint=null has random weights, which see nothing: give a weights file")
     if filter.space(model.shape, lambda: dataset.statistics) is not None:
@@ -105,7 +112,7 @@ def _require_followed(cfg: DictConfig, model: ScoreModel, dataset: Dataset, samp
         raise PDSError(f"sampler.precondition=published does not filter {sampler.predictor.title} steps: set filter=none")
 
 
-def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tuple[PredictorCorrector, Filter, list[Level]]:
+def _with_iterations(cfg: DictConfig, iterations: int, model: Model) -> tuple[PredictorCorrector, Filter, list[Level]]:
     """Sampler, filter (whose alpha may follow T) and levels of one line."""
     here = cfg.copy()
     OmegaConf.update(here, T, iterations)
@@ -114,7 +121,7 @@ def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tup
 
 
 def _line(
-    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+    cfg: DictConfig, iterations: int, model: Model, dataset: Dataset, response: NoiseResponse, device: torch.device
 ) -> tuple[list[str], list[NoiseTrack]]:
     sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
@@ -141,13 +148,12 @@ def _line(
 def tune_by_gaussian(cfg: DictConfig) -> None:
     """Distances of one sampler on a Gaussian with the data's spectrum, with every value of one key."""
     resolved(cfg)
-    if not (cfg.iterations and cfg.over):
-        raise PDSError("iterations and over must name at least one value each, as in iterations=[50] over=[2,3]")
+    settings(Gaussian, cfg)
     group, _, name = cfg.vary.rpartition(".")
     node = OmegaConf.select(cfg, group) if group else None
     if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
         raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
-    model: ScoreModel = build(cfg.model)
+    model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     target = StationaryGaussian.of(dataset.statistics, model.data_range)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -12,11 +13,19 @@ from pds.errors import MissingError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
-from pds.models.scores import ChainScore, ScoreModel
-from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
+from pds.models.layouts import Which
+from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction
+from pds.options import Shape, checked
+from pds.processes.discrete import BetaSchedule, DiscreteVariancePreserving, Levels, OneBeta, beta_schedule
 
 log = logging.getLogger(__name__)
 
+# By what diffusers calls it (prediction_type).
+PREDICTIONS: dict[str, type[Prediction]] = {
+    "epsilon": NoisePrediction,
+    "v_prediction": VelocityPrediction,
+    "sample": DataPrediction,
+}
 # What scheduler_config.json calls the arguments of `unet2d`, and what it means where it does not say: the values of DDPM.
 SCHEDULER = {
     "schedule": ("beta_schedule", "linear"),
@@ -38,15 +47,17 @@ class _Network(nn.Module):
         return self.unet(x, label, return_dict=False)[0]
 
 
+@checked
 def unet2d(
-    shape: Sequence[int],
-    checkpoint: str | None,
-    schedule: str | None = None,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
-    levels: int | None = None,
-    prediction: str | None = None,
-) -> ScoreModel:
+    shape: Shape,
+    checkpoint: str | Path | None,
+    weights: Which = None,
+    schedule: BetaSchedule | None = None,
+    beta_start: OneBeta | None = None,
+    beta_end: OneBeta | None = None,
+    levels: Levels | None = None,
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
+) -> Model:
     """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
 
     The chain is that of its scheduler_config.json. Where the folder has no scheduler the other arguments say it, None
@@ -56,8 +67,12 @@ def unet2d(
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
-        schedule, beta_start, beta_end, levels: see `pds.processes.discrete.beta_schedule`; linear, 1e-4, 0.02, 1000.
-        prediction: see `ChainScore`; epsilon.
+        weights: see `load_weights`.
+        schedule: beta_schedule, where the folder has no scheduler; None: linear, as DDPM.
+        beta_start: first beta; None: 0.0001, as DDPM.
+        beta_end: last beta; None: 0.02, as DDPM.
+        levels: N (num_train_timesteps); None: 1000, as DDPM.
+        prediction: what the network predicts (prediction_type); None: epsilon, as DDPM.
 
     Raises:
         PDSError: without diffusers, for a folder that is not whole, for a network of other images, of another chain or of
@@ -70,11 +85,11 @@ def unet2d(
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
     process, prediction = _chain(folder, given)
     network = _build(folder)
-    weights = load_unet(network, folder)
+    loaded = load_unet(network, folder, weights)
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
-    score = ChainScore(_Network(network), process, prediction)
+    score = PREDICTIONS[prediction](_Network(network), process, "Nt-1")
     beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
-    return ScoreModel(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
+    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
@@ -132,10 +147,9 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
                 f"model.{wrong}=null"
             )
     prediction = told["prediction"]
-    if prediction not in ChainScore.PREDICTIONS:
+    if prediction not in PREDICTIONS:
         raise PDSError(
-            f"{folder.unet} predicts {prediction!r} (from {source}), not one of {', '.join(ChainScore.PREDICTIONS)}: it cannot "
-            "be sampled"
+            f"{folder.unet} predicts {prediction!r} (from {source}), not one of {', '.join(PREDICTIONS)}: it cannot be sampled"
         )
     try:
         if betas is None:
