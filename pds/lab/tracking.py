@@ -12,16 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from pds.errors import PDSError
+from pds.options import Range, options
 
 log = logging.getLogger(__name__)
-
-MODES = ("auto", "online", "offline", "disabled")
 
 
 class MetricsFile:
@@ -134,7 +133,7 @@ class NoTracker:
         yield _NoRun()
 
 
-@dataclass(frozen=True)
+@options
 class WandbTracker:
     """Weights & Biases, which is imported only when a run is opened.
 
@@ -147,14 +146,10 @@ class WandbTracker:
         timeout: seconds that opening a run online, and uploading its rest at the end, may each take.
     """
 
-    project: str
+    project: str = "pds"
     entity: str | None = None
-    mode: str = "auto"
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise PDSError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    timeout: Annotated[float, Range(1, 86_400)] = 60.0
 
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
