@@ -30,6 +30,7 @@ class Run:
     filter: Any = MISSING
     solenoid: Any = MISSING
     sampler: Any = MISSING
+    remedy: Any = None
     metric: Any = MISSING
     tracker: Any = MISSING
     published: Any = None
@@ -442,6 +443,28 @@ class Langevin(LangevinSteps):
 
 
 @dataclass
+class EpsilonScaling(Target):
+    scale: float = MISSING
+
+
+@dataclass
+class TimeShift(Target):
+    window: float = MISSING
+    cutoff: float = MISSING
+
+
+@dataclass
+class BandCorrection(Target):
+    low: float = MISSING
+    high: float = MISSING
+
+
+@dataclass
+class SeenNoise(Target):
+    images: int = MISSING
+
+
+@dataclass
 class CleanFID(Target):
     cache: str | None = None
 
@@ -509,6 +532,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "none": Target,
     },
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": LangevinSteps, "none": Target},
+    "schema/remedy": {
+        "epsilon_scaling": EpsilonScaling,
+        "time_shift": TimeShift,
+        "band_correction": BandCorrection,
+        "seen_noise": SeenNoise,
+    },
     "schema/metric": {"none": Target, "mnist_classifier": Target, "clean_fid": CleanFID},
     "schema/tracker": {"none": Target, "wandb": Wandb},
     "schema/trainer": {"trainer": Trainer},
