@@ -158,7 +158,7 @@ class SeenNoise(Remedy):
         return torch.fft.ifft2(torch.fft.fft2(s) * (1 + weight * (factor - 1))).real
 
 
-# What conf/remedy names: each is given the model and the data set by position, and takes from them what it needs.
+# What remedy=... chooses: each is given the model and the data set by position, and takes from them what it needs.
 
 
 @checked
