@@ -13,6 +13,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from PIL import Image
 
+from pds.cards import CARDS
 from pds.errors import PDSError
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision
@@ -75,6 +76,11 @@ def test_a_row_of_the_papers_is_what_its_name_and_its_rule_say(name):
     assert (pds.images, pds.metric._target_.rsplit(".")[-1]) == (50_000, "clean_fid_metric")
 
 
+def plain(network):
+    """The options that a network keeps."""
+    return {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, float, str))}
+
+
 # What the authors published for a model and a data set: parameters (tests/golden/keys), N, step or snr, data range.
 PUBLISHED = {
     "ncsn mnist": ("ncsn_mnist", 1000, 0.2, 28),
@@ -93,6 +99,10 @@ PUBLISHED = {
     "ncsnpp ffhq dataset.resolution=256": ("ncsnpp_ve_ffhq_256_ncsnpp_continuous", 2000, 0.075, 256),
     "ddpmpp cifar10": ("ncsnpp_vp_cifar10_ddpmpp_continuous", 1000, None, 32),
 }
+
+
+# Their cards in the library, in the same order.
+CARD = dict(zip(PUBLISHED, (name for name in CARDS if name != "ncsn_celeba"), strict=True))
 
 
 @pytest.mark.parametrize("choice", PUBLISHED)
@@ -124,6 +134,15 @@ def test_model_and_data_set_choose_what_was_published(choice):
         assert sampler.denoise == model_name.startswith("ncsnv2")
     else:
         assert (sampler.corrector.snr if sampler.corrector else None) == step
+    card = CARDS[CARD[choice]]
+    with torch.device("meta"):
+        carried = card.make(**card.options)
+    assert (carried.title, carried.process, carried.shape) == (model.title, model.process, model.shape)
+    assert (carried.data_range, card.sampler) == (model.data_range, sampler)
+    assert plain(carried.score.network) == plain(model.score.network)
+    assert {name: value.shape for name, value in carried.score.network.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
 
 
 GROUPS = ["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug"]
@@ -247,7 +266,7 @@ IMPOSSIBLE = [
     ),
     (["model=ncsn", "model.checkpoint=/nowhere/x.pth"], "/nowhere/x.pth does not exist: give a weights file"),
     (["model=ddpm", "dataset=cifar10", "model.checkpoint=/nowhere"], "does not exist: give a diffusers folder"),
-    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "of a diffusers folder: set model.checkpoint="),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "model.checkpoint must be a diffusers folder"),
     (["dataset=cifar10", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"], "CIFAR-10 train batch"),
     (["dataset=cifar10", "model.checkpoint=null"], "mnist_classifier features need"),
     (["dataset=lsun", "dataset.category=castle", "model.checkpoint=null"], "dataset.category must be one of church, tower"),
@@ -268,7 +287,7 @@ IMPOSSIBLE = [
     (["batch_size=0"], "^batch_size must be a whole number from 1 to 65536, got 0$"),
     (["seed=-1"], "^seed must be a whole number from 0 to 18446744073709551615, got -1$"),
     (["dataset.shape=[28,28]"], r"shape must be a list of 3 whole numbers from 1 to 16384, got \[28, 28\]"),
-    (["filter=statistics", "dataset.statistics_images=100"], "set dataset.statistics_file=null"),
+    (["filter=statistics", "dataset.statistics_images=100"], "set statistics_file to null"),
     (["device=meta"], "device must be auto, cpu, cuda"),
     (["device=tpu9000"], "device must be auto, cpu, cuda"),
     (["threads=0"], "^threads must be a whole number from 1 to 1024, got 0$"),

@@ -234,7 +234,7 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["trainer.batch_size=5"], "has 4 images, fewer than trainer.batch_size=5"),
+        (["trainer.batch_size=5"], "trainer.batch_size must be at most 4, the images of .*, got 5"),
         (["trainer.batch_size=4"], r"3\.png is no PNG, .* image"),
         (["trainer.batch_size=2", "trainer.compile=true"], r"trainer\.compile=true needs .* no no-such-compiler here: install"),
     ],
