@@ -128,7 +128,7 @@ REFUSED = {
     "other prediction": ({"model.predicts": "epsilon"}, "model.predicts must be one of score, noise, v, data, got 'epsilon'"),
     "v of VE": ({"model.predicts": "v"}, "model.predicts v is defined for variance-preserving states"),
     "other label": ({"model.label": "index"}, "model.label must be .*one of sigma"),
-    "other range": ({"model.data_range": "[1]"}, "model.data_range must have 2 values"),
+    "other range": ({"model.data_range": "[1]"}, "model.data_range must be a list of 2 numbers"),
     "other weights": ({"model.checkpoint": "asset:mnist_ncsn.safetensors"}, "has no parameter layers.0.weight"),
     "other channels": ({"dataset.shape": "[3,28,28]"}, r"Tiny\(x, label\) fails for x of shape \(2, 3, 28, 28\)"),
 }
