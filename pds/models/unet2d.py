@@ -67,7 +67,7 @@ def unet2d(
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
-        weights: see `load_weights`.
+        weights: which of its weights, see `load_weights`.
         schedule: beta_schedule, where the folder has no scheduler; None: linear, as DDPM.
         beta_start: first beta; None: 0.0001, as DDPM.
         beta_end: last beta; None: 0.02, as DDPM.

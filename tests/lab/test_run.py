@@ -41,7 +41,7 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
     sweep += ["debug=tiny", f"outputs={tmp_path}"]
     first = command("run.py", *sweep)
     assert first.returncode == 1, first.stderr
-    assert first.stderr.count("error: sampler.iterations=15 does not fit 10 noise levels") == 2
+    assert first.stderr.count("error: sampler.iterations must be a multiple of 10 from 10 on") == 2
     assert "Traceback" not in first.stderr
     runs = sorted(path.parent for path in tmp_path.glob("debug/*/result.json"))
     assert [path.name.rsplit("-", 1)[0] for path in runs] == [
