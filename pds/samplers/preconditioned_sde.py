@@ -36,7 +36,9 @@ class Step(NamedTuple):
 
 @options
 class PreconditionedSDE(KarrasLevelsSampler):
-    """With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
+    """The preconditioned reverse SDE with its linear part solved exactly.
+
+    With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
 
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
