@@ -19,7 +19,7 @@ import torch
 import pds.samplers
 from pds.errors import OptionError, PDSError
 from pds.noise import ImageNoise
-from pds.options import Range
+from pds.options import Range, fitted
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.processes.forward import VarianceExploding
@@ -201,7 +201,8 @@ def test_each_number_has_a_range_that_an_odd_value_is_not_in(sampler):
         with pytest.raises(OptionError) as error:
             replace(sampler, **{name: value})
         assert (error.value.name, "\n" in str(error.value)) == (name, False)
+    hints = typing.get_type_hints(type(sampler), include_extras=True)
     for name, limit, whole in ranged:
         for value in (limit.low, limit.high):
             if math.isfinite(value) and not whole:
-                assert getattr(replace(sampler, **{name: value}), name) == value
+                assert fitted(name, value, hints[name]) == value
