@@ -7,6 +7,7 @@ memory for more, and tell what else they find as one `DamagedError`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -26,20 +27,44 @@ import numpy as np
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
 
+# What a disk or a folder says that cannot be written; a download in the block may fail with others.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
+_UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ESTALE}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one sentence that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise PDSError(
+            f"cannot write {path} ({error.strerror}): make room, or choose a folder that you can write to, and run the same "
+            "command again; what is finished is kept"
+        ) from None
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails.
+
+    Raises:
+        PDSError: the disk is full, or the folder cannot be written.
+    """
     # Process ids are not enough: machines and containers that share a disk have equal ones.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # on a disk that is gone, which must not hide what went wrong
+                temporary.unlink(missing_ok=True)
 
 
 ASSETS = Path(__file__).parent / "assets"
@@ -61,9 +86,36 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
+    """A path as the user wrote it; "asset:NAME" is a file that ships with this package.
+
+    Raises:
+        DamagedError: a file that ships is not the one that shipped.
+    """
     text = str(path)
-    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    found = ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    digest = _pinned(ASSETS).get(found.name) if found.parent == ASSETS else None
+    if digest is not None and (not found.is_file() or sha256(found) != digest):
+        raise DamagedError(f"{found} is not the file that shipped with this package: install the package again")
+    return found
+
+
+PINNED = "SHA256SUMS"
+
+
+def _pinned(folder: Path) -> dict[str, str]:
+    """The digest of each file that ships, by name."""
+    lines = (folder / PINNED).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in map(str.split, lines)}
+
+
+def pin(path: Path) -> None:
+    """Write the digest of a file that is to ship into the table beside it, if there is one."""
+    table = path.parent / PINNED
+    if not table.exists():
+        return
+    digests = _pinned(path.parent) | {path.name: sha256(path)}
+    with atomic_path(table) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())), encoding="utf-8")
 
 
 class DamagedError(PDSError):
@@ -170,7 +222,13 @@ class Array:
 
 
 def read_npz(
-    path: Path, schema: Mapping[str, Array], what: str, fix: str, rows: int | None = None, most: int = MOST
+    path: Path,
+    schema: Mapping[str, Array],
+    what: str,
+    fix: str,
+    rows: int | None = None,
+    others: bool = False,
+    most: int = MOST,
 ) -> dict[str, np.ndarray]:
     """The arrays of an npz file, which holds those of `schema` and no others.
 
@@ -183,6 +241,7 @@ def read_npz(
         what: what the file should be, as in "a statistics file".
         fix: what the user can do if it is not.
         rows: read no more than the first `rows` along the first axis.
+        others: whether it may hold other arrays, which are not read.
         most: bytes that the file, and all that it unpacks to, may have.
 
     Raises:
@@ -194,9 +253,9 @@ def read_npz(
         required = {name for name, array in schema.items() if not array.optional}
         if missing := sorted(required - members.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
-        if len(members) != len(archive.infolist()) or members.keys() - schema.keys():
+        if len(members) != len(archive.infolist()) or not (others or members.keys() <= schema.keys()):
             raise ValueError(f"it holds {shown(sorted(members))}")
-        if sum(member.file_size for member in members.values()) > most:
+        if sum(member.file_size for name, member in members.items() if name in schema) > most:
             raise ValueError(f"it unpacks to more than {most:,} bytes")
         arrays: dict[str, np.ndarray] = {}
         lengths: dict[str, int] = {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
-from pds.files import json_digest, write_json
+from pds.files import json_digest, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.noise import ImageNoise
+from pds.options import Positive, Range
 from pds.samplers.analytic import NoiseMoments
 from pds.score import Score, score_at
 
@@ -40,16 +40,15 @@ def write_moments(path: Path, moments: NoiseMoments) -> None:
 
 def read_moments(path: Path) -> NoiseMoments:
     """Read what `write_moments` wrote; anything else is a `PDSError`."""
-    try:
-        content = json.loads(path.read_text())
-        sigmas, values = (tuple(map(float, content[name])) for name in ("sigmas", "values"))
-        black, white = map(float, content["data_range"])
-        ascending = sigmas[0] > 0 and bool(np.all(np.diff(sigmas) > 0))
-        if not (len(sigmas) == len(values) and ascending and all(0 <= value <= 1 for value in values)):
-            raise ValueError("noise levels or values out of range")
-        return NoiseMoments(sigmas, values, (black, white), dict(content["provenance"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise PDSError(f"{path} is not a file of noise moments of this project ({error}): delete it") from None
+    what, fix = "a file of noise moments of this project", "delete it"
+    keys = {"sigmas": list[Positive], "values": list[Annotated[float, Range(0, 1)]], "data_range": list[float]}
+    content = read_json(path, keys | {"provenance": dict}, what, fix)
+    with reading(path, what, fix):
+        sigmas, values = content["sigmas"], content["values"]
+        black, white = content["data_range"]
+        if not (sigmas and len(sigmas) == len(values) and np.all(np.diff(sigmas) > 0) and black < white):
+            raise ValueError("its noise levels do not ascend, or it has not as many values")
+        return NoiseMoments(tuple(sigmas), tuple(values), (black, white), content["provenance"])
 
 
 def beside(checkpoint: Checkpoint) -> Path:
@@ -95,7 +94,7 @@ def measure(
 
 
 def measured_moments(
-    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
+    model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
 ) -> NoiseMoments:
     """The moments of a model over the noise levels of its process, measured now; arguments as of `noise_moments`.
 
@@ -116,7 +115,7 @@ def measured_moments(
 
 
 def noise_moments(
-    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
+    model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
 ) -> NoiseMoments:
     """The moments of a model: those beside its weights, where they fit, those in the cache, or measured and kept there.
 
@@ -151,7 +150,7 @@ def noise_moments(
     return moments
 
 
-def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[str, Any]:
+def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, Any]:
     """What moments depend on, as far as it is known without the files of the data set."""
     process = model.process
     beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}

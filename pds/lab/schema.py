@@ -217,6 +217,18 @@ class UNet2D(Target):
 
 
 @dataclass
+class Own(Target):
+    make: str = MISSING
+    predicts: str = MISSING
+    process: Any = MISSING
+    shape: list[int] = MISSING
+    data_range: list[float] = MISSING
+    label: str | None = None
+    checkpoint: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class SplitSource(Target):
     _partial_: bool = MISSING
     root: str = MISSING
@@ -359,6 +371,14 @@ class DPMSolver(KarrasLevels):
 
 
 @dataclass
+class PreconditionedSDE(DPMSolver):
+    weight: str = MISSING
+    eta_from: float = MISSING
+    eta_to: float = MISSING
+    prior_norm: str = MISSING
+
+
+@dataclass
 class AdaptiveSDE(Target):
     iterations: int = MISSING
     eps_rel: float = MISSING
@@ -457,7 +477,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "excess_noise": ExcessNoise,
         "reproduce": Reproduce,
     },
-    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D},
+    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D, "own": Own},
     "schema/model/process": {"ve": VE, "vp": VP},
     "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},
     "schema/dataset/reference": {
@@ -473,6 +493,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "predictor_corrector": PredictorCorrector,
         "edm": EDM,
         "dpm_solver": DPMSolver,
+        "preconditioned_sde": PreconditionedSDE,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pds.errors import PDSError
+from pds.models.layouts import choose
 from pds.processes.ladders import geometric_ladder
 
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
@@ -56,58 +57,77 @@ ATTENTION = _both(group_norm="GroupNorm_0") | {
 }
 
 
+class Description(NamedTuple):
+    """A diffusers network as an NCSN++.
+
+    Attributes:
+        traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
+        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`, those of its process as "process.NAME".
+    """
+
+    traits: dict[str, Any]
+    settings: dict[str, Any]
+
+
 class Published(NamedTuple):
     """A diffusers network as a published checkpoint would hold it.
 
     Attributes:
         state: parameters by their published names, and the noise levels `sigmas` where the scheduler tells them.
-        traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
-        fix: what to set to get its `NCSNpp`.
+        traits, settings: see `Description`.
     """
 
-    state: dict[str, Tensor]
+    state: dict[str, Any]
     traits: dict[str, Any]
-    fix: str
+    settings: dict[str, Any]
 
 
-def as_published(config: dict[str, Any], scheduler: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> Published:
-    """Rename the parameters of a diffusers network.
-
-    Args:
-        config: config.json of the network.
-        scheduler: scheduler_config.json of its pipeline, or nothing.
-        tensors: the parameters by their names in diffusers.
-        source: what messages call it.
-
-    Raises:
-        PDSError: for a network that is no NCSN++, or not quite one.
-    """
+def described(config: dict[str, Any], scheduler: dict[str, Any], source: Path) -> Description:
+    """What a diffusers network is as an NCSN++; arguments and errors as of `as_published`."""
     if config.get("_class_name") != "UNet2DModel":
         raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel that is an NCSN++ can be read")
     config = DEFAULTS | config
     try:
         _check(config, source)
-        names = published_names(config)
+        published_names(config)
         traits, settings = _describe(config)
-        state = {}
         if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
             low, high, levels = (scheduler[key] for key in ("sigma_min", "sigma_max", "num_train_timesteps"))
             if not (0 < low <= high < math.inf and 1 <= levels <= 100_000):
                 raise ValueError(f"{levels} noise levels from {high} to {low}")
             settings |= {"process.sigma_min": low, "process.sigma_max": high, "process.levels": levels}
-            state["sigmas"] = geometric_ladder(high, low, levels)
     except PDSError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PDSError(f"the configuration of {source} is not one that diffusers writes ({error!r}): fetch it again") from None
-    for name, value in tensors.items():
+    return Description(traits, settings)
+
+
+def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any, source: Path) -> Published:
+    """Rename the parameters of a diffusers network.
+
+    Args:
+        config: config.json of the network.
+        scheduler: scheduler_config.json of its pipeline, or nothing.
+        content: of its weights file: the parameters by their names in diffusers.
+        source: what messages call it.
+
+    Raises:
+        PDSError: for a network that is no NCSN++, or not quite one.
+    """
+    traits, settings = described(config, scheduler, source)
+    config, state = DEFAULTS | config, {}
+    if "process.levels" in settings:
+        high, low, levels = (settings[f"process.{name}"] for name in ("sigma_max", "sigma_min", "levels"))
+        state["sigmas"] = geometric_ladder(high, low, levels)
+    names = published_names(config)
+    for name, value in choose(content, dict.fromkeys(names, ()), source).state.items():
         if name not in names:
             raise PDSError(f"{source} has a parameter {name} that no NCSN++ has: it is a checkpoint of another network")
         # The weight of a linear layer is (out, in), that of a NIN (in, out).
-        state[names[name]] = value.T if names[name].endswith(".W") and value.ndim == 2 else value
-    return Published(
-        state, traits, "set model=ncsnpp " + " ".join(f"model.{key}={spelled(value)}" for key, value in settings.items())
-    )
+        transposed = names[name].endswith(".W") and isinstance(value, Tensor) and value.ndim == 2
+        state[names[name]] = value.T if transposed else value
+    return Published(state, traits, settings)
 
 
 def published_names(config: dict[str, Any]) -> dict[str, str]:
@@ -119,7 +139,7 @@ def published_names(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def current_names(tensors: dict[str, Any]) -> dict[str, Any]:
     """The parameters of an older file by the names that diffusers has now."""
     renamed = {}
     for name, value in tensors.items():
@@ -201,8 +221,3 @@ def _describe(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     settings |= {"embedding": "fourier", "block": "biggan", "output": "output_skip", "input": "input_skip", "combine": "sum"}
     settings |= {name: value for name, value in traits.items() if name != "size"}
     return traits, settings
-
-
-def spelled(value: Any) -> str:
-    """A value as a command line has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

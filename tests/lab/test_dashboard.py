@@ -73,16 +73,16 @@ def finished_run(folder, vanilla, iterations, metrics, tracker=None):
         "doubts": ["random weights"],
     }
     (folder / "samples").mkdir(parents=True)
+    images = [np.full((1, 4, 4), 100 * (index // 10) + iterations, np.uint8) for index in range(20)]
     for number in range(2):
-        images = np.full((10, 1, 4, 4), 100 * number + iterations, np.uint8)
-        np.savez(folder / "samples" / f"shard-{number:05d}.npz", images=images)
+        np.savez(folder / "samples" / f"shard-{number:05d}.npz", images=np.stack(images[10 * number :][:10]))
     Image.new("L", (8, 8)).save(folder / "grid.png")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     write_json(folder / "result.json", result)
     write_json(folder / "status.json", {"state": "done"})
     tracker = tracker or pds.lab.tracking.NoTracker()
     with tracker.run(folder, folder.name, GROUP, "vanilla" if vanilla else "pds", config) as tracked:
-        experiment.mirror(tracked, folder, result)
+        experiment.mirror(tracked, folder, result, images)
 
 
 def sweep(folder, tracker=None):
@@ -220,22 +220,22 @@ def test_what_is_not_uploaded(tmp_path):
 
 
 def test_without_an_account_it_says_what_to_do(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="no runs in"):
+    with pytest.raises(PDSError, match="no runs in"):
         dashboard.main([str(tmp_path)])
     folder = sweep(tmp_path / "sweep")
     for name in ("pds-10", "pds-20"):
         (folder / name / "wandb" / "offline-run-20260101_000000-a").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"error: .*wandb login.*sweep/report.html"):
+    with pytest.raises(PDSError, match=r"wandb login.*sweep/report.html"):
         dashboard.main([str(folder), "--entity", "me"])
     out = capsys.readouterr().out
     paths = [f"{folder}/{name}/wandb/offline-run-20260101_000000-a" for name in ("pds-20", "pds-10")]
     assert f"wandb sync --entity me --project lab {' '.join(paths)}\n" in out and "2 of 4 runs had no tracker" in out
     monkeypatch.setattr(dashboard, "wr", None)
-    with pytest.raises(SystemExit, match=r"pip install wandb-workspaces.*sweep/report.html"):
+    with pytest.raises(PDSError, match=r"pip install wandb-workspaces.*sweep/report.html"):
         dashboard.main([str(folder)])
     for status in folder.glob("*/status.json"):
         write_json(status, {"state": "running"})
-    with pytest.raises(SystemExit, match="is finished"):
+    with pytest.raises(PDSError, match="is finished"):
         dashboard.main([str(folder)])
 
 
@@ -245,7 +245,7 @@ def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_ENTITY", "team")
     assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "lab"
     assert dashboard._setting(runs, "entity", "WANDB_ENTITY") == "team"
-    runs[0].config["tracker"]["project"] = "attic"
+    runs.runs[0].flat["tracker.project"] = "attic"
     with pytest.raises(PDSError, match=r"tracker.project \(attic, lab\): give --project"):
         dashboard._setting(runs, "project", "WANDB_PROJECT")
 
@@ -310,6 +310,6 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(SystemExit, match=r"error: W&B did not take the report.*sweep/report.html"):
+        with pytest.raises(PDSError, match=r"W&B did not take the report.*sweep/report.html"):
             dashboard.main([str(folder)])
     assert time.monotonic() - start < 10

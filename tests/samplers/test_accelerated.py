@@ -9,7 +9,6 @@ from conftest import GaussianTarget, RecordedNoise, mode_variance, natural_power
 from scipy.integrate import quad
 from test_configurations import composed
 
-from pds.errors import PDSError
 from pds.lab.config import build
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
@@ -274,22 +273,6 @@ def test_the_start_is_a_standard_normal_vp_state_through_P():
     levels = sampler.levels(VP)
     assert levels[0].above == VP.prior_std * VP.sigma(torch.ones(())).item()
     assert [level.above for level in levels[1:]] == [level.sigma for level in levels[:-1]]
-
-
-def test_what_cannot_be_is_refused():
-    levels = DDIM(5, ProcessTimes()).levels(VP)
-    for sampler in (DDIM(5, ProcessTimes()), DDIM(5, ProcessTimes(), order=2), AcceleratedDeterministic(5, ProcessTimes())):
-        assert sampler.check(levels, Identity()) == []
-        with pytest.raises(PDSError, match=f"the {sampler.title} sampler follows an ODE.*filter=none and solenoid=none"):
-            sampler.check(levels, PRECONDITIONERS["P"])
-        with pytest.raises(PDSError, match="follows an ODE"):
-            sampler(GaussianTarget(POWER), torch.zeros(1, *SHAPE), levels, PRECONDITIONERS["P"], None)
-    with pytest.raises(PDSError, match="iterations must be at least 2, got 1"):
-        DDIM(1, ProcessTimes())
-    with pytest.raises(PDSError, match=r"order must be 1 \(DDIM\) or 2 \(accelerated\), got 3"):
-        DDIM(5, ProcessTimes(), order=3)
-    with pytest.raises(PDSError, match="second_noise must be scaled or printed"):
-        AcceleratedStochastic(5, ProcessTimes(), second_noise="none")
 
 
 def test_an_unstable_filter_is_told():
