@@ -17,15 +17,17 @@ import stat
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
+
+T = TypeVar("T")
 
 # What a disk or a folder says that cannot be written; a download in the block may fail with others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
@@ -160,31 +162,39 @@ def open_regular(path: Path, most: int = MOST) -> BinaryIO:
         MissingError: there is none.
         DamagedError: it is something else, has more bytes, or may not be read.
     """
+    with reading(path, "a file that can be read here", "give another"):
+        return _open(path, most)
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes:
+    """All of a file; arguments and errors as of `open_regular`."""
+    with reading(path, "a file that can be read here", "give another"):
+        return _read(path, most)
+
+
+def _open(path: Path, most: int) -> BinaryIO:
     try:
         # Opening a pipe waits for who writes to it, unless told not to.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise MissingError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise DamagedError(f"{path} is no regular file: give a file, or a link to one")
+            raise ValueError("it is no regular file")
         if facts.st_size > most:
-            raise DamagedError(f"{path} has {facts.st_size:,} bytes, more than such a file can have ({most:,})")
+            raise ValueError(f"it has {facts.st_size:,} bytes, and may have {most:,}")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_bytes(path: Path, most: int = MOST) -> bytes:
-    """All of a file; arguments and errors as of `open_regular`."""
-    with open_regular(path, most) as file:
+def _read(path: Path, most: int) -> bytes:
+    with _open(path, most) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise DamagedError(f"{path} grew beyond {most:,} bytes while it was read")
+        raise ValueError(f"it grew beyond {most:,} bytes while it was read")
     return content
 
 
@@ -208,7 +218,7 @@ class Array:
     def fits(self, dtype: np.dtype[Any]) -> bool:
         """Whether an array of this dtype will do."""
         kinds = {"float": "f", "str": "U", "bytes": "S"}
-        return dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind)
+        return dtype.isnative and (dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind))
 
     def require_values(self, array: np.ndarray) -> None:
         """Raise ValueError for values that are out of range."""
@@ -248,7 +258,7 @@ def read_npz(
         MissingError: there is no such file.
         DamagedError: it is anything else.
     """
-    with reading(path, what, fix), open_regular(path, most) as file, zipfile.ZipFile(file) as archive:
+    with reading(path, what, fix), _open(path, most) as file, zipfile.ZipFile(file) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         required = {name for name, array in schema.items() if not array.optional}
         if missing := sorted(required - members.keys()):
@@ -360,7 +370,7 @@ def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str, most: int = MOST_TEXT) -> dict[str, Any]:
     """The table that a file of JSON holds; `keys` as of `parse_json`, other arguments and errors as of `read_npz`."""
     with reading(path, what, fix):
-        return parse_json(read_bytes(path, most), keys)
+        return parse_json(_read(path, most), keys)
 
 
 def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,7 +416,7 @@ def _yaml_loader() -> Any:
 def read_yaml(path: Path, keys: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
     """The table that a file of YAML holds; arguments and errors as of `read_json`."""
     with reading(path, what, fix):
-        return parse_yaml(read_bytes(path, MOST_YAML), keys)
+        return parse_yaml(_read(path, MOST_YAML), keys)
 
 
 def open_lock(path: Path) -> int:
@@ -438,18 +448,29 @@ def json_digest(value: Mapping[str, Any]) -> str:
 AT_REST = 3_000_000_000  # ns; the coarsest clock, of FAT, ticks every 2 s
 
 
+def remembered(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """`read` of a file, from memory where this process has read the file and it is as it was."""
+    known = functools.lru_cache(1024)(lambda path, *facts: read(path))
+
+    @functools.wraps(read)
+    def call(path: Path) -> T:
+        try:
+            facts = path.stat()
+        except OSError:  # which `read` tells
+            return read(path)
+        # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
+        if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) <= AT_REST:
+            return read(path)
+        return known(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+    return call
+
+
+@remembered
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; of a file that this process has read and that is as it was, from memory."""
-    facts = path.stat()
-    key = str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-    # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
-    return _sha256(*key) if time.time_ns() - max(key[3:]) > AT_REST else _sha256.__wrapped__(*key)
-
-
-@functools.lru_cache
-def _sha256(path: str, *facts: int) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open_regular(Path(path), most=1 << 50) as file:
+    with open_regular(path, most=1 << 50) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

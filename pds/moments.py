@@ -56,6 +56,20 @@ def beside(checkpoint: Checkpoint) -> Path:
     return checkpoint.path.with_name(f"{checkpoint.path.stem}_moments.json")
 
 
+def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
+    """The moments that travel with a weights file, where there are any; a `PDSError` if they are of other weights."""
+    path = beside(checkpoint)
+    if not path.is_file():
+        return None
+    moments = read_moments(path)
+    if moments.provenance.get("weights") != checkpoint.sha256:
+        raise PDSError(
+            f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
+            "experiments/tools/moments.py"
+        )
+    return moments
+
+
 def measure(
     score: Score,
     read: Callable[[np.ndarray], Tensor],
@@ -132,15 +146,9 @@ def noise_moments(
     facts, checkpoint = _facts(model, dataset, training_images), model.checkpoint
     if checkpoint is None:
         return measured_moments(model, dataset, training_images, device, batch_size)
-    if (path := beside(checkpoint)).is_file():
-        moments = read_moments(path)
-        if moments.provenance.get("weights") != checkpoint.sha256:
-            raise PDSError(
-                f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
-                "experiments/tools/moments.py"
-            )
-        if facts.items() <= moments.provenance.items():
-            return moments
+    moments = moments_beside(checkpoint)
+    if moments is not None and facts.items() <= moments.provenance.items():
+        return moments
     facts |= _image_facts(dataset, training_images)
     path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{json_digest(facts)}.json"
     make_once(path, lambda: write_moments(path, measured_moments(model, dataset, training_images, device, batch_size)))

@@ -73,7 +73,7 @@ class Shard:
             "taken_from": Array("str", optional=True),
             **self.contents.beside,
         }
-        what, fix = "a whole shard of this run", "its run makes it again"
+        what, fix = "a whole shard of this run", "run the same command again"
         sides = [side for side in shape if isinstance(side, int)]
         # An image has no more than some thousand features.
         most = n * (math.prod(sides) + (1 << 16)) + (1 << 20) if len(sides) == len(shape) else MOST
@@ -117,7 +117,7 @@ def read_all(todo: Sequence[Shard], make: Callable[[Shard], None]) -> Iterator[d
             arrays = shard.read()
         except DamagedError as error:
             aside = shard.path.with_name(f"{shard.path.name}.damaged")
-            log.warning("%s, now; the old file is kept as %s", error, aside.name)
+            log.warning("%s; it is made again now, and the old file kept as %s", error, aside.name)
             shard.path.replace(aside)
             make(shard)
             arrays = shard.read()

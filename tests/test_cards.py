@@ -23,13 +23,15 @@ SHIPPED = {
 }
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_images_are_those_of_the_command_line_to_the_bit(tmp_path, name):
+@pytest.mark.parametrize(("name", "sampler"), [*((name, "T=5") for name in SHIPPED), ("ncsnpp_small", "sampler=analytic_ddim")])
+def test_images_are_those_of_the_command_line_to_the_bit(tmp_path, name, sampler):
     source, choice, filter = SHIPPED[name]
     model = pds.load(source, device="cpu")
-    T = f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"  # which VP needs
-    cfg = composed(f"model={name}", T)
-    rest = [T, "images=3", "batch_size=2", "tracker=none", "metric=none", f"outputs={tmp_path}"]
+    given = [f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"]  # which VP needs
+    if sampler != "T=5":
+        given, choice, filter = [sampler, *given], "filter=none", None
+    cfg = composed(f"model={name}", *given)
+    rest = [*given, "images=3", "batch_size=2", "tracker=none", "metric=none", f"outputs={tmp_path}"]
     done = command("run.py", f"model={name}", *choice.split(), *rest)
     assert done.returncode == 0, done.stderr
     (shard,) = tmp_path.glob("*/*/samples/*.npz")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -22,7 +21,7 @@ import torch
 import yaml
 
 import pds
-from pds.errors import MissingError, PDSError
+from pds.errors import MissingError, PDSError, escaped
 from pds.files import (
     DamagedError,
     atomic_path,
@@ -31,6 +30,7 @@ from pds.files import (
     read_json,
     read_yaml,
     reading,
+    remembered,
     user_path,
     write_json,
 )
@@ -222,10 +222,10 @@ class RunFolder:
             old, new = essence(found), essence(config)
             different = next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
             if different is not None:
-                was, due = (identity(whole).get(different, "its default") for whole in (found, config))
+                was, due = (escaped(str(identity(whole).get(different, "its default")), 80) for whole in (found, config))
                 raise PDSError(
-                    f"{self.path} holds a run with {different}={was}, not {due}: delete that folder or give this run another "
-                    "name, group or outputs"
+                    f"{self.path} holds a run with {escaped(different, 80)}={was}, not {due}: delete that folder or give this "
+                    "run another name, group or outputs"
                 )
             return
         with atomic_path(file) as temporary:
@@ -306,7 +306,7 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
         MissingError: there is none.
         DamagedError: it is damaged, or another run's.
     """
-    file, what, fix = folder / "result.json", "the result of this run", "the command of the run makes it again"
+    file, what, fix = folder / "result.json", "the result of this run", "run the same command again"
     with reading(file, what, fix):
         result = read_json(file, keys, what, fix)
         if result.get("name", folder.name) != folder.name:
@@ -314,22 +314,10 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
         return result
 
 
+@remembered
 def read_config(file: Path) -> dict[str, Any]:
-    """The configuration of a run; anything else is a `DamagedError`."""
-    try:
-        facts = file.stat()
-    except OSError:
-        return _read_config(file)
-    return _known_config(file, facts.st_mtime_ns, facts.st_size)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run, not to be changed; anything else is a `DamagedError`."""
     return read_yaml(file, {}, "the configuration of a run", "delete it and run the same command again")
-
-
-@functools.lru_cache
-def _known_config(file: Path, *facts: int) -> dict[str, Any]:
-    return _read_config(file)
 
 
 def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -13,18 +12,20 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
+from pds.files import user_path
 from pds.lab.asked import Cell, Table
 from pds.lab.cli import CONF, configured, prepare
 from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.table import write_table
-from pds.lab.schema import Reproduce
+from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show
+from pds.options import options_of
 
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
-OURS = [field.name for field in dataclasses.fields(Reproduce)]
+OURS = ["table", *options_of(Reproduce)]
 SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
 
 
@@ -64,8 +65,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     printed = config["table"]["images"]
     specs, cells = specified(config["table"], config["small"]), []
     columns: dict[str, list[list[str]]] = {column: [] for row in config["table"]["rows"].values() for column in row["columns"]}
-    if not config["seeds"]:
-        raise PDSError("seeds must name at least one seed, as in seeds=[0]")
+    settings(Reproduce, config)
     taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
     for override in given:
         if key(override) in taken or key(override) in ("group", "seed", "sweep"):
@@ -130,7 +130,7 @@ def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str]
     """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
     if name is None:
         return [], ""
-    folder = Path(config["checkpoints"]).expanduser()
+    folder = user_path(config["checkpoints"])
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"
         if path.exists():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -23,7 +22,8 @@ from pds.files import pin, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
-from pds.lab.runs import RunFolder, group_folder, identity, provenance
+from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
+from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """Build everything, then train in outputs/train/<name>."""
     config = resolved(cfg)
+    settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     model: Model = build(cfg.model)
@@ -109,7 +110,7 @@ def ship(folder: Path, output: Path) -> None:
     checkpoint = folder / "training.pt"
     if not checkpoint.is_file():
         raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_config(folder / "config.yaml")
     model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
     state = read_torch(checkpoint)
     path = output / f"{config['name']}.safetensors"

@@ -7,6 +7,11 @@ of the papers lose their scales, and the start Y_T ~ N(0, I) is x_T = sqrt(1 + s
 
 The last iteration of `denoise` goes to sigma_0 = 0, by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1) (DDIM of order 2: by
 its own rule, which ends there as well). It costs one evaluation.
+
+An order in T is that between fixed ends: `denoise=False`, and a schedule whose end does not move with T, `ProcessTimes(end)`
+with an end that is given. The step to 0 is one step, however many there are, and leaves its error: where the data have the
+variance p, the mean of x_0 is sqrt(p / (p + sigma_1^2)) times what the flow gives. And the published end of VP, 1e-3 N / T, has
+sigma_1^2 in proportion to 1 / T: with it the order of denoised images tends to 1.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from pds.noise import NoiseSource
 from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.processes.schedules import Schedule
+from pds.processes.schedules import ProcessTimes, Schedule
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
 
 if TYPE_CHECKING:
@@ -55,8 +60,8 @@ class VPStateSampler(Sampler[list[VPLevel]]):
     source: ClassVar[str] = "Li et al., ICML 2024"
     levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
 
-    iterations: Annotated[int, Range(2, MOST)]
-    schedule: Schedule
+    iterations: Annotated[int, Range(2, MOST)] = 50
+    schedule: Schedule = ProcessTimes()
     denoise: bool = True
 
     @property
@@ -97,8 +102,11 @@ class DDIM(VPStateSampler):
     The first iteration, which has one evaluation only, is DDIM's.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
-        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
+        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2: with `denoise=False` and an end that is given. Denoised, they
+            stop falling at an error of the order of sigma_1^2 / p, p the variance of the data.
     """
 
     source: ClassVar[str] = "Song, Meng & Ermon, ICLR 2021, Eq. 12 (order 1); Li et al., ICML 2024, practical form (order 2)"
@@ -125,7 +133,10 @@ class DDIM(VPStateSampler):
 
 @options
 class AcceleratedDeterministic(VPStateSampler):
-    """The accelerated deterministic sampler of [LI]: two evaluations an iteration, errors of the ODE fall as 1 / T^2.
+    """The accelerated deterministic sampler of [LI]: two evaluations an iteration.
+
+    Errors of the ODE fall as 1 / T^2 with `denoise=False` and an end that is given. Denoised, they stop falling at an error of
+    the order of sigma_1^2 / p, p the variance of the data.
 
         Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
         Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
@@ -140,10 +151,14 @@ class AcceleratedDeterministic(VPStateSampler):
     Euler's step of dx = -S dsigma^2 / 2, corrected by a difference of S.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
     """
 
     title: ClassVar[str] = "accelerated deterministic"
+
+    iterations: Annotated[int, Range(2, MOST)] = 25
     stochastic: ClassVar[bool] = False
     nfe_per_iteration: ClassVar[int] = 2
     levels_above: ClassVar[int] = 1
@@ -185,7 +200,9 @@ class AcceleratedStochastic(VPStateSampler):
     errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         second_noise: "scaled", divided by sqrt(alpha); or "printed".
     """
 

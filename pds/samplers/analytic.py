@@ -61,7 +61,9 @@ class AnalyticDDIM(VPStateSampler):
     x_0 is not clamped.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         training_images: how many Gamma is to be measured on.
         moments: Gamma of the model that is sampled; `pds.moments.noise_moments` finds or measures it.
     """
@@ -77,7 +79,7 @@ class AnalyticDDIM(VPStateSampler):
         return {} if self.moments is None else {"moments": self.moments.provenance}
 
     def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
-        return replace(self, moments=measure(self.training_images))
+        return self if self.moments else replace(self, moments=measure(self.training_images))
 
     def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
         if self.moments is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -45,17 +44,15 @@ _STYLE = {
 _LOG_RANGE = 10
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawn figure: its file's `name` without extension, the file, and its `width` on a page in pixels."""
+class Chart(NamedTuple):
+    """A drawn figure."""
 
-    name: str
-    svg: str
-    width: float
+    name: str  # of its file, without extension
+    svg: str  # the file
+    width: float  # on a page, in pixels
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """An axis to the right."""
 
     head: str
@@ -63,25 +60,15 @@ class Column:
     log_range: float = _LOG_RANGE  # of values, beyond which it is logarithmic
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a chart.
+class Series(NamedTuple):
+    """One line of a chart."""
 
-    Attributes:
-        label: its name in the legend; empty where it has none.
-        xs: its places, a sequence a column of the chart.
-        ys: its heights.
-        style: as of `Axes.plot`.
-        reach: how far bars go below and above each height.
-        bars: as of `Axes.errorbar`.
-    """
-
-    label: str
-    xs: Sequence[Sequence[float]]
+    label: str  # in the legend; empty where it has none
+    xs: Sequence[Sequence[float]]  # a sequence a column of the chart
     ys: Sequence[float]
-    style: dict[str, Any]
-    reach: tuple[Sequence[float], Sequence[float]] | None = None
-    bars: dict[str, Any] = field(default_factory=dict)
+    style: dict[str, Any]  # as of `Axes.plot`
+    reach: tuple[Sequence[float], Sequence[float]] | None = None  # of bars below and above each y
+    bars: dict[str, Any] | None = None  # as of `Axes.errorbar`
 
 
 def lines(
@@ -112,7 +99,7 @@ def lines(
             for one in series:
                 axes.plot(one.xs[i], one.ys, label=one.label or "_", **one.style)
                 if one.reach and any(map(any, one.reach)):
-                    bars = {"elinewidth": 1, "capsize": 2.5, "ecolor": one.style["color"], "zorder": 2, **one.bars}
+                    bars = {"elinewidth": 1, "capsize": 2.5, "ecolor": one.style["color"], "zorder": 2, **(one.bars or {})}
                     axes.errorbar(one.xs[i], one.ys, one.reach, fmt="none", **bars)
             _finish_x(axes, [x for one in series for x in one.xs[i]], column)
             if layout.get("descending"):
@@ -139,9 +126,8 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
     for line, marker in zip(curves.lines, _MARKERS * len(curves.lines), strict=False):
         style = {"color": _SOFT, "dashes": next(quiet)} if line.vanilla else {"color": next(strong)}
         xs = [[s.mean(key) for s in line.settings] for key in ("iterations", "nfe", "seconds")]
-        series.append(
-            _series(line, xs if curves.x == T else [[s.values[curves.x] for s in line.settings]], {"marker": marker, **style})
-        )
+        xs = xs if curves.x == T else [[s.values[curves.x] for s in line.settings]]
+        series.append(_series(line, xs, {"marker": marker, **style}))
     ends = [min(s.values[curves.x] for s in settings), max(s.values[curves.x] for s in settings)]
     for level, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
         style = {"color": _SOFT, "linewidth": 1.2, "dashes": dashes}
@@ -229,24 +215,25 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         kind: "frequency" or "space".
         values: (C, H, W); one panel where all channels are equal, else one panel a channel on a common scale.
     """
-    height, width = values.shape[-2:]
-    unit, ticks = "pixel", [(np.array([0, n // 2, n - 1]), [0, n // 2, n - 1]) for n in (width, height)]
+    sides, unit, names = values.shape[:0:-1], "pixel", [[0, n // 2, n - 1] for n in values.shape[:0:-1]]
+    places = names
     if kind == "frequency":
         values, unit, f = np.fft.fftshift(values, axes=(-2, -1)), "cycles/pixel", np.array([-0.5, -0.25, 0, 0.25, 0.5])
-        ticks = [(n // 2 + f * n, [f"{x:g}" for x in f]) for n in (width, height)]
+        names, places = [[f"{x:g}" for x in f]] * 2, [np.clip(n // 2 + f * n, -0.5, n - 0.5) for n in sides]
     panels = values[:1] if np.allclose(values, values[:1]) else values
     with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=((90 + 190 * len(panels)) / 72, 250 / 72), layout="constrained")
+        figure = Figure(figsize=((100 + 190 * len(panels)) / 72, (60 + 185 * sides[1] / sides[0]) / 72), layout="constrained")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
             drawn = axes.imshow(panel, _SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
-            axes.set_xticks(*ticks[0])
-            axes.set_yticks(*ticks[1])
-            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "", xlim=(-0.5, width - 0.5))
-        bar = figure.colorbar(drawn, ax=list(all_axes), label="R" if kind == "frequency" else "A")
+            axes.set_xticks(places[0], names[0])
+            axes.set_yticks(places[1], names[1])
+            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "")
+        bar = figure.colorbar(drawn, cax=all_axes[-1].inset_axes((1.06, 0, 0.06, 1)))
+        bar.ax.set_title("R" if kind == "frequency" else "A", fontsize=10)
         # 1 leaves a coordinate as it is.
-        marks = {panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set())
-        bar.set_ticks(sorted(marks), labels=[f"{mark:.3g}" for mark in sorted(marks)])
+        marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
+        bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
         return _chart(name, f"{kind} filter", figure)
 
 

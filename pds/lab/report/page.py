@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jinja2
 
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
-from pds.lab.report.runs import FLOOR, Run, Runs, differing, read_runs
+from pds.lab.report.runs import FLOOR, Run, Runs, differing, grouped, read_runs
 from pds.lab.report.settings import Panel, T, panels, swept_keys, symbol
 from pds.lab.report.table import WORDS, Grid, long_form, plain_columns, write_table
 from pds.lab.text import MISSING, csv_table, decimals_of, rounded, significant, write_text
@@ -66,7 +66,7 @@ def write_report(folder: Path) -> Path:
 
     table = part("The table", {"table": None, "grid": None, "cells": [], "rows_chart": None}, _table, folder)
     swept = part("What was swept over", [], _swept, runs, {T} if table["rows_chart"] else set())
-    strips = len(done) > MANY
+    strips, lowest = len(done) > MANY, {name: done.ranked(name)[0].metrics[name] for name in done.metrics}
     labels = [run.label if run.state == "done" else f"{run.label} ({run.state})" for run in runs if run.config]
     rows = differing([{k: v for k, v in run.flat.items() if not k.startswith("sweep.")} for run in runs if run.config])
     facts = [_facts(run) for run in done]
@@ -78,7 +78,7 @@ def write_report(folder: Path) -> Path:
         "notes": notes,
         **table,
         "columns": plain_columns(done),
-        "lowest": {run.folder for name in done.metrics for run in done if run.metrics.get(name) == _lowest(done, name)},
+        "lowest": {run.folder for name, least in lowest.items() for run in done if run.metrics.get(name) == least},
         "foremost": [i for i, run in enumerate(done) if run.folder in _foremost(done)] if strips else [],
         "swept": swept,
         "strips": strips,
@@ -90,7 +90,7 @@ def write_report(folder: Path) -> Path:
         "own": _comparison([run.label for run in done], own),
         "points": runs.points,
         "sweeps": list(dict.fromkeys(point.command for point in runs.points if point.command)),
-        "commands": _grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
+        "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
     }
     for drawn in [table["rows_chart"], *(c for _, _, parts in swept for one in parts for c in one["charts"])]:
         if drawn:
@@ -113,13 +113,6 @@ def _chart(kind: str, *arguments: Any) -> Chart:
     from pds.lab.report import charts  # matplotlib takes a second, for which a page without charts need not wait
 
     return getattr(charts, kind)(*arguments)
-
-
-def _grouped(pairs: Iterator[tuple[Any, Any]]) -> dict[Any, list[Any]]:
-    groups: dict[Any, list[Any]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups
 
 
 def _summary(runs: Runs) -> list[list[Any]]:
@@ -187,7 +180,7 @@ def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
     bad = ("failed", "damaged")
     others = runs.where(lambda run: run.state == "skipped" or (run.state not in ("done", *bad) and not run.overrides))
     groups = {"failed": runs.where(lambda run: run.state in bad), "skipped": others}
-    return {kind: _grouped(((run.state, run.message), run.label) for run in group) for kind, group in groups.items()}
+    return {kind: grouped(((run.state, run.message), run.label) for run in group) for kind, group in groups.items()}
 
 
 def _table(folder: Path) -> dict[str, Any]:
@@ -200,10 +193,6 @@ def _table(folder: Path) -> dict[str, Any]:
     )
     drawn = _chart("rows", f"{grid.quantity}-against-NFE", grid) if grid and grid.curves() else None
     return {"table": table, "grid": grid, "cells": [[row[i] for i in kept] for row in cells], "rows_chart": drawn}
-
-
-def _lowest(done: Runs, metric: str) -> float:
-    return done.ranked(metric)[0].metrics[metric]
 
 
 def _foremost(done: Runs) -> set[Path]:
@@ -277,7 +266,7 @@ def _means(panel: Panel) -> list[tuple[str, str, int]]:
 def _images(done: Runs, picture: Callable[[Run], Picture | None]) -> dict[Any, list[tuple[Run, Picture | str]]]:
     """Images of every run, its grid or a strip; strips by seed."""
     found = [(run, _seen(picture, run)) for run in done]
-    return _grouped((run.result["seed"] * (picture is strip_of), (run, seen)) for run, seen in found if seen is not None)
+    return grouped((run.result["seed"] * (picture is strip_of), (run, seen)) for run, seen in found if seen is not None)
 
 
 def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
@@ -308,14 +297,17 @@ def _facts(run: Run) -> dict[str, Any]:
     result, weights = run.result, run.checkpoint
     facts = {"model": run.model, "checkpoint": weights.get("file"), "checkpoint SHA-256": weights.get("sha256")}
     facts |= {key: result.get(key) for key in ("seed", "commit", "device")} | {"images/s": result.get("images_per_second")}
-    facts |= {"finished": result.get("finished"), "versions": ", ".join(map(" ".join, result.get("versions", {}).items()))}
+    facts |= {
+        "finished": result.get("finished"),
+        "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
+    }
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
 def _comparison(labels: list[str], rows: dict[str, list[Any]]) -> dict[str, Any]:
     """A table of values by key and run, the longer of the two downwards; folded where there are many runs."""
-    keys, cells = list(rows), list(rows.values())
     summary = f"{len(labels)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}" if len(labels) > MANY else ""
-    if len(labels) > len(rows):
-        keys, labels, cells = labels, keys, list(zip(*cells, strict=True))
-    return {"heads": labels, "rows": list(zip(keys, cells, strict=True)), "summary": summary}
+    down, heads, sides, cells = len(labels) <= len(rows), labels, list(rows), list(rows.values())
+    if not down:
+        heads, sides, cells = sides, heads, list(zip(*cells, strict=True))
+    return {"down": down, "heads": heads, "rows": list(zip(sides, cells, strict=True)), "summary": summary}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ FILTERS = {"frequency": _PLANE, "space": _PLANE}
 SHARD = {"images": Array("uint8", ("n", "C", "H", "W"))}
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """An image on the page."""
 
     data: str  # its content as an address

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,14 @@ def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The keys on which dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
     rows = {key: [flat.get(key, MISSING) for flat in values] for key in dict.fromkeys(key for flat in values for key in flat)}
     return {key: row for key, row in rows.items() if len(set(map(token, row))) > 1}
+
+
+def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    """The second of each pair by the first."""
+    groups: dict[Any, list[Any]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 @dataclass(frozen=True)

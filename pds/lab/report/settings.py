@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pds.lab.report.runs import OF_T, Run, Runs, differing, token
+from pds.lab.report.runs import OF_T, Run, Runs, differing, grouped, token
 from pds.lab.text import is_number, shown
 
 T, ALPHA = "sampler.iterations", "filter.alpha"
@@ -150,15 +150,17 @@ class Panel:
 
     def _families(self, *keys: str) -> list[list[Setting]]:
         """The settings with numbers for all of `keys`, apart where anything that is not a number differs, or is not there."""
-        return _grouped(_with(self.settings, *keys), lambda s: {k: "" if is_number(v) else v for k, v in s.values.items()})
+        found = _with(self.settings, *keys)
+        return list(grouped((_key({k: "" if is_number(v) else v for k, v in s.values.items()}), s) for s in found).values())
 
     def _apart(self, *keys: str) -> list[tuple[list[Setting], set[str]]]:
         """The settings with numbers for all of `keys` that agree in all else, and what besides follows from `keys`."""
         found = []
         for family in self._families(*keys):
             follow = set().union(*(_following(family, key) for key in keys))
-            groups = _grouped(family, lambda s, f=follow: {k: v for k, v in s.values.items() if k not in f and k not in keys})
-            found += [(group, follow) for group in groups]
+            free = {*keys, *follow}
+            groups = grouped((_key({k: v for k, v in s.values.items() if k not in free}), s) for s in family)
+            found += [(group, follow) for group in groups.values()]
         return found
 
     def label(self, settings: Sequence[Setting], without: Iterable[str] = (), following: Iterable[str] = ()) -> str:
@@ -216,7 +218,8 @@ class Panel:
         maps = []
         for group, follow in self._apart(x, y):
             cells = {place(s.values): s for s in group}
-            if _has_square(cells):
+            xs, ys = (itertools.combinations({at[axis] for at in cells}, 2) for axis in (0, 1))
+            if any(cells.keys() >= set(itertools.product(*sides)) for sides in itertools.product(xs, ys)):
                 lost = {place(run.values): run.state for run in self._lost_beside(group[0], x, y)}
                 held = self._held(group, self.label(group, (x, y), follow).removeprefix("PDS").strip(" ,"), (x, y))
                 maps.append(HeatMap(x, y, cells, {at: state for at, state in lost.items() if at not in cells}, held))
@@ -290,13 +293,6 @@ def _key(values: Values) -> frozenset[tuple[str, float | str]]:
     return frozenset((key, token(value)) for key, value in values.items())
 
 
-def _grouped(settings: Iterable[Setting], values: Callable[[Setting], Values]) -> list[list[Setting]]:
-    groups: dict[Any, list[Setting]] = {}
-    for setting in settings:
-        groups.setdefault(_key(values(setting)), []).append(setting)
-    return list(groups.values())
-
-
 def _with(items: Iterable[Any], *keys: str) -> list[Any]:
     """The settings or runs that have numbers for all of `keys`."""
     return [item for item in items if all(is_number(item.values.get(key)) for key in keys)]
@@ -314,10 +310,3 @@ def _following(settings: Sequence[Setting], x: str) -> set[str]:
             pairs = {(s.values[x], s.values[key]) for s in settings}
             found |= {key} if 1 < len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) else set()
     return found
-
-
-def _has_square(places: Iterable[Place]) -> bool:
-    columns: dict[float, set[float]] = {}
-    for column, row in places:
-        columns.setdefault(column, set()).add(row)
-    return any(len(a & b) > 1 for a, b in itertools.combinations(columns.values(), 2))

@@ -255,6 +255,14 @@ def test_a_large_grid_is_inlined_scaled(pair):
     assert "data:image/jpeg;" in text and len(text) < 6e6 < (pair / "run-0" / "grid.png").stat().st_size
 
 
+def test_filters_say_what_they_are_and_equal_ones_are_shown_once(pair):
+    told = [words for words in texts(section(report(pair), "Filters")) if words in ("R", "A", "pixel", "cycles/pixel")]
+    notes = re.findall(r'class="note">(.), (\w+) plane<', section(report(pair), "Filters"))
+    assert (notes, told) == ([("R", "frequency"), ("A", "pixel")], ["cycles/pixel", "R", "pixel", "A"])
+    add_pictures(write_run(pair, 9.0), np.zeros((4, 1, 8, 8), np.uint8), **np.load(pair / "run-1" / "filter.npz"))
+    assert section(report(pair), "Filters").count("<svg") == 2
+
+
 def test_damaged_pictures_cost_themselves_alone(pair):
     (pair / "run-1" / "filter.npz").write_bytes(b"PK")
     grid = pair / "run-0" / "grid.png"
