@@ -36,7 +36,9 @@ class Step(NamedTuple):
 
 @options
 class PreconditionedSDE(KarrasLevelsSampler):
-    """With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
+    """The preconditioned reverse SDE with its linear part solved exactly.
+
+    With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
 
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
@@ -126,7 +128,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         told = f"a Gaussian comes out with up to {{:.2g}} times its variance at T = {len(levels)} with the {self.weight} weight"
         remedy = "take a smaller one, more iterations or weight='midpoint'"
         if reached[0] > DIVERGED:
-            raise OptionError("omega", f"is too large for these steps: {told.format(reached[0])}; {remedy}")
+            raise PDSError(f"omega is too large for these steps, {told.format(reached[0])}: {remedy}")
         if reached[1] > DIVERGED:
             doubts.append(f"omega is within a factor of two of where the steps diverge, {told.format(reached[1])}: {remedy}")
         return doubts
