@@ -311,9 +311,6 @@ def _read_array(
                 raise EOFError("it is cut")
             view[filled : filled + len(block)] = block
             filled += len(block)
-        # The checksum is compared at the end of the member alone.
-        if whole and file.read(1):
-            raise ValueError("it goes on after its end")
     array = content.view(dtype).reshape(shape, order="F" if fortran else "C")
     wanted.require_values(array)
     return array
