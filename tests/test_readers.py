@@ -292,8 +292,8 @@ def deep(reader):
             "!!python/name:os.abort",
             "!x 1",
             "\t- x",
-            "1:" * 100_000 + "1",
-            "0x" + "f" * 100_000,
+            "1:" * 400_000 + "1",
+            "0x" + "f" * 900_000,
         ):
             yield f"x: {more}\n{whole}"
         yield "--- \n" + whole + "---\n" + whole
