@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pds.samplers.dpm_solver import DPMSolver as DPMSolver
     from pds.samplers.edm import EDM as EDM
     from pds.samplers.momentum_langevin import MomentumLangevin as MomentumLangevin
+    from pds.samplers.preconditioned_sde import PreconditionedSDE as PreconditionedSDE
     from pds.samplers.predictor_corrector import Ancestral as Ancestral
     from pds.samplers.predictor_corrector import AnnealedLangevinSteps as AnnealedLangevinSteps
     from pds.samplers.predictor_corrector import EulerMaruyama as EulerMaruyama
@@ -74,6 +75,7 @@ _HOMES = {
     "pds.samplers.dpm_solver": "DPMSolver",
     "pds.samplers.edm": "EDM",
     "pds.samplers.momentum_langevin": "MomentumLangevin",
+    "pds.samplers.preconditioned_sde": "PreconditionedSDE",
     "pds.samplers.predictor_corrector": (
         "Ancestral AnnealedLangevinSteps EulerMaruyama Langevin PredictorCorrector ReverseDiffusion"
     ),

@@ -13,6 +13,7 @@ from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, Incept
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.reference import Reference, shipped_mnist_reference
 from pds.files import user_path
+from pds.options import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu",
     return FrechetMetric(ClassifierFeatures(device), shipped_mnist_reference(), "fid_mnist_classifier")
 
 
+@checked
 def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | None = None) -> FrechetMetric:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
@@ -72,7 +74,7 @@ def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | N
         cache: folder of downloaded and made files; the project's by default.
     """
     if dataset.reference is None:
-        raise PDSError(f"{dataset.name} names no reference for Clean-FID: set dataset/reference=made or published")
+        raise PDSError(f"{dataset.name} names no reference for Clean-FID: choose one that is made or published")
     folder = cache_folder() if cache is None else user_path(cache)
     features = InceptionFeatures(device, folder)
     reference = dataset.reference(lambda: dataset.images, features, folder)

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from hydra import version
@@ -15,16 +14,15 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from omegaconf import DictConfig
 
 from pds.errors import PDSError
-from pds.lab import grammar
+from pds.lab import grammar, reference
+from pds.lab.config import CONF
 from pds.lab.logs import show_lines
 from pds.lab.schema import register
-from pds.lab.terminal import steady_streams
+from pds.lab.terminal import show, steady_streams
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
-PLUGINS = ROOT / "experiments"
+PLUGINS = CONF.parent / "experiments"
 """Has hydra_plugins in it."""
 
 Work = Callable[[list[str]], object]
@@ -113,6 +111,9 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
 
     def work(arguments: list[str]) -> None:
         prepare()
+        if told := reference.asked(name, arguments):
+            show(told)
+            return
         # Hydra then raises what it would print, and `status` tells it.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         version.setbase("1.3")

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
-from pds.errors import PDSError
+from pds.errors import OptionError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
@@ -26,6 +26,7 @@ from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
+from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.safetensors_files import state_digest
@@ -61,6 +62,7 @@ class Experiment:
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
+        settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
@@ -71,7 +73,8 @@ class Experiment:
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler = build(cfg.sampler)
-        preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
+        with keyed(cfg.filter):
+            preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         with keyed(cfg.sampler):
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
@@ -80,18 +83,17 @@ class Experiment:
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
-                raise PDSError("images must be at least 2 to measure a distance: give more, or metric=none")
-        if cfg.batch_size < 1:
-            raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
+                raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
+        remedied, remedy = (model, "") if cfg.remedy is None else (build(cfg.remedy, model, dataset), _told(cfg.remedy))
+        score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
             score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
-        label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
+        label = ", ".join(part for part in (what, sampler.detail, remedy, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
 
     @property
@@ -138,6 +140,12 @@ class Experiment:
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
+
+
+def _told(remedy: DictConfig) -> str:
+    """What tables call a remedy: its name and its options."""
+    options = (f"{key}={value}" for key, value in remedy.items() if key != "_target_")
+    return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
 
 
 def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:

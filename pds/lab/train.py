@@ -19,10 +19,11 @@ from torch import Tensor
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, write_json
-from pds.lab.config import build, resolved
+from pds.lab.config import build, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
+from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """Build everything, then train in outputs/train/<name>."""
     config = resolved(cfg)
+    settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     model: Model = build(cfg.model)
@@ -46,7 +48,8 @@ def train(cfg: DictConfig) -> None:
     if trainer.compile:
         require_compiler("trainer.compile")
     images = dataset.images
-    trainer.check(images)
+    with keyed(cfg.trainer):
+        trainer.check(images)
     folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}

@@ -130,7 +130,7 @@ def load_weights(
         PDSError: the file is absent, damaged or hostile; or it is of another network, naming the first parameter that is
             missing, unknown, of another shape or not finite, or the first option that differs; or has no such weights.
     """
-    return _load(network, _read(locate(path), _trained(network), which), path, which, options, levels)
+    return _load(network, _read(locate(path), network, which), path, which, options, levels)
 
 
 def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) -> Checkpoint:
@@ -141,16 +141,19 @@ def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) 
     Raises:
         PDSError: as `load_weights`.
     """
-    chosen = choose(_content(folder.weights)[0], _trained(network), folder.weights)
+    chosen = choose(_content(folder.weights)[0], *_parameters(network), folder.weights)
     advice = "config.json and the weights are not of one network, fetch both again"
     weights = _Weights("diffusers", None, folder.weights, current_names(chosen.state), advice=advice)
     return _load(network, weights, folder.unet, which)
 
 
-def _trained(network: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of the parameters that training changes, by name, in order; of all tensors where there are none."""
-    trained = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
-    return trained or {name: value.shape for name, value in network.state_dict().items()}
+def _parameters(network: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
+    """Shapes of the parameters by name, in order, and the names of those that training changes; of all tensors if none is."""
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    if not trained:
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        return shapes, list(shapes)
+    return {name: p.shape for name, p in network.named_parameters()}, trained
 
 
 def _content(path: Path) -> tuple[Any, dict[str, str]]:
@@ -158,7 +161,7 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
     return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
 
 
-def _read(path: Path, trained: Mapping[str, torch.Size], which: Which) -> _Weights:
+def _read(path: Path, network: nn.Module, which: Which) -> _Weights:
     """One copy of the network, from a file or a folder."""
     if path.is_dir() or (path.is_file() and path.stem == DIFFUSERS):
         folder = DiffusersFolder.find(path)
@@ -167,7 +170,7 @@ def _read(path: Path, trained: Mapping[str, torch.Size], which: Which) -> _Weigh
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: give a weights file")
     content, metadata = _content(path)
-    layout, ema, state = choose(content, trained, path, which)
+    layout, ema, state = choose(content, *_parameters(network), path, which)
     if path.suffix != ".safetensors":
         return _Weights(layout, ema, path, state)
     if ema is None and metadata.get("weights") == "ema":
@@ -200,7 +203,7 @@ def _load(
     _check_options(network, weights, path, options)
     if levels is not None and LEVELS in state:
         check_levels(state[LEVELS], network.get_buffer(LEVELS), path, levels)
-        if _eps(state[LEVELS]) > _eps(network.get_buffer(LEVELS)):
+        if _eps(state[LEVELS]) > torch.finfo(torch.float32).eps:
             del state[LEVELS]
     network.load_state_dict(state, strict=False)
     checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path))
@@ -273,7 +276,7 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
 
     def differs(levels: Tensor) -> Tensor:
         near = max(1e-4, _eps(found)) * levels + torch.finfo(found.dtype).smallest_normal * _eps(found)
-        return (exact - levels).abs() > near
+        return ~((exact - levels).abs() <= near)
 
     wrong = differs(expected.double())
     if not wrong.any():
@@ -281,7 +284,7 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
     i = int(wrong.nonzero()[0])
     ends = tuple(float(f"{level:g}") for level in (exact[0], exact[-1]))
     problem = f"is not that of {path}, which was trained on other noise levels (level {i}: {found[i]:g}, model {expected[i]:g})"
-    if ends[0] < ends[1] or ends[1] <= 0 or differs(geometric_ladder(*ends, len(found))).any():
+    if not ends[0] >= ends[1] > 0 or differs(geometric_ladder(*ends, len(found))).any():
         raise OptionError(options[0], f"{problem}: only levels in geometric progression can be sampled")
     raise OptionError(options[0], problem, dict(zip(options, ends, strict=True)))
 

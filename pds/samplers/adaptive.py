@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
 from pds.samplers.sigma_space import Interval
@@ -21,7 +21,9 @@ FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 
 @options
 class AdaptiveSDE(Sampler[list[Interval]]):
-    """Stochastic improved Euler steps of the reverse SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g^2 = d sigma^2 / dt:
+    """Adaptive steps for the reverse SDE, each image its own.
+
+    Stochastic improved Euler steps of the reverse SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g^2 = d sigma^2 / dt:
 
         x' = x + h g(t)^2 s(x, sigma(t)) + sqrt(h) g(t) z
         x~ = x + h g(t - h)^2 s(x', sigma(t - h)) + sqrt(h) g(t - h) z
@@ -46,7 +48,8 @@ class AdaptiveSDE(Sampler[list[Interval]]):
     title: ClassVar[str] = "adaptive SDE (Gotta Go Fast)"
     source: ClassVar[str] = "Jolicoeur-Martineau et al., arXiv:2105.14080, Algorithm 1"
 
-    eps_rel: Annotated[float, Range(1e-9, 1)] = 0.02
+    iterations: Count = 2000
+    eps_rel: Annotated[float, Range(1e-9, 1000)] = 0.02
     eps_abs: Annotated[float, Range(1e-9, 1e3)] = 0.0039
 
     @property

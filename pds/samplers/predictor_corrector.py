@@ -16,7 +16,7 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Identity, Preconditioner
-from pds.processes.forward import Process, Transitions, integration_times
+from pds.processes.forward import Process, Time, Transitions, integration_times
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ def _reverse(f: Tensor, variance: Tensor, probability_flow: bool) -> Transitions
 
 @options
 class ReverseDiffusion:
-    """The forward process's own discretisation, reversed ([SDE] appendix E; with `probability_flow`, the ODE)."""
+    """The forward process's own discretisation, reversed ([SDE] appendix E).
+
+    Attributes:
+        probability_flow: take the deterministic ODE.
+    """
 
     title: ClassVar[str] = "reverse diffusion"
     published_with_filter: ClassVar[bool] = True
@@ -84,7 +88,11 @@ class ReverseDiffusion:
 
 @options
 class EulerMaruyama:
-    """Euler-Maruyama's step of size 1 / T ([SDE] section 4.1; with `probability_flow`, Euler's step of the ODE)."""
+    """Euler-Maruyama's step of size 1 / T ([SDE] section 4.1).
+
+    Attributes:
+        probability_flow: take Euler's step of the deterministic ODE.
+    """
 
     title: ClassVar[str] = "Euler-Maruyama"
     published_with_filter: ClassVar[bool] = False
@@ -149,13 +157,15 @@ class _LangevinSteps:
         steps: Langevin steps an iteration; each is a score evaluation.
     """
 
-    snr: Annotated[float, Range(1e-9, 1e3)]
+    snr: Annotated[float, Range(1e-9, 1e3)] = 0.16
     steps: Annotated[int, Range(1, 10_000)] = 1
 
 
 @options
 class Langevin(_LangevinSteps):
-    """a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
+    """Langevin steps sized by the ratio of noise and score norms.
+
+    a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
 
     Attributes:
         norms: "image", norms of each image; or "batch", the published norms averaged over the batch, which make an image
@@ -183,7 +193,9 @@ class Langevin(_LangevinSteps):
 
 @options
 class AnnealedLangevinSteps(_LangevinSteps):
-    """a = 2 alpha (r std)^2: the step of annealed Langevin dynamics, as a corrector ([SDE] appendix G)."""
+    """Langevin steps sized by the noise level.
+
+    a = 2 alpha (r std)^2: the step of annealed Langevin dynamics, as a corrector ([SDE] appendix G)."""
 
     title: ClassVar[str] = "annealed Langevin"
     published_with_filter: ClassVar[bool] = False
@@ -206,7 +218,9 @@ def no_corrector() -> None:
 
 @options
 class PredictorCorrector(Sampler[list[Level]]):
-    """At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
+    """Predictor-corrector sampling.
+
+    At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
 
     Attributes:
         iterations: T.
@@ -221,10 +235,10 @@ class PredictorCorrector(Sampler[list[Level]]):
     source: ClassVar[str] = "Song et al., ICLR 2021, Algorithms 2-5; preconditioned: Ma et al., ECCV 2022, Algorithm 1"
     takes_filter: ClassVar[bool] = True
 
-    iterations: Annotated[int, Range(2, MOST)]
-    predictor: Predictor | None
-    corrector: Corrector | None
-    end: Annotated[float, Range(1e-12, below=1)] | None = None
+    iterations: Annotated[int, Range(2, MOST)] = 100
+    predictor: Predictor | None = ReverseDiffusion()
+    corrector: Corrector | None = Langevin()
+    end: Time | None = None
     denoise: bool = True
     precondition: Literal["everywhere", "published"] = "everywhere"
 

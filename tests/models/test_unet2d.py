@@ -132,8 +132,8 @@ def test_older_files_and_pickles(tmp_path, unet):
 
 # Refused before diffusers is imported, which takes seconds.
 EARLY = [
-    ({"_class_name": "UNet2DConditionModel"}, {}, {}, "holds a UNet2DConditionModel: model=ddpm reads a UNet2DModel"),
-    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: model=ncsnpp reads"),
+    ({"_class_name": "UNet2DConditionModel"}, {}, {}, "holds a UNet2DConditionModel: only a UNet2DModel"),
+    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: the model ncsnpp reads"),
     ({"time_embedding_type": "learned"}, {}, {}, "learned embedding, .* only positional"),
     ({"class_embed_type": "timestep"}, {}, {}, r"conditioned on classes \(class_embed_type=timestep\)"),
     ({"num_class_embeds": 10}, {}, {}, r"conditioned on classes \(num_class_embeds=10\)"),
@@ -144,11 +144,11 @@ EARLY = [
     ({"sample_size": "large"}, {}, {}, r"images of shape \[1, 'large', 'large'\], the data set"),
     ({"in_channels": 3, "out_channels": 3, "sample_size": None}, {}, {}, r"of shape \[3, 8, 8\], the data set has \[1, 8, 8\]"),
     ({}, {"beta_schedule": "sigmoid"}, {}, "scheduler_config.json, cannot be sampled: .* one of linear, .* got 'sigmoid'"),
-    ({}, {"beta_end": "large"}, {}, "is not one that diffusers writes"),
-    ({}, {"num_train_timesteps": 10.5}, {}, "is not one that diffusers writes"),
-    ({}, {"num_train_timesteps": 10**12}, {}, "2 to 100000 levels"),
+    ({}, {"beta_end": "large"}, {}, "cannot be sampled: beta_end must be a number above 0 and below 1, got 'large'"),
+    ({}, {"num_train_timesteps": 10.5}, {}, "levels must be a whole number from 2 to 100000, got 10.5"),
+    ({}, {"num_train_timesteps": 10**12}, {}, "from 2 to 100000, got 1000000000000"),
     ({}, {"trained_betas": 3}, {}, "is not one that diffusers writes"),
-    ({}, {"trained_betas": [0.1, 1.0]}, {}, r"each beta in \(0, 1\), got 1"),
+    ({}, {"trained_betas": [0.1, 1.0]}, {}, "numbers above 0 and below 1, got"),
     ({}, {"rescale_betas_zero_snr": True}, {}, "a DDPMScheduler with rescale_betas_zero_snr: only chains of finite"),
     ({}, {"prediction_type": "flow"}, {}, "predicts 'flow' .* not one of epsilon, v_prediction, sample"),
     ({}, {}, {"beta_end": 0.03}, r"model.beta_end=0.03, but .* was trained with 0.02 .*: leave model.beta_end=null"),
@@ -174,7 +174,7 @@ def test_a_scheduler_without_betas_is_refused(tmp_path):
 
 def test_without_diffusers_the_message_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(PDSError, match=r"needs diffusers: install it with pip install 'pds-lab\[diffusers\]'"):
+    with pytest.raises(PDSError, match=r"need diffusers: install it with pip install 'pds-lab\[diffusers\]'"):
         unet2d(SHAPE, saved(tmp_path, {"a": torch.zeros(1)}, beta_end=0.02))
 
 
@@ -231,7 +231,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
         "/nowhere": "/nowhere does not exist: give a diffusers folder",
         str(tmp_path): "no diffusers folder",
         f"{tmp_path}/0/unet/config.json": "no diffusers folder",
-        None: "set model.checkpoint=/path/to/folder",
+        None: "checkpoint must be a diffusers folder",
     }.items():
         with pytest.raises(PDSError, match=sentence):
             unet2d(SHAPE, checkpoint)
