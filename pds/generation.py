@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pds.data.images import to_uint8
-from pds.errors import PDSError, escaped
+from pds.errors import PDSError
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
@@ -54,19 +54,19 @@ class Processes:
         """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone.
 
         Raises:
-            PDSError: the environment names a rank, and not all else that processes need to find one another.
+            PDSError: the environment has a RANK without what `torchrun` sets beside it.
         """
         if "RANK" not in os.environ:
             return cls()
+        numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+        wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+        wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
+        if wrong:
+            what = "is no number" if wrong[0] == "RANK" else f"is set, and {wrong[0]} is not"
+            raise PDSError(f"RANK {what}: start the processes with torchrun, or unset RANK to run in one")
         if not dist.is_initialized():
-            try:
-                # They wait for one another at the end of a run only, for as long as the slowest takes.
-                dist.init_process_group("gloo", timeout=timedelta(days=30))
-            except (ValueError, RuntimeError) as error:
-                raise PDSError(
-                    f"RANK is set, and no processes can be joined ({escaped(str(error), 200)}): start them by torchrun, or "
-                    "unset RANK for one process"
-                ) from None
+            # They wait for one another at the end of a run only, for as long as the slowest takes.
+            dist.init_process_group("gloo", timeout=timedelta(days=30))
             # A process that leaves with gloo's threads running is now and then aborted on its way out.
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())

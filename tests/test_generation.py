@@ -372,5 +372,5 @@ def test_half_an_environment_of_processes_is_one_sentence(monkeypatch, given):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(PDSError, match=r"RANK is set, and no processes can be joined \(.*\): start them by torchrun"):
+    with pytest.raises(PDSError, match=r"RANK is .*: start the processes with torchrun, or unset RANK"):
         Processes.join()
