@@ -144,6 +144,8 @@ def reading(path: Path, what: str, fix: str) -> Iterator[None]:
         yield
     except (DamagedError, MissingError):
         raise
+    except FileNotFoundError:
+        raise MissingError(f"{path} does not exist: give {what}") from None
     # Damaged bytes raise anything, and a bug that hides here still names its file and its words.
     except (Exception, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -173,11 +175,8 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
 
 
 def _open(path: Path, most: int) -> BinaryIO:
-    try:
-        # Opening a pipe waits for who writes to it, unless told not to.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise MissingError(f"{path} does not exist") from None
+    # Opening a pipe waits for who writes to it, unless told not to.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -312,9 +311,6 @@ def _read_array(
                 raise EOFError("it is cut")
             view[filled : filled + len(block)] = block
             filled += len(block)
-        # The checksum is compared at the end of the member alone.
-        if whole and file.read(1):
-            raise ValueError("it goes on after its end")
     array = content.view(dtype).reshape(shape, order="F" if fortran else "C")
     wanted.require_values(array)
     return array
