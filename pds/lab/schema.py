@@ -488,7 +488,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "none": Target,
     },
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": LangevinSteps, "none": Target},
-    "schema/metric": {"none": Target, "mnist_classifier": Target, "clean_fid": CleanFID},
+    "schema/metric": {"none": Target, "mnist_classifier": Target, "cifar10_classifier": Target, "clean_fid": CleanFID},
     "schema/tracker": {"none": Target, "wandb": Wandb},
     "schema/trainer": {"trainer": Trainer},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -20,31 +21,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pds.cache import cache_folder
+from pds.data.cifar10 import CLASSES
 from pds.data.dataset import Dataset
 from pds.data.folder import ImageFolder
 from pds.data.images import ArrayImages, image_digest
 from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation import classifier_training
-from pds.evaluation.classifier_training import accuracy, random_shift, train_classifier
+from pds.evaluation.classifier_training import RECIPES, accuracy, random_flip, random_shift, train_classifier
 from pds.evaluation.features import (
-    CLASSIFIER_FILE,
     INCEPTION_FILE,
     INCEPTION_SHA256,
     ClassifierFeatures,
     InceptionFeatures,
+    classifier_file,
 )
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
-from pds.evaluation.metric import FrechetMetric, clean_fid_metric, mnist_classifier_metric
+from pds.evaluation.metric import (
+    FrechetMetric,
+    cifar10_classifier_metric,
+    classifier_metric,
+    clean_fid_metric,
+    mnist_classifier_metric,
+)
 from pds.evaluation.reference import (
     MadeReference,
     PublishedReference,
     make_reference,
     published_or_made,
     published_reference,
-    shipped_mnist_reference,
+    shipped_reference,
 )
 from pds.files import ASSETS, sha256
+from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 
 
 class StandInLayers(nn.Module):
@@ -72,6 +81,25 @@ def inception_cache(tmp_path: Path) -> tuple[Path, str]:
 
 
 @pytest.fixture
+def cifar10_jpeg_test(data_root: Path) -> ArrayImages:
+    """A tenth of the test images, with labels; the archive has them before the training images, class by class."""
+    archive = data_root / "cifar10-jpeg.tar.xz"
+    if not archive.is_file():
+        pytest.skip(f"{archive} not found")
+    images, labels = [], []
+    with tarfile.open(archive, "r|xz") as files:
+        for entry in files:
+            split, name, *file = entry.name.split("/")
+            if split != "test":
+                break
+            if file and file[0].endswith("0.jpg"):
+                images.append(np.asarray(Image.open(files.extractfile(entry))).transpose(2, 0, 1))
+                labels.append(CLASSES.index(name))
+    assert len(images) == 1000
+    return ArrayImages("cifar10_jpeg", "test", np.stack(images), np.array(labels))
+
+
+@pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         raise urllib.error.URLError("Name or service not known")
@@ -94,8 +122,12 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes, length: int | None = 
     return requested
 
 
+def noise(kind: type[Classifier], count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, *kind.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
 def digits(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return noise(DigitClassifier, count, seed)
 
 
 def source(count: int, seed: int = 0) -> ArrayImages:
@@ -165,13 +197,14 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/own")
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2, 1, 32, 32, dtype=torch.uint8), digits(2) / 255],
-)
-def test_classifier_features_refuse_other_images(images: Tensor) -> None:
-    with pytest.raises(PDSError, match=r"\(n, 1, 28, 28\)"):
-        ClassifierFeatures()(images)
+@pytest.mark.parametrize("kind", RECIPES)
+def test_classifier_features_refuse_other_images(kind: type[Classifier]) -> None:
+    features, (channels, height, width) = ClassifierFeatures(kind), kind.shape
+    for shape in ((4 - channels, height, width), (channels, height, 30), (channels, 30, width)):
+        with pytest.raises(PDSError, match=rf"{kind.data}_classifier .*\(n, {channels}, {height}, {width}\)"):
+            features(torch.zeros(2, *shape, dtype=torch.uint8))
+    with pytest.raises(PDSError, match=r"got torch\.float32"):
+        features(noise(kind, 2) / 255)
 
 
 def test_published_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +302,7 @@ def test_a_reference_is_made_of_a_folder_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_features_and_reference_must_be_of_one_kind(inception_cache: tuple[Path, str]) -> None:
-    reference = shipped_mnist_reference()
+    reference = shipped_reference(DigitClassifier)
     with pytest.raises(PDSError, match="choose a reference made with inception"):
         FrechetMetric(InceptionFeatures("cpu", *inception_cache), reference, "clean_fid_inception")
     with pytest.raises(PDSError, match="choose a reference made with mnist_classifier"):
@@ -280,6 +313,7 @@ def test_features_and_reference_must_be_of_one_kind(inception_cache: tuple[Path,
 
 
 def test_names_carry_features_and_count() -> None:
+    assert cifar10_classifier_metric().name(2048) == "fid_cifar10_classifier_2048"
     metric = mnist_classifier_metric()
     assert metric.name(256) == "fid_mnist_classifier_256"
     assert metric.name(2000) == "fid_mnist_classifier_2k"
@@ -287,68 +321,86 @@ def test_names_carry_features_and_count() -> None:
     assert replace(metric, prefix="clean_fid_inception").name(50_000) == "clean_fid_inception_50k"
 
 
-def test_floor_is_that_of_the_held_out_images() -> None:
-    metric = mnist_classifier_metric()
+@pytest.mark.parametrize("kind", RECIPES)
+def test_floor_is_that_of_the_held_out_images(kind: type[Classifier]) -> None:
+    metric = classifier_metric(kind)
     name, value = metric.floor(256)
-    assert name == "fid_mnist_classifier_256"
+    assert name == f"fid_{kind.data}_classifier_256"
     assert value == metric.measure(metric.reference.held_out[:256])
-    assert metric.floor(50_000)[0] == "fid_mnist_classifier_10k"
+    assert metric.floor(50_000)[0] == f"fid_{kind.data}_classifier_10k"
     assert 0 < metric.floor(10_000)[1] < metric.floor(2_000)[1] < value
     # Halves of one distribution: at most a thousandth of the variance apart.
     assert metric.floor(10_000)[1] < 1e-3 * np.trace(metric.reference.statistics.covariance)
-    # What is no digit lies far above the floor.
-    assert metric.measure(metric.features(digits(256))) > 20 * value
+    # Noise lies far above the floor.
+    assert metric.measure(metric.features(noise(kind, 256))) > 20 * value
     assert replace(metric, reference=replace(metric.reference, held_out=None)).floor(256) is None
 
 
-def test_training_learns_and_measures_what_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes told apart by where a bright square lies."""
+@pytest.mark.parametrize("kind", RECIPES)
+def test_training_learns_and_measures_what_it_returns(kind: type[Classifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes told apart by the rows and columns of bright points."""
     measured = []
     monkeypatch.setattr(
         classifier_training, "accuracy", lambda network, images: measured.append(network) or accuracy(network, images)
     )
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 160).astype(np.uint8)
-    images = rng.integers(0, 60, (160, 1, 28, 28), dtype=np.uint8)
+    images = rng.integers(0, 60, (160, *kind.shape), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
-        top, left = 4 + 8 * (label // 4), 4 + 6 * (label % 4)
-        image[0, top : top + 4, left : left + 4] = 255
-    data = ArrayImages("squares", "train", images, labels)
-    state, reached = train_classifier(data, data, epochs=3, batch_size=20)
-    assert reached > 0.9
+        image[:, :: label // 5 + 2, :: label % 5 + 1] = 255
+    data = ArrayImages("grids", "train", images, labels)
+    recipe = replace(RECIPES[kind], epochs=4, batch_size=20)
+    state, reached = train_classifier(kind, data, data, recipe)
+    assert reached > 0.8
     assert {v.dtype for v in state.values()} == {torch.float16, torch.int64}
     # The network measured holds exactly the rounded weights, and measuring left its running statistics alone.
     for name, value in measured[0].state_dict().items():
         assert torch.equal(value, state[name].to(value.dtype)), name
-    first = train_classifier(data, data, epochs=1, batch_size=80)[0]
+    once = replace(RECIPES[kind], epochs=1, batch_size=80)
+    first = train_classifier(kind, data, data, once)[0]
     torch.rand(1)  # the state of the global generator must not matter
-    second = train_classifier(data, data, epochs=1, batch_size=80)[0]
+    second = train_classifier(kind, data, data, once)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_random_shift_moves_each_image_and_fills_with_zeros() -> None:
-    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
-    images[:, 0, 10, 15] = torch.arange(1, 201, dtype=torch.uint8)
+    images = torch.zeros(200, 2, 28, 28, dtype=torch.uint8)
+    images[:, :, 10, 15] = torch.stack([torch.arange(1, 201), torch.arange(200, 0, -1)], 1).to(torch.uint8)
     moved = random_shift(images, 2, torch.Generator().manual_seed(0))
-    n, _, rows, columns = moved.nonzero(as_tuple=True)
-    assert torch.equal(moved[n, 0, rows, columns], images[:, 0, 10, 15])
+    n, channel, rows, columns = moved.nonzero(as_tuple=True)
+    assert torch.equal(moved[n, channel, rows, columns], images[:, :, 10, 15].flatten())
+    assert torch.equal(rows[0::2], rows[1::2])
     assert set(rows.tolist()) == set(range(8, 13))
     assert set(columns.tolist()) == set(range(13, 18))
 
 
-def test_shipped_classifier_is_small_and_says_how_accurate_it_is() -> None:
+def test_random_flip_mirrors_half_of_the_images() -> None:
+    images = torch.arange(4, dtype=torch.uint8).expand(400, 2, 3, 4)
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped == images.flip(-1)).all((1, 2, 3))
+    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert 150 < mirrored.sum() < 250
+
+
+@pytest.mark.parametrize(("kind", "least"), [(DigitClassifier, 0.99), (ObjectClassifier, 0.88)])
+def test_shipped_classifier_is_small_and_says_how_accurate_it_is(kind: type[Classifier], least: float) -> None:
     from safetensors import safe_open
 
-    assert (ASSETS / CLASSIFIER_FILE).stat().st_size < 2_000_000
-    with safe_open(ASSETS / CLASSIFIER_FILE, "pt") as file:
-        stated = json.loads(file.metadata()["provenance"])["test_accuracy"]
-    assert stated >= 0.99
+    file = ASSETS / classifier_file(kind)
+    assert file.stat().st_size < 3_000_000
+    with safe_open(file, "pt") as opened:
+        stated = json.loads(opened.metadata()["provenance"])["test_accuracy"]
+    assert stated >= least
 
 
 def test_shipped_classifier_is_as_accurate_as_it_says(data_root: Path) -> None:
     test = mnist(data_root, "test")
     subset = ArrayImages("mnist", "test", test.images[:2000], test.labels[:2000])
     assert accuracy(ClassifierFeatures().network, subset) >= 0.98
+
+
+def test_shipped_cifar10_classifier_is_as_accurate_as_it_says(cifar10_jpeg_test: ArrayImages) -> None:
+    assert accuracy(ClassifierFeatures(ObjectClassifier).network, cifar10_jpeg_test) >= 0.86
 
 
 def test_shipped_reference_reproduces(data_root: Path) -> None:
