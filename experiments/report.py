@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pds.errors import PDSError
+from pds.lab.cli import start
 from pds.lab.report import overview, write_report
+from pds.lab.terminal import show
 
 
-def main(arguments: list[str]) -> None:
-    """Print the table of each folder given and write its report.html."""
+def report(arguments: list[str]) -> None:
+    """Show the table of each folder given and write its report.html."""
     if not arguments or any(argument.startswith("-") for argument in arguments):
-        sys.exit(f"usage: {__doc__.split(': ')[1]}")
+        raise PDSError("name the folders of groups: python experiments/report.py outputs/quickstart")
     for folder in map(Path, arguments):
-        try:
-            print(f"{overview(folder)}\nreport  {write_report(folder)}")
-        except PDSError as error:
-            sys.exit(f"error: {error}")
+        show(f"{overview(folder)}\nreport  {write_report(folder)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(report)

@@ -6,11 +6,8 @@ PDS_CHECKPOINTS=/checkpoints python experiments/reproduce.py table=clean_fid see
 
 from __future__ import annotations
 
-import sys
-
-from pds.lab.schema import register
-from pds.lab.tables import main
+from pds.lab.cli import start
+from pds.lab.tables import reproduce
 
 if __name__ == "__main__":
-    register()
-    main(sys.argv[1:])
+    start(reproduce)

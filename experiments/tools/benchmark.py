@@ -8,24 +8,17 @@ python experiments/tools/benchmark.py -m batch_size=1,8,64 bf16=false,true compi
 
 from __future__ import annotations
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pds.lab.benchmark import benchmark
-from pds.lab.cli import entry_point, one_sentence
-from pds.lab.schema import register
-
-failures: list[str] = []
+from pds.lab.cli import configured, start
 
 
-@hydra.main(config_path="../../conf", config_name="benchmark", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+def measure(cfg: DictConfig) -> None:
     """One network at one image size."""
-    with one_sentence(failures):
-        benchmark(cfg, HydraConfig.get().overrides.task)
+    benchmark(cfg, HydraConfig.get().overrides.task)
 
 
 if __name__ == "__main__":
-    register()
-    entry_point(main, failures)
+    start(configured("benchmark", measure))

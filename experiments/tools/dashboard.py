@@ -7,9 +7,8 @@ It needs an account (`wandb login`); outputs/<group>/report.html is the same com
 
 from __future__ import annotations
 
-import sys
-
+from pds.lab.cli import start
 from pds.lab.report.wandb import main
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

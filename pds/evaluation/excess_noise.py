@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pds.noise import ImageNoise
-from pds.samplers.predictor_corrector import Level
+from pds.preconditioning.preconditioner import Preconditioner
+from pds.processes.forward import Process
+from pds.samplers.predictor_corrector import Level, PredictorCorrector
 from pds.score import Score, score_at
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
 HIGH = 0.35  # cycles a pixel, along both axes: where images have least
 MOST = 8.0  # gain of a filter that anyone would use
+DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,80 @@ def noise_in(x: Tensor, modes: Tensor) -> float:
     """Standard deviation of (batch, C, H, W) images in some Fourier modes, (H, W) bool; 1 for standard normal noise."""
     power = torch.fft.fft2(x, norm="ortho").abs().square()
     return power[..., modes.to(x.device)].mean().sqrt().item()
+
+
+def last_without_data(levels: Sequence[Level], variance: float) -> int:
+    """The last iteration whose noise hides the data.
+
+    Args:
+        levels: from `PredictorCorrector.levels`.
+        variance: of the data in one mode, in squared units of the model's data range.
+    """
+    return max(i for i, level in enumerate(levels) if i == 0 or variance <= DATA_SHARE * level.sigma**2)
+
+
+@torch.no_grad()
+def follow(
+    score: Score,
+    process: Process,
+    sampler: PredictorCorrector,
+    preconditioner: Preconditioner,
+    noise: ImageNoise,
+    modes: Tensor,
+    last: int,
+) -> list[float]:
+    """k before each iteration of a real run, up to that before iteration `last`.
+
+    Args:
+        score: of the network.
+        process: that it was trained on.
+        sampler: a predictor without a corrector.
+        preconditioner: P and S.
+        noise: of the images to sample.
+        modes: (H, W) bool, as of `highest_frequencies`.
+        last: as of `last_without_data`.
+
+    Returns:
+        last + 1 ratios, in units of the level's own noise.
+    """
+    levels = sampler.levels(process)
+    x = sampler.prior(noise, process, preconditioner)
+    left = [noise_in(x, modes) / levels[0].std]
+
+    def look(iteration: int, sigma: float, x: Tensor) -> None:
+        left.append(noise_in(x, modes) / levels[iteration + 1].std)
+
+    replace(sampler, denoise=False)(score, x, levels[:last], preconditioner, noise, look)
+    return left
+
+
+def alpha_of_gain(gain: float, power: Tensor, modes: Tensor) -> float:
+    """alpha of the weakest statistics filter with a gain m^2 in some modes; infinite for 1, NaN for an infinite gain.
+
+    Args:
+        gain: as of `least_gain`.
+        power: (C, H, W) spectrum of the data set, as of `DatasetStatistics`.
+        modes: (H, W) bool.
+    """
+    spectrum = power.double().log1p()
+    lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
+    # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
+    return (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
+
+
+@dataclass(frozen=True)
+class NoiseTrack:
+    """Noise of a sampler's state in units of its level, along one run.
+
+    Attributes:
+        iterations: T.
+        what: the filter, or "vanilla".
+        sigmas: (S,) descending noise levels.
+        predicted, sampled: (S,) each.
+    """
+
+    iterations: int
+    what: str
+    sigmas: Sequence[float]
+    predicted: Sequence[float]
+    sampled: Sequence[float]

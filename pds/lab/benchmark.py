@@ -34,6 +34,7 @@ from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import provenance, run_name
+from pds.lab.terminal import show
 from pds.models.scores import ScoreModel, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
@@ -354,7 +355,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     path = Path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
     write_json(path, result)
     results = [json.loads(file.read_text()) for file in sorted(path.parent.parent.glob("*/benchmark.json"))]
-    print(f"\n{summary(results)}\n\nnumbers  {path}")
+    show(f"\n{summary(results)}\n\nnumbers  {path}")
     return path
 
 

@@ -1,35 +1,145 @@
-"""What every script does around its work: show log lines, tell a failure in one sentence, leave with the right status."""
+"""What every script does around its work: steady streams, log lines, failures in one sentence, the exit status of the work."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
+from omegaconf import DictConfig
 
 from pds.errors import PDSError
-from pds.lab.logs import to_terminal
+from pds.lab import grammar
+from pds.lab.logs import show_lines
+from pds.lab.schema import register
+from pds.lab.terminal import steady_streams
 
 log = logging.getLogger(__name__)
 
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+PLUGINS = ROOT / "experiments"
+"""Has hydra_plugins in it."""
 
-def show_lines(prefix: str = "") -> None:
-    """Show the lines of the library and of the scripts on standard error; `prefix` as of `to_terminal`."""
-    to_terminal(prefix, (__name__, "__main__"))
+Work = Callable[[list[str]], object]
+"""What a script does with the arguments of its command line."""
+
+STOPPED = 130  # as shells tell of Ctrl-C
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there and run the same command again"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to, as in outputs=FOLDER"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose another folder, as in outputs=FOLDER"),
+    errno.ENOENT: "check the path",
+}
 
 
-@contextlib.contextmanager
-def one_sentence(failures: list[str]) -> Iterator[None]:
-    """Tell a failure that the user can act on in one sentence, and remember it; a sweep goes on with its next point."""
+class Failed(Exception):
+    """The work failed, and has said why."""
+
+
+def start(work: Work) -> NoReturn:
+    """Run a script: do its work and leave with the exit status of the work."""
+    steady_streams()
+    sys.exit(status(work, sys.argv[1:]))
+
+
+def status(work: Work, arguments: list[str]) -> int:
+    """The exit status of some work, whose failure is told."""
     show_lines()
     try:
-        yield
-    except (PDSError, OSError) as error:
-        log.error("error: %s", error)
-        failures.append(str(error))
+        work(arguments)
+    except Failed:
+        return 1
+    except KeyboardInterrupt:
+        log.error("error: stopped by hand; the same command goes on from here")
+        return STOPPED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:
+        tell(error, grammar.sentence(error) or sentence(error))
+        return 1
+    return 0
 
 
-def entry_point(main: Callable[[], None], failures: list[str]) -> None:
-    """Run a Hydra main and leave with status 1 if any of its jobs failed."""
-    main()
-    sys.exit(1 if failures else 0)
+def sentence(error: Exception) -> str | None:
+    """What a failure means to the user, and what to do; None for a defect of ours, which needs its traceback."""
+    if isinstance(error, PDSError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        remedy = REMEDIES.get(error.errno or 0)
+        return f"{place}{error.strerror}{f': {remedy}' if remedy else ''}"
+    if isinstance(error, OSError):
+        return str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "this machine has too little memory for it: give a smaller batch_size, or a smaller model"
+    return None
+
+
+def tell(error: Exception, said: str | None) -> None:
+    """Say what went wrong, with the traceback where there is no sentence for it."""
+    if said is None:
+        log.error("error: %s: %s", type(error).__name__, error, exc_info=error)
+    else:
+        log.error("error: %s", said)
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def prepare() -> None:
+    """Let Hydra know our schema and find our sweeper, wherever the script was started from."""
+    register()
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+
+
+def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
+    """A job on the configuration that the arguments compose, or one for each point of a sweep.
+
+    Args:
+        name: of its file in conf/.
+        job: importable by name, because launchers send it to other processes.
+    """
+
+    def work(arguments: list[str]) -> None:
+        prepare()
+        # Hydra then raises what it would print, and `status` tells it.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        version.setbase("1.3")
+        parser, task = get_args_parser(), _Task(name, job)
+        _run_hydra(parser.parse_args(arguments), parser, task, str(CONF), name)
+        if task.failed:
+            raise Failed
+
+    return work
+
+
+class _Task:
+    """A job as Hydra calls it: a failure is told at once, and the other jobs of a sweep go on."""
+
+    def __init__(self, name: str, job: Callable[[DictConfig], object]) -> None:
+        self.__module__ = name  # what Hydra calls the program
+        self.job = job
+        self.failed = False
+
+    def __call__(self, cfg: DictConfig) -> None:
+        show_lines()
+        try:
+            self.job(cfg)
+        except Failed:
+            self.failed = True
+        except Exception as error:
+            said = sentence(error)
+            tell(error, said)
+            # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
+            self.failed |= leads() or said is None

@@ -27,6 +27,7 @@ from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
+from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.scores import ScoreModel, for_sampling
 from pds.moments import noise_moments
@@ -181,8 +182,8 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     if in_sweep:
         return
     report = write_report(folder.path.parent)
-    print(f"\n{format_table(read_runs(folder.path.parent))}\n")
-    print(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
+    show(f"\n{format_table(read_runs(folder.path.parent))}\n")
+    show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
 
 
 def sample_and_measure(

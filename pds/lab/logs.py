@@ -5,43 +5,69 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+
+from pds.lab.terminal import one_line, printable
+
+_Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def to_terminal(prefix: str = "", callers: Sequence[str] = ()) -> None:
+class Lines(logging.Formatter):
+    """A record a line, whatever its message is made of; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: _Raised) -> str:
+        return printable(super().formatException(ei), keep="\n")
+
+
+class Terminal(logging.Handler):
+    """Standard error, as it is when a line is written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def show_lines(prefix: str = "") -> None:
     """Show this library's log lines, and warnings of others, on standard error; once a process.
 
     Args:
         prefix: begins each line, to tell the lines of processes apart.
-        callers: names of more loggers whose lines are shown.
     """
     logger = logging.getLogger()
-    handler = next((handler for handler in logger.handlers if getattr(handler, "pds_terminal", False)), None)
+    handler = next((handler for handler in logger.handlers if isinstance(handler, Terminal)), None)
     if handler is None:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.pds_terminal = True  # type: ignore[attr-defined]
+        handler = Terminal()
         logger.addHandler(handler)
-    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    handler.setFormatter(Lines(f"{prefix}%(message)s"))
     # A log file on a full disk must not bury the sentence that says so.
     logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)
-    for name in ("pds", *callers):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("pds").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Copy log lines into a file while the block runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(Lines(FORMAT))
     logger = logging.getLogger()
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        # What a full disk did not take, it does not take now.
+        with contextlib.suppress(OSError):
+            handler.close()

@@ -15,16 +15,20 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from pds.errors import MissingError, PDSError
 from pds.generation import Processes
-from pds.lab.cli import show_lines
+from pds.lab import grammar
+from pds.lab.cli import Failed, leads
 from pds.lab.experiment import run
+from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
 from pds.lab.report import overview, write_report
 from pds.lab.runs import says_where
+from pds.lab.terminal import show
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +63,16 @@ class PlannedSweep:
                 raise
             name = config.hydra.runtime.choices["hydra/launcher"]
             extra = "slurm" if name.startswith("submitit") else name
-            sys.exit(f"error: hydra/launcher={name} is not installed: pip install -c .ci/constraints.txt -e '.[{extra}]'")
+            raise PDSError(
+                f"hydra/launcher={name} is not installed: pip install -c .ci/constraints.txt -e '.[{extra}]'"
+            ) from None
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run them all."""
-        try:
-            return self._sweep(arguments)
-        except PDSError as error:
-            sys.exit(f"error: {error}")
-
-    def _sweep(self, arguments: list[str]) -> Any:
         since = time.time()
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
+        for override in given:
+            _require_values(override)
         (combinations,) = self.split_arguments(given, None)
         swept = [override.get_key_element() for override in given if override.is_sweep_override()]
         fixed = [override.input_line for override in given if not override.is_sweep_override()]
@@ -86,8 +88,7 @@ class PlannedSweep:
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
             point = Point.of(job, where, number=number, sweep=name, command=self.command, work=_work(cfg))
             plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(point)
-        leader = os.environ.get("RANK", "0") == "0"
-        if leader:
+        if leads():
             for folder, points in plan.items():
                 Points(folder).plan(points)
         # Workers that a launcher starts import what this process imported.
@@ -95,29 +96,38 @@ class PlannedSweep:
             filter(None, [*map(os.path.abspath, sys.path), os.environ.get("PYTHONPATH")])
         )
         if logs := OmegaConf.select(self.config, "hydra.launcher.submitit_folder"):
-            print(f"logs     {logs.replace('%j', '*')}/*_log.err", flush=True)
+            show(f"logs     {logs.replace('%j', '*')}/*_log.err")
         results, error = [], None
         try:
             results = self.launcher.launch(jobs, initial_job_idx=0)
-        except (
-            Exception,
-            KeyboardInterrupt,
-        ) as raised:  # a worker that was killed, no SLURM here: launchers raise what they like
-            error = raised
-        if leader:
-            succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
-            if error is not None:
-                said = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-                sys.exit(f"error: the sweep was stopped: {said}; the same command goes on from here")
+        except (Exception, KeyboardInterrupt) as raised:  # a worker was killed, SLURM is absent: launchers raise anything
+            said = str(raised).strip().partition("\n")[0].rstrip(".") or type(raised).__name__
+            error = PDSError(f"the sweep was stopped: {said}; the same command goes on from here")
+        if leads():
+            try:
+                succeeded = [_succeeded(folder, points) for folder, points in plan.items()]
+            finally:
+                if error is not None:
+                    raise error
             if not all(succeeded):
-                sys.exit(1)
+                raise Failed
         return results
+
+
+def _require_values(override: Override) -> None:
+    """Refuse a sweep over no value, which would do nothing and say nothing."""
+    if not override.is_sweep_override():
+        return
+    if not override.is_discrete_sweep():
+        raise PDSError(grammar.without_values(override.input_line))
+    if next(override.sweep_string_iterator(), None) is None:
+        raise PDSError(f"{override.input_line} names no value: a sweep needs at least one")
 
 
 def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
     """Show what became of the points of one folder."""
-    report = write_report(folder)
-    print(f"\n{overview(folder)}\nreport   {report}")
+    show(f"\n{overview(folder)}")
+    show(f"report   {write_report(folder)}")
     digests = {point.digest for point in planned}
     states = [point.state for point in Points(folder).read() if point.digest in digests]
     return "done" in states and set(states) <= {"done", "skipped"}
@@ -128,14 +138,17 @@ def _work(cfg: DictConfig) -> float:
     return float(cfg.images) * (OmegaConf.select(cfg, "sampler.iterations") or 1)
 
 
-def leads() -> bool:
-    """Whether this process is alone, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+def run_or_point(cfg: DictConfig) -> None:
+    """One run, or one point of a sweep, on a composed configuration of conf/run.yaml."""
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.sweep.number is None:
+        run(cfg, overrides)
+    else:
+        run_point(cfg, overrides)
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
-    show_lines()
     if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
         # Points run side by side: each line says whose it is, and bars would overwrite one another.
         show_lines(f"{cfg.sweep.number}: ")

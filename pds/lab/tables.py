@@ -4,65 +4,57 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import runpy
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import ConfigCompositionException
 
 from pds.errors import PDSError
-from pds.lab.cli import one_sentence
+from pds.lab.cli import CONF, configured, prepare
 from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.tables import Cell, Table, write_table
 from pds.lab.schema import Reproduce
+from pds.lab.sweep import run_or_point
+from pds.lab.terminal import show
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
 OURS = [field.name for field in dataclasses.fields(Reproduce)]
 SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
 
 
-def main(arguments: list[str]) -> None:
+def reproduce(arguments: list[str]) -> None:
     """Write down what a table asks for and run its cells as one sweep, whose end shows the table.
 
-    Arguments are of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
+    Args:
+        arguments: keys of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
     """
-    failures: list[str] = []
-    with one_sentence(failures):
-        keys = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
-        ours = [argument for argument, group in keys.items() if group in OURS]
-        engine = [argument for argument, group in keys.items() if group == "hydra"]
-        runs = [argument for argument, group in keys.items() if group not in {*OURS, "hydra"}]
-        names = [argument.partition("=")[2] for argument, group in keys.items() if group == "table"]
-        if not names or names[0] not in TABLES:
-            raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                config = resolved(compose("reproduce", ours))
-        except ConfigCompositionException as error:
-            raise PDSError(f"{' '.join(ours)}: {str(error.__cause__ or error).splitlines()[0]}") from None
-        group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
-        folder = Path(config["outputs"]) / group
-        table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
-        table.write(folder)
-        if not points:
-            write_table(folder)
-            print(f"\n{overview(folder)}")
-            raise PDSError("no cell of this table can run here; its small form can: small=true")
-        node = {"_target_": "hydra_plugins.points.PointsSweeper", "points": points, "command": table.command}
-        ConfigStore.instance().store(group="hydra/sweeper", name="table", node=node)
-        given = [f"group={group}", f"outputs={config['outputs']}", *engine]
-        sys.argv = [str(CONF.parent / "experiments" / "run.py"), "-m", "hydra/sweeper=table", *given]
-        # As a program: Hydra finds conf/ from the file it runs, and workers are sent its functions.
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    sys.exit(1 if failures else 0)
+    groups = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
+    ours = [argument for argument, group in groups.items() if group in OURS]
+    engine = [argument for argument, group in groups.items() if group == "hydra"]
+    runs = [argument for argument, group in groups.items() if group not in {*OURS, "hydra"}]
+    names = [argument.partition("=")[2] for argument, group in groups.items() if group == "table"]
+    if not names or names[0] not in TABLES:
+        raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
+    prepare()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolved(compose("reproduce", ours))
+    group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
+    folder = Path(config["outputs"]) / group
+    table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
+    table.write(folder)
+    if not points:
+        write_table(folder)
+        show(f"\n{overview(folder)}")
+        raise PDSError("no cell of this table can run here; its small form can: small=true")
+    node = {"_target_": "hydra_plugins.points.PointsSweeper", "points": points, "command": table.command}
+    ConfigStore.instance().store(group="hydra/sweeper", name="table", node=node)
+    sweep = configured("run", run_or_point)
+    sweep(["-m", "hydra/sweeper=table", f"group={group}", f"outputs={config['outputs']}", *engine])
 
 
 def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table, list[list[str]]]:

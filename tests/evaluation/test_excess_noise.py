@@ -5,11 +5,10 @@ import re
 
 import pytest
 import torch
+from command_line import command
 from conftest import GaussianTarget
-from excess_noise import report
 from PIL import Image
 from test_configurations import composed
-from test_run import command
 
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
@@ -21,6 +20,7 @@ from pds.evaluation.excess_noise import (
     noise_in,
     noise_response,
 )
+from pds.lab.tune import tune_by_network
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.processes.forward import VarianceExploding, VariancePreserving
@@ -122,7 +122,7 @@ def test_the_command(tmp_path):
     data = ["dataset=folder", "dataset.shape=[1,28,28]", f"dataset.source.root={tmp_path}", "images=4"]
     here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[6,12]", "model.process.sigma_max=16"]
     here.append(f"outputs={tmp_path / 'outputs'}")
-    result = command("excess_noise.py", *here)
+    result = command("tools/excess_noise.py", *here)
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in result.stdout.splitlines() if row.startswith("| ")]
     lines = [row for row in rows if row[0] in ("6", "12")]
@@ -145,6 +145,6 @@ def test_the_command(tmp_path):
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_is_measured(monkeypatch, wrong, says):
-    monkeypatch.setattr("excess_noise.noise_response", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("pds.lab.tune.noise_response", lambda *_: pytest.fail("measured"))
     with pytest.raises(PDSError, match=re.escape(says)):
-        report(composed(*wrong.split(), config="excess_noise"))
+        tune_by_network(composed(*wrong.split(), config="excess_noise"))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from command_line import command
 from conftest import natural_power
-from test_run import command
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
@@ -97,12 +97,12 @@ def test_what_is_not_linear_mode_by_mode_is_refused(sampler, space):
 
 
 def test_the_command():
-    result = command("gaussian.py", "iterations=[25,50]", "over=[2,3]")
+    result = command("tools/gaussian.py", "iterations=[25,50]", "over=[2,3]")
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in result.stdout.splitlines() if row.startswith("| ")]
     assert rows[0] == ["T", "vanilla", "alpha=2", "alpha=3", "lowest"]
     assert [row[0] for row in rows[2:]] == ["25", "50"] and rows[2][-1] == "3"
     assert float(rows[2][3]) < float(rows[2][1])
     for wrong in ("filter.beta", "filtr.alpha", "model.process.sigma_max", "sampler.iterations"):
-        refused = command("gaussian.py", f"vary={wrong}")
+        refused = command("tools/gaussian.py", f"vary={wrong}")
         assert refused.returncode == 1 and f"error: vary={wrong} is no key of filter, solenoid, sampler" in refused.stderr

@@ -3,7 +3,6 @@
 import json
 import statistics
 
-import published
 import pytest
 import torch
 from hydra.errors import ConfigCompositionException
@@ -11,6 +10,7 @@ from test_configurations import composed
 from torch import nn
 
 from pds.errors import PDSError
+from pds.lab import published
 from pds.lab.benchmark import Iteration, attainable, benchmark, operations, peak_memory
 from pds.lab.config import build, resolved
 from pds.lab.runs import provenance
@@ -47,8 +47,8 @@ def tiny(tmp_path, *overrides):
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    monkeypatch.setattr("benchmark.BLOCK", 0)
-    monkeypatch.setattr("benchmark.attainable", lambda device, dtype: 1e12)
+    monkeypatch.setattr("pds.lab.benchmark.BLOCK", 0)
+    monkeypatch.setattr("pds.lab.benchmark.attainable", lambda device, dtype: 1e12)
 
 
 @pytest.mark.parametrize(("overrides", "sampler", "filter"), ITERATIONS)
@@ -82,7 +82,7 @@ def test_operations_are_counted_by_hand(compile):
 
 
 def test_the_attainable_rate_is_that_of_the_fastest_product(monkeypatch):
-    monkeypatch.setattr("benchmark.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
+    monkeypatch.setattr("pds.lab.benchmark.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
     assert attainable(torch.device("cpu"), torch.bfloat16) == pytest.approx(2 * 2048**3 / 4e-3)
 
 

@@ -220,22 +220,22 @@ def test_what_is_not_uploaded(tmp_path):
 
 
 def test_without_an_account_it_says_what_to_do(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="no runs in"):
+    with pytest.raises(PDSError, match="no runs in"):
         dashboard.main([str(tmp_path)])
     folder = sweep(tmp_path / "sweep")
     for name in ("pds-10", "pds-20"):
         (folder / name / "wandb" / "offline-run-20260101_000000-a").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"error: .*wandb login.*sweep/report.html"):
+    with pytest.raises(PDSError, match=r"wandb login.*sweep/report.html"):
         dashboard.main([str(folder), "--entity", "me"])
     out = capsys.readouterr().out
     paths = [f"{folder}/{name}/wandb/offline-run-20260101_000000-a" for name in ("pds-20", "pds-10")]
     assert f"wandb sync --entity me --project lab {' '.join(paths)}\n" in out and "2 of 4 runs had no tracker" in out
     monkeypatch.setattr(dashboard, "wr", None)
-    with pytest.raises(SystemExit, match=r"pip install wandb-workspaces.*sweep/report.html"):
+    with pytest.raises(PDSError, match=r"pip install wandb-workspaces.*sweep/report.html"):
         dashboard.main([str(folder)])
     for status in folder.glob("*/status.json"):
         write_json(status, {"state": "running"})
-    with pytest.raises(SystemExit, match="is finished"):
+    with pytest.raises(PDSError, match="is finished"):
         dashboard.main([str(folder)])
 
 
@@ -310,6 +310,6 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(SystemExit, match=r"error: W&B did not take the report.*sweep/report.html"):
+        with pytest.raises(PDSError, match=r"W&B did not take the report.*sweep/report.html"):
             dashboard.main([str(folder)])
     assert time.monotonic() - start < 10

@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from command_line import ROOT, command, environment, started
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_configurations import CONF
-from test_run import ROOT, command
 
 from pds.generation import Processes
 from pds.lab.points import Points
@@ -29,7 +29,8 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
     sweep = [f"hydra/launcher={launcher}", "filter.alpha=0.5,2,4,6", f"outputs={tmp_path}"]
     sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    first = swept(*sweep)
+    # Workers of joblib write to the terminal of the process that started them.
+    first = started("experiments/run.py", "-m", *TINY, *sweep) if launcher == "joblib" else swept(*sweep)
     logs = "".join(path.read_text() for path in tmp_path.glob(".submitit/*/*_log.err")) or first.stderr
     assert first.returncode == 1, first.stderr
     refusal = "filter.alpha must be at least 1 and finite, got 0.5"
@@ -56,9 +57,7 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
 
 def torchrun(folder, script, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
-    paths = [str(ROOT), str(ROOT / "experiments"), str(folder), os.environ.get("PYTHONPATH")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(folder), check=False, timeout=300)
 
 
 # A tracker whose making fails once, in the second process alone, with what is no refusal.
@@ -118,7 +117,7 @@ Path("{folder}", f"rank-{{rank}}").write_text(json.dumps(said))
 
 def test_one_process_of_torchrun_decides_for_all_and_what_it_cannot_write_stops_all(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(TWO_DISKS.format(path=[*sys.path, str(ROOT / "experiments")], folder=tmp_path))
+    script.write_text(TWO_DISKS.format(path=sys.path, folder=tmp_path))
     done = torchrun(tmp_path, script)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
@@ -149,12 +148,10 @@ HOLD = (
 
 @pytest.mark.skipif(sys.platform == "win32", reason="flock")
 def test_each_process_has_a_gpu_of_its_own_until_it_ends(tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "experiments"), os.environ.get("PYTHONPATH", "")])
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 
     def started():
-        environment = os.environ | {"PYTHONPATH": path, "PDS_CACHE": str(tmp_path)}
-        process = subprocess.Popen([sys.executable, "-c", HOLD], text=True, env=environment, **pipes)
+        process = subprocess.Popen([sys.executable, "-c", HOLD], text=True, env=environment(PDS_CACHE=str(tmp_path)), **pipes)
         return process, process.stdout.readline().split()
 
     processes = []

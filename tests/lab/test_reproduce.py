@@ -8,9 +8,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from command_line import command
 from hydra import compose, initialize_config_dir
 from test_configurations import composed
-from test_run import command
 
 from pds.errors import PDSError
 from pds.lab.config import build, resolved

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from pds.evaluation.excess_noise import NoiseTrack
 from pds.lab.report.pictures import colours
 from pds.lab.report.runs import significant, timing
 from pds.lab.report.swept import Best, Curves, HeatMap, Line, Panel, Setting, T, shown, symbol
@@ -152,24 +153,6 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
         figure.legend(loc="outside right upper")
         labels = ", ".join(line.label for line in [*curves.lines, *curves.levels])
         return Chart(name, f"{panel.metric} against {symbol(curves.x)}: {labels}", _svg(figure))
-
-
-@dataclass(frozen=True)
-class NoiseTrack:
-    """Noise of a sampler's state in units of its level, along one run.
-
-    Attributes:
-        iterations: T.
-        what: the filter, or "vanilla".
-        sigmas: (S,) descending noise levels.
-        predicted, sampled: (S,) each.
-    """
-
-    iterations: int
-    what: str
-    sigmas: Sequence[float]
-    predicted: Sequence[float]
-    sampled: Sequence[float]
 
 
 def noise_along(name: str, tracks: Sequence[NoiseTrack]) -> Chart:

@@ -11,7 +11,6 @@ import argparse
 import os
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from pds.errors import PDSError
 from pds.lab.report import RunSummary, format_table, read_runs
 from pds.lab.report.runs import differing, metric_names
 from pds.lab.runs import identity
+from pds.lab.terminal import show
 from pds.lab.tracking import has_api_key
 
 try:
@@ -40,10 +40,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B user or team (default: that of the runs)")
     options = parser.parse_args(arguments)
-    try:
-        print(f"dashboard  {dashboard(options.folder, options.project, options.entity)}")
-    except PDSError as error:
-        sys.exit(f"error: {error}")
+    show(f"dashboard  {dashboard(options.folder, options.project, options.entity)}")
 
 
 def dashboard(folder: Path, project: str | None, entity: str | None) -> str:
@@ -66,11 +63,11 @@ def dashboard(folder: Path, project: str | None, entity: str | None) -> str:
         raise PDSError(f"no run in {folder} names a W&B project: give --project")
     offline, untracked = not_uploaded(runs)
     if untracked:
-        print(f"{len(untracked)} of {len(runs)} runs had no tracker: they are in the report's table, not in its charts")
+        show(f"{len(untracked)} of {len(runs)} runs had no tracker: they are in the report's table, not in its charts")
     if offline:
         owner = ["--entity", entity] if entity else []
         command = shlex.join(["wandb", "sync", *owner, "--project", project, *map(str, offline)])
-        print(f"{len(offline)} of {len(runs)} runs are not uploaded; the report shows them once you run:\n{command}")
+        show(f"{len(offline)} of {len(runs)} runs are not uploaded; the report shows them once you run:\n{command}")
     if not has_api_key():
         raise PDSError(f"no W&B account is configured: run `wandb login` ({_offline(folder)})")
     try:

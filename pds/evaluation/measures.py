@@ -1,0 +1,290 @@
+"""What reviewers ask of samples beside the Fréchet distance, all from feature vectors: one image a row, float32.
+
+Every function refuses features that are not finite, of different lengths, or of too few images for what it measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pds.errors import PDSError
+from pds.evaluation.frechet import FeatureStatistics, frechet_distance
+from pds.options import Count, Range, checked
+
+BLOCK = 4096  # rows of a block of distances, to bound memory
+
+
+class Estimate(NamedTuple):
+    """A number and how far it may be off.
+
+    Attributes:
+        value: the number.
+        error: its spread, as the function that made it says.
+    """
+
+    value: float
+    error: float
+
+
+@checked
+def kernel_distance(
+    samples: np.ndarray,
+    reference: np.ndarray,
+    subsets: Count = 100,
+    size: Annotated[int, Range(2, 10**6)] = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """KID, the unbiased squared MMD with the kernel (x·y / D + 1)^3 averaged over subsets (Binkowski et al., ICLR 2018).
+
+    Args:
+        samples, reference: (N, D) and (M, D) features.
+        subsets: how many pairs of subsets.
+        size: images in each subset, at most N and M.
+        seed: of their choice.
+
+    Returns:
+        The mean over subsets and their standard deviation.
+    """
+    _require(samples, reference, at_least=size, what=f"KID with subsets of {size}")
+    choice = np.random.RandomState(seed)  # numpy's legacy stream, which torch-fidelity draws from
+    distances = []
+    for _ in range(subsets):
+        x = samples[choice.choice(len(samples), size, replace=False)].astype(np.float64)
+        y = reference[choice.choice(len(reference), size, replace=False)].astype(np.float64)
+        xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+        within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (size * (size - 1))
+        distances.append(within - 2 * xy.mean())
+    return Estimate(float(np.mean(distances)), float(np.std(distances)))
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+class Manifold(NamedTuple):
+    """Fidelity and diversity by nearest neighbours; all but density lie in [0, 1].
+
+    Attributes:
+        precision: share of samples inside the ball of a real image (Kynkäänniemi et al., NeurIPS 2019).
+        recall: share of real images inside the ball of a sample.
+        density: number of real balls that a sample lies in, divided by k (Naeem et al., ICML 2020); 1 for real images.
+        coverage: share of real images whose ball holds a sample.
+    """
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+@checked
+def manifold(
+    samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: Count = 5, device: str = "cpu", progress: bool = False
+) -> Manifold:
+    """Precision, recall, density and coverage. The ball of an image reaches to its k-th nearest neighbour in its own set.
+
+    Args:
+        samples, reference: (N, D) and (M, D) features.
+        near: k of precision and recall.
+        wide: k of density and coverage.
+        device: where distances are computed, in float32 and in blocks.
+        progress: show a bar.
+    """
+    _require(samples, reference, at_least=max(near, wide) + 1, what=f"neighbours up to the {max(near, wide)}th")
+    # Distances do not change when the mean is taken away, and lose fewer digits.
+    centre = reference.mean(0, dtype=np.float64).astype(np.float32)
+    fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
+    total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
+    with tqdm(total=total, desc="neighbours", unit="block", disable=not progress, leave=False) as bar:
+        fake_radius = _radii(fake, (near,), bar)[0]
+        real_radius, real_wide = _radii(real, (near, wide), bar)
+        inside, counts = [], torch.zeros((), dtype=torch.int64)
+        recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
+        nearest = torch.full((len(real),), math.inf, device=device)
+        for start, distances in _blocks(fake, real):
+            inside.append((distances <= real_radius).any(1))
+            counts += (distances < real_wide).sum().cpu()
+            recalled |= (distances <= fake_radius[start : start + len(distances), None]).any(0)
+            nearest = torch.minimum(nearest, distances.amin(0))
+            bar.update()
+    return Manifold(
+        torch.cat(inside).float().mean().item(),
+        recalled.float().mean().item(),
+        counts.item() / (wide * len(fake)),
+        (nearest < real_wide).float().mean().item(),
+    )
+
+
+def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm) -> list[Tensor]:
+    """For each k the squared distance of each point to its k-th nearest neighbour, itself left out."""
+    radii: list[list[Tensor]] = [[] for _ in neighbours]
+    for _, distances in _blocks(points, points):
+        least = distances.topk(max(neighbours) + 1, dim=1, largest=False).values
+        for k, found in zip(neighbours, radii, strict=True):
+            found.append(least[:, k])
+        bar.update()
+    return [torch.cat(found) for found in radii]
+
+
+def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Squared distances between the rows of `a`, a block at a time, and those of `b`; with each block its first row."""
+    lengths = b.square().sum(1)
+    for start in range(0, len(a), BLOCK):
+        block = a[start : start + BLOCK]
+        distances = torch.addmm(lengths[None], block, b.T, alpha=-2)
+        yield start, distances.add_(block.square().sum(1)[:, None]).clamp_(min=0)
+
+
+@checked
+def inception_score(logits: np.ndarray, splits: Count = 10) -> Estimate:
+    """exp E KL(p(y|x) || p(y)) of a classifier (Salimans et al., NeurIPS 2016): mean and standard deviation over splits.
+
+    Args:
+        logits: (N, classes) of the samples.
+        splits: parts of the samples, in their order, that are scored alone.
+    """
+    _require(logits, at_least=splits, what=f"an inception score over {splits} splits")
+    log_p = torch.from_numpy(logits).double().log_softmax(1)
+    scores = []
+    for i in range(splits):
+        part = log_p[i * len(log_p) // splits : (i + 1) * len(log_p) // splits]
+        log_q = torch.logsumexp(part, 0) - math.log(len(part))
+        scores.append((part.exp() * (part - log_q)).sum(1).mean().exp().item())
+    return Estimate(float(np.mean(scores)), float(np.std(scores)))
+
+
+class Memorisation(NamedTuple):
+    """Whether samples are nearer to the training images than new images of the same kind are.
+
+    Attributes:
+        ratio: median distance of a sample to its nearest training image, over the same of the images from outside. Near 1
+            where nothing is memorised, 0 for copies.
+        share: share of samples that are nearer to a training image than every image from outside is.
+    """
+
+    ratio: float
+    share: float
+
+
+@checked
+def memorisation(samples: np.ndarray, training: np.ndarray, outside: np.ndarray, device: str = "cpu") -> Memorisation:
+    """Distances in feature space to the nearest training image, of samples and of images that the network never saw.
+
+    Args:
+        samples: (N, D) features of the samples.
+        training: (M, D) features of the images that the network was trained on.
+        outside: (K, D) features of images of the same kind outside the training set. A part of the training set will not do.
+        device: where distances are computed.
+    """
+    _require(samples, training, outside, at_least=1, what="memorisation")
+    centre = training.mean(0, dtype=np.float64).astype(np.float32)
+    a, b, c = (torch.from_numpy(features - centre).to(device) for features in (samples, training, outside))
+    own, others = (torch.cat([d.amin(1) for _, d in _blocks(x, b)]).sqrt() for x in (a, c))
+    return Memorisation((own.median() / others.median()).item(), (own < others.min()).float().mean().item())
+
+
+@checked
+def frechet_limit(
+    samples: np.ndarray, reference: FeatureStatistics, points: Annotated[int, Range(3, 1000)] = 15, seed: int = 0
+) -> Estimate:
+    """FID extrapolated to infinitely many samples (Chong & Forsyth, CVPR 2020): the bias of N images falls as 1/N.
+
+    Args:
+        samples: (N, D) features, at least 20.
+        reference: what they are compared with.
+        points: random subsets, of N/10 to N images, through whose distances the line in 1/N is laid.
+        seed: of their choice.
+
+    Returns:
+        The line's value at 1/N = 0, and the standard error of that fit. Subsets overlap, so the error is too small rather
+        than too large.
+    """
+    _require(samples, at_least=20, what="an extrapolated distance")
+    order, counts = np.random.default_rng(seed), np.linspace(len(samples) / 10, len(samples), points).astype(int)
+    distances = []
+    for count in counts:
+        chosen = samples[order.choice(len(samples), count, replace=False)]
+        distances.append(frechet_distance(FeatureStatistics.from_features(chosen), reference))
+    line = np.stack([np.ones(points), 1 / counts], 1)
+    (value, slope), *_ = np.linalg.lstsq(line, np.array(distances), rcond=None)
+    residual = np.array(distances) - line @ (value, slope)
+    covariance = np.linalg.inv(line.T @ line) * (residual @ residual / (points - 2))
+    return Estimate(float(value), float(covariance[0, 0] ** 0.5))
+
+
+@checked
+def jackknife(
+    measure: Callable[[np.ndarray], float], features: np.ndarray, blocks: Annotated[int, Range(2, 10**4)] = 20
+) -> Estimate:
+    """A measure of one seed's images with its standard error, by leaving out one block of images after the other.
+
+    Args:
+        measure: a number of (n, D) features.
+        features: (N, D) features, in the order of the images.
+        blocks: contiguous parts of equal size, up to one image.
+
+    Returns:
+        The measure of all images, and its standard error. The error says nothing of a bias that all blocks share, as that of
+        the Fréchet distance, which is larger by a factor of 1/N.
+    """
+    _require(features, at_least=2 * blocks, what=f"a jackknife of {blocks} blocks")
+    parts = np.array_split(np.arange(len(features)), blocks)
+    left_out = np.array([measure(np.delete(features, part, axis=0)) for part in parts])
+    error = math.sqrt((blocks - 1) / blocks * np.square(left_out - left_out.mean()).sum())
+    return Estimate(float(measure(features)), error)
+
+
+# 97.5% quantiles of Student's t for 1 to 10 degrees of freedom; beyond, their expansion around the normal quantile.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+class Comparison(NamedTuple):
+    """Two settings at equal noise: the same seeds, one after the other.
+
+    Attributes:
+        difference: mean of first minus second over seeds.
+        error: standard error of that mean.
+        low, high: 95% interval of the difference (Student's t).
+    """
+
+    difference: float
+    error: float
+    low: float
+    high: float
+
+    @property
+    def level(self) -> bool:
+        """Whether the interval holds 0, so that neither setting is better for all that was measured."""
+        return self.low <= 0 <= self.high
+
+
+def compared(first: list[float], second: list[float]) -> Comparison:
+    """The paired comparison of two settings' measures, seed by seed; at least two seeds."""
+    if len(first) != len(second) or len(first) < 2:
+        raise PDSError(
+            f"a paired comparison needs the same seeds of both settings, at least 2: got {len(first)} and {len(second)}"
+        )
+    differences = np.subtract(first, second)
+    degrees = len(differences) - 1
+    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    reach = (STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.95996 + 2.3724 / degrees + 2.8225 / degrees**2) * error
+    mean = float(differences.mean())
+    return Comparison(mean, error, mean - reach, mean + reach)
+
+
+def _require(*features: np.ndarray, at_least: int, what: str) -> None:
+    if any(f.ndim != 2 for f in features) or len({f.shape[1] for f in features}) > 1:
+        raise PDSError(
+            f"{what} needs (N, D) features of one length D, got the shapes {', '.join(str(f.shape) for f in features)}"
+        )
+    if (fewest := min(len(f) for f in features)) < at_least:
+        raise PDSError(f"{what} needs at least {at_least} images, got {fewest}: sample more, or leave this measure out")
+    if not all(np.isfinite(f).all() for f in features):
+        raise PDSError(f"{what} needs finite features: look for NaN or infinity in the images they come from")

@@ -1,0 +1,126 @@
+"""What Hydra refuses on a command line, in one sentence that says how to write it or what is valid."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterator
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+
+def sentence(error: Exception) -> str | None:
+    """What is wrong with the command line; None for an error that has another cause."""
+    if isinstance(error, InstantiationException):
+        return None
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if isinstance(error, MissingConfigException):
+        return _no_choice(error)
+    if isinstance(error, ConfigCompositionException):
+        return _refused(error)
+    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
+        return f"the command line cannot be used: {_first_line(error)}"
+    return None
+
+
+def _raised_in_hydra(error: Exception) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
+    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def quoted(override: str) -> str | None:
+    """The override with its value quoted, for Hydra and for a shell; None where that does not help."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return None
+    # Whoever quoted it already meant the text between the quotes.
+    value = value.strip("'\"")
+    text = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    try:
+        parsed = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        return None
+    return shlex.quote(text) if str(parsed) == value else None
+
+
+def _as_in(override: str) -> str:
+    fix = quoted(override)
+    return f", as in {fix}" if fix else ""
+
+
+def _unreadable(override: str | None) -> str:
+    override = override or ""
+    if "=" not in override.lstrip("~"):
+        return f"{override} sets nothing: write KEY=VALUE, or -m and --help as the only words without a value"
+    return f"{override} cannot be read: quote a value that has any of = , ( ) [ ] {{ }} in it{_as_in(override)}"
+
+
+def without_values(override: str) -> str:
+    """The refusal of a sweep over a range of real numbers."""
+    return f"{override} has no values to try one after the other: list them, as in 1,2,3 or range(1,4)"
+
+
+def _no_choice(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    options = sorted(error.options or [])
+    if not (group and options):
+        return f"the command line cannot be used: {_first_line(error)}"
+    return f"there is no {group}={name}{_meant(name, options)}: choose one of {', '.join(options)}"
+
+
+def _refused(error: ConfigCompositionException) -> str:
+    text, cause = str(error), error.__cause__
+    if found := re.match(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
+        given = found[1]
+        return f"{given} has several values: add -m to try each, or quote a value with a comma in it{_as_in(given)}"
+    if found := re.match(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
+        return without_values(found[1]) if "interval(" in found[1] else f"{found[1]} has several values: add -m to try each"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        return _no_key(str(cause.full_key), str(cause.key), cause.parent_node)
+    if found := re.match(r"Error merging override (.*)", text):
+        return f"{found[1]} is not possible: {_first_line(cause or error)}"
+    if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
+        return f"{found[1]} is not chosen in this configuration, and cannot be chosen otherwise"
+    return f"the command line cannot be used: {_first_line(error)}{f' ({_first_line(cause)})' if cause else ''}"
+
+
+def _no_key(full: str, key: str, parent: DictConfig) -> str:
+    """The refusal of a key that is not there."""
+    siblings = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+    node = full.removesuffix(key).rstrip(".")
+    everywhere = list(_keys(OmegaConf.to_container(parent._get_root(), resolve=False)))
+    near = [name for name in everywhere if name.rpartition(".")[2] == key]
+    beside = [f"{node}.{name}" if node else name for name in siblings]
+    there = f"{node} has" if node else "the keys are"
+    return f"there is no {full}{_meant(full, beside, near)}: {there} {', '.join(siblings)}"
+
+
+def _meant(name: str, choices: list[str], near: list[str] | None = None) -> str:
+    meant = difflib.get_close_matches(name, choices, n=1, cutoff=0.6) or (near or [])[:3]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
+
+
+def _keys(node: object, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "hydra":
+                yield f"{prefix}{key}"
+                yield from _keys(value, f"{prefix}{key}.")

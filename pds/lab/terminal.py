@@ -1,0 +1,82 @@
+"""The terminal: streams whose loss fails nothing, and text that does nothing to them beyond being read."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from typing import TextIO
+
+LONGEST = 2000
+"""Characters of a message that are shown; names and values come from files, and may be as long as these."""
+
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
+
+
+class _Shown(io.FileIO):
+    """Bytes for whoever watches: nobody may be there, and the disk of a redirection may be full."""
+
+    def write(self, data: object) -> int:
+        try:
+            while (written := super().write(data)) is None:  # type: ignore[arg-type]
+                select.select([], [self], [])
+            return written
+        except OSError:
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def steady(stream: TextIO | None, mode: str = "w") -> TextIO:
+    """A stream that takes any text in any locale, and writes what it can.
+
+    A letter that its encoding lacks is written as its escape.
+
+    Args:
+        stream: one of Python's own; None is one that was closed before the program began.
+        mode: "r" or "w".
+    """
+    if stream is None:
+        # The lowest free number is the closed stream's own, which no other file may get: C libraries write to it.
+        return open(os.devnull, mode, encoding="utf-8")
+    if mode == "r":
+        return stream
+    try:
+        raw = _Shown(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError, AttributeError):  # a notebook's, or a test's
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        return stream
+    stream.flush()
+    buffered = isinstance(stream, io.TextIOWrapper) and not stream.write_through
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=bool(getattr(stream, "line_buffering", True)),
+        write_through=not buffered,
+    )
+
+
+def steady_streams() -> None:
+    """Make the three streams of this process steady."""
+    for name, mode in STREAMS.items():
+        setattr(sys, name, steady(getattr(sys, name), mode))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with every character that a terminal obeys instead of showing it, but those in `keep`, as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(text: str) -> str:
+    """A message of any origin as one line that a terminal shows whole."""
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}… ({len(text)} characters)"
+    return printable(text)
+
+
+def show(text: str) -> None:
+    """Print a result, which may have several lines."""
+    print(printable(text, keep="\n"), flush=True)

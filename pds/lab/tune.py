@@ -1,0 +1,181 @@
+"""How strong a filter should be: what a network does not see, and what an exact score would make of the filter."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pds.data.dataset import Dataset
+from pds.data.images import to_unit
+from pds.data.statistics import choose
+from pds.errors import PDSError
+from pds.evaluation.excess_noise import (
+    FACTORS,
+    NoiseResponse,
+    NoiseTrack,
+    alpha_of_gain,
+    excess_noise,
+    follow,
+    highest_frequencies,
+    last_without_data,
+    least_gain,
+    noise_response,
+)
+from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.files import atomic_path
+from pds.lab.config import build, resolved
+from pds.lab.devices import choose_device
+from pds.lab.report.charts import noise_along
+from pds.lab.terminal import show
+from pds.models.scores import ScoreModel
+from pds.noise import ImageNoise
+from pds.preconditioning.filters import Filter, NoFilter
+from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
+from pds.preconditioning.solenoids import NoSolenoid
+from pds.samplers.predictor_corrector import Level, PredictorCorrector
+
+LEVELS = 5  # at which the response is measured
+T = "sampler.iterations"
+PARTS = ("filter", "solenoid", "sampler")
+
+
+def tune_by_network(cfg: DictConfig) -> None:
+    """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
+    resolved(cfg)
+    device = choose_device(cfg.device, cfg.threads)
+    model: ScoreModel = build(cfg.model)
+    dataset: Dataset = build(cfg.dataset)
+    sampler, filter = build(cfg.sampler), build(cfg.filter)
+    _require_followed(cfg, model, dataset, sampler, filter)
+    # Whatever cannot be sampled is refused here, before anything is.
+    ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
+    for iterations in cfg.iterations:
+        _with_iterations(cfg, iterations, model)
+    model.score.to(device)
+    black, white = model.data_range
+    chosen = choose(dataset.images, cfg.images, 0)
+    images = black + (white - black) * to_unit(dataset.images.read(chosen)).to(device)
+    ladder = model.process.ladder
+    sigmas = np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist()
+    response = noise_response(model.score, images, sigmas)
+    show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
+    show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
+    _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
+    for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
+        _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
+
+    show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
+    show("where the data begin to show in them:\n")
+    named = [name for name in ("vanilla", filter.title) if name]
+    told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
+    _row(["T", "sigma there", *told, "least gain", "alpha for it"], head=True)
+    tracks: list[NoiseTrack] = []
+    for iterations in cfg.iterations:
+        cells, followed = _line(cfg, iterations, model, dataset, response, device)
+        _row(cells)
+        tracks += followed
+    show(
+        "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
+        "\nit: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations."
+    )
+    picture = Path(cfg.outputs) / "excess_noise.svg"
+    with atomic_path(picture) as temporary:
+        temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
+    show(f"\npicture  {picture}")
+
+
+def _require_followed(cfg: DictConfig, model: ScoreModel, dataset: Dataset, sampler: object, filter: Filter) -> None:
+    """Refuse what excess noise cannot be followed through."""
+    if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
+        raise PDSError(
+            "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
+            "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
+        )
+    if not cfg.iterations or cfg.images < 1:
+        raise PDSError("iterations must name at least one T, as in iterations=[25,50], and images must be at least 1")
+    if model.checkpoint is None:
+        raise PDSError("model.checkpoint=null has random weights, which see nothing: give a weights file")
+    if filter.space(model.shape, lambda: dataset.statistics) is not None:
+        raise PDSError("a space filter mixes the frequencies, in which excess noise is followed: set filter.pixels=none")
+    if sampler.precondition == "published" and not sampler.predictor.published_with_filter and filter.title:
+        raise PDSError(f"sampler.precondition=published does not filter {sampler.predictor.title} steps: set filter=none")
+
+
+def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tuple[PredictorCorrector, Filter, list[Level]]:
+    """Sampler, filter (whose alpha may follow T) and levels of one line."""
+    here = cfg.copy()
+    OmegaConf.update(here, T, iterations)
+    sampler: PredictorCorrector = build(here.sampler)
+    return sampler, build(here.filter), sampler.levels(model.process)
+
+
+def _line(
+    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+) -> tuple[list[str], list[NoiseTrack]]:
+    sampler, filter, levels = _with_iterations(cfg, iterations, model)
+    modes = highest_frequencies(model.shape[1:])
+    black, white = model.data_range
+    variance = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
+    last = last_without_data(levels, variance)
+    cells = [str(iterations), f"{levels[last].sigma:.3g}"]
+    tracks = []
+    for made in [NoFilter()] + [filter] * bool(filter.title):
+        R = made.frequency(model.shape, lambda: dataset.statistics)
+        gain = 1.0 if R is None else R[:, modes].double().pow(-2).mean().item()
+        P = build_preconditioner(made, NoSolenoid(), model.shape, lambda: dataset.statistics, device)
+        predicted = list(excess_noise(levels, response, gain))[: last + 1]
+        noise = ImageNoise(cfg.seed, torch.arange(cfg.images, device=device), model.shape)
+        sampled = follow(model.score, model.process, sampler, P, noise, modes, last)
+        cells += [f"{predicted[-1]:.3g}", f"{sampled[-1]:.3g}"]
+        sigmas = [level.sigma for level in levels[: last + 1]]
+        tracks.append(NoiseTrack(iterations, made.title or "vanilla", sigmas, predicted, sampled))
+    gain = least_gain(levels, response)
+    alpha = alpha_of_gain(gain, dataset.statistics.power, modes)
+    return [*cells, f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"], tracks
+
+
+def tune_by_gaussian(cfg: DictConfig) -> None:
+    """Distances of one sampler on a Gaussian with the data's spectrum, with every value of one key."""
+    resolved(cfg)
+    if not (cfg.iterations and cfg.over):
+        raise PDSError("iterations and over must name at least one value each, as in iterations=[50] over=[2,3]")
+    group, _, name = cfg.vary.rpartition(".")
+    node = OmegaConf.select(cfg, group) if group else None
+    if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
+        raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
+    model: ScoreModel = build(cfg.model)
+    dataset: Dataset = build(cfg.dataset)
+    target = StationaryGaussian.of(dataset.statistics, model.data_range)
+
+    def distance(iterations: int, value: float | None) -> float:
+        """That of the sampler with a value of the key, or without a filter."""
+        here = cfg.copy()
+        OmegaConf.update(here, T, iterations)
+        P: Preconditioner = Identity()
+        if value is not None:
+            OmegaConf.update(here, cfg.vary, value)
+            P = build_preconditioner(build(here.filter), build(here.solenoid), model.shape, lambda: dataset.statistics)
+        return sampled_law(build(here.sampler), target, model.process, P).distance(target)
+
+    sampler = build(cfg.sampler)
+    for index, iterations in enumerate(cfg.iterations):
+        vanilla, *distances = (distance(iterations, value) for value in (None, *cfg.over))
+        if index == 0:
+            show(f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what {sampler.title}")
+            show(f"({sampler.detail}) makes of its exact score, {model.process.title}:\n")
+            _row(["T", "vanilla", *(f"{name}={value:g}" for value in cfg.over), "lowest"], head=True)
+        finite = [(d, f"{value:g}") for d, value in zip(distances, cfg.over, strict=True) if math.isfinite(d)]
+        _, best = min([(vanilla, "vanilla"), *finite])
+        numbers = (f"{d:.3g}" if math.isfinite(d) else "diverges" for d in (vanilla, *distances))
+        _row([str(iterations), *numbers, best])
+
+
+def _row(cells: list[str], head: bool = False) -> None:
+    """Show a line of a table as soon as there is one."""
+    show(f"| {' | '.join(cells)} |")
+    if head:
+        show(f"|{' --: |' * len(cells)}")

@@ -1,0 +1,52 @@
+"""A script as its user starts it, in this process or, where that is the point, in one of its own."""
+
+import contextlib
+import io
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from pds.lab import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextlib.contextmanager
+def kept():
+    """The folder, the arguments and the environment of this process, as they were before the block."""
+    folder, arguments, environment = Path.cwd(), sys.argv, os.environ.copy()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        sys.argv = arguments
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def command(script, *arguments):
+    """What `python experiments/SCRIPT ARGUMENTS` says and how it ends, without a start of Python."""
+    said, told = io.StringIO(), io.StringIO()
+    with kept(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+        os.chdir(ROOT)
+        sys.argv = [f"experiments/{script}", *arguments]
+        with mock.patch.object(cli, "start") as started:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        status = cli.status(started.call_args.args[0], list(arguments))
+    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), told.getvalue())
+
+
+def environment(*folders, **variables):
+    """The environment of a process that finds this library and these folders."""
+    path = os.pathsep.join(filter(None, [str(ROOT), *map(str, folders), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
+
+
+def started(*arguments, cwd=ROOT, **variables):
+    """What a Python of its own says and how it ends."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment(**variables), check=False
+    )
