@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 def escaped(text: str, most: int) -> str:
     """`text` with control characters escaped, its middle cut out where it has more than `most` characters."""
@@ -37,12 +41,19 @@ class OptionError(PDSError):
     Args:
         name: the argument.
         problem: the rest of the sentence, as in "must be positive, got -1".
+        fix: values that mend it, by argument.
     """
 
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name} {problem}")
-        self.name, self.problem = name, problem
+    def __init__(self, name: str, problem: str, fix: Mapping[str, Any] = MappingProxyType({})) -> None:
+        settings = " ".join(f"{name}={spelled(value)}" for name, value in fix.items())
+        super().__init__(f"{name} {problem}" + (f": set {settings}" if fix else ""))
+        self.name, self.problem, self.fix = name, problem, fix
 
     def under(self, key: str) -> OptionError:
         """The same error, told with the key of the node that holds the option."""
-        return OptionError(f"{key}.{self.name}", self.problem)
+        return OptionError(f"{key}.{self.name}", self.problem, {f"{key}.{name}": value for name, value in self.fix.items()})
+
+
+def spelled(value: Any) -> str:
+    """A value as a command line has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

@@ -28,7 +28,7 @@ from pds.errors import PDSError
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.sampler import Sampler
+from pds.samplers.sampler import Callback, Sampler, no_callback
 from pds.score import CountedScore, Score, score_at
 from pds.shards import Shard, ShardWriter
 
@@ -118,12 +118,12 @@ class ImageSampler:
     compiled: bool = False
 
     @torch.no_grad()
-    def __call__(self, indices: Sequence[int], on_step: Callable[[], None] = lambda: None) -> tuple[Tensor, float]:
+    def __call__(self, indices: Sequence[int], callback: Callback = no_callback) -> tuple[Tensor, float]:
         """Images by index.
 
         Args:
             indices: image indices; the batch.
-            on_step: called after each iteration.
+            callback: called with (iteration, sigma, x) after each iteration.
 
         Returns:
             (len(indices), C, H, W) float32, black at 0 and white at 1, not clamped; and the score evaluations that an image
@@ -152,7 +152,7 @@ class ImageSampler:
             # Of the iteration before: the answer of this one would be waited for.
             require_finite()
             asked.append((_finite(x), f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})"))
-            on_step()
+            callback(iteration, sigma, x)
 
         try:
             x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
@@ -264,7 +264,7 @@ def _sample_shards(
                     sample.warm_up(n)
                     warm.add(n)
                 start = time.perf_counter()
-                x, nfe = sample(batch, lambda: bar.update(min(n / steps, end - bar.n)))
+                x, nfe = sample(batch, lambda *step: bar.update(min(n / steps, end - bar.n)))
             except torch.cuda.OutOfMemoryError:
                 kept = "" if apart else "; finished shards are kept"
                 raise PDSError(

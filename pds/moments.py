@@ -21,7 +21,7 @@ from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.files import json_digest, write_json
 from pds.models.checkpoints import Checkpoint
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.samplers.analytic import NoiseMoments
 from pds.score import Score, score_at
@@ -95,7 +95,7 @@ def measure(
 
 
 def measured_moments(
-    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
+    model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
 ) -> NoiseMoments:
     """The moments of a model over the noise levels of its process, measured now; arguments as of `noise_moments`.
 
@@ -116,7 +116,7 @@ def measured_moments(
 
 
 def noise_moments(
-    model: ScoreModel, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
+    model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
 ) -> NoiseMoments:
     """The moments of a model: those beside its weights, where they fit, those in the cache, or measured and kept there.
 
@@ -151,7 +151,7 @@ def noise_moments(
     return moments
 
 
-def _facts(model: ScoreModel, dataset: Dataset, training_images: int) -> dict[str, Any]:
+def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, Any]:
     """What moments depend on, as far as it is known without the files of the data set."""
     process = model.process
     beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}

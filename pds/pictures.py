@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pds.errors import PDSError
+
 GAP = 2
 """Pixels between two images, and around all of them."""
 _GAP_GREY = 128
@@ -33,3 +35,28 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
         top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
         canvas[top : top + height, left : left + width] = tile
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def grid(*rows: Tensor, columns: int = 8, scale: int = 2) -> Image.Image:
+    """Several sets of images, one below the other: each begins a new line.
+
+    Args:
+        rows: (n, C, H, W) uint8 images each, all of one C, H and W, as `Samples.images` is.
+        columns: images a line.
+        scale: side of the square that a pixel becomes.
+
+    Raises:
+        PDSError: there are no images, or they are not uint8 images of one shape.
+    """
+    if not rows or not all(isinstance(row, Tensor) and row.ndim == 4 and len(row) for row in rows):
+        raise PDSError("a grid needs at least one tensor of (n, C, H, W) images")
+    if (
+        len({row.shape[1:] for row in rows}) > 1
+        or rows[0].shape[1] not in (1, 3)
+        or any(row.dtype != torch.uint8 for row in rows)
+    ):
+        given = ", ".join(f"{tuple(row.shape)} {str(row.dtype).removeprefix('torch.')}" for row in rows)
+        raise PDSError(f"a grid needs uint8 images of one shape, grey or RGB, got {given}")
+    columns = min(columns, max(map(len, rows)))
+    full = [torch.cat([row.cpu(), row.new_full((-len(row) % columns, *row.shape[1:]), _GAP_GREY).cpu()]) for row in rows]
+    return image_grid(torch.cat(full), columns, scale)

@@ -15,7 +15,7 @@ from pds.models.ncsn import NCSN
 from pds.models.ncsnv2 import NCSNv2
 from pds.models.scores import LadderScore
 
-torch.set_num_threads(int(os.environ.get("PDS_TEST_THREADS", "2")))
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 

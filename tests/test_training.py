@@ -7,7 +7,7 @@ import torch
 from pds.data.images import ArrayImages
 from pds.errors import PDSError
 from pds.models.ncsn import ncsn
-from pds.models.scores import LadderScore, NoisePredictionScore, SigmaScore
+from pds.models.scores import LadderScore, NoisePrediction, ScorePrediction
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.training import Trainer, denoising_loss
 
@@ -129,11 +129,11 @@ def test_training_shows_the_noise_that_the_network_is_for():
     drawn = small().draw_sigma(2000, generator)
     assert sorted(set(drawn.tolist())) == pytest.approx([0.3, 1.0])
     assert 800 < (drawn == drawn.max()).sum() < 1200
-    for adapter, process in (
-        (SigmaScore, VarianceExploding(0.01, 50.0, 10)),
-        (NoisePredictionScore, VariancePreserving()),
+    for adapter, label, process in (
+        (ScorePrediction, "sigma", VarianceExploding(0.01, 50.0, 10)),
+        (NoisePrediction, "999t", VariancePreserving()),
     ):
-        t = process.time(adapter(torch.nn.Identity(), process).draw_sigma(20_000, generator))
+        t = process.time(adapter(torch.nn.Identity(), process, label).draw_sigma(20_000, generator))
         # Uniform on (0, 1]: mean and variance to five standard errors.
         assert t.min() > 0 and t.max() <= 1 + 1e-9
         assert t.mean().item() == pytest.approx(0.5, abs=5 * (1 / 12 / 20_000) ** 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pds.data.decoding import MOST_BYTES, SUFFIXES, decoded
+from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import open_regular, user_path
 
@@ -146,3 +147,22 @@ class ImageFolder(EncodedImages):
 
     def place(self, i: int) -> str:
         return str(self.root / self.paths[i])
+
+
+def folder_of_images(root: str | Path) -> ImageFolder:
+    """All images below a folder, of the shape of the first: grey if that one is.
+
+    Raises:
+        PDSError: there is no such folder, or no image in it, or the first cannot be read.
+    """
+    if not user_path(root).is_dir():
+        raise MissingError(f"image folder {root} does not exist")
+    folder = ImageFolder(root, (3, 1, 1))
+    file = folder.encoded(0)
+    try:
+        first = decoded(file, 3)
+    except PDSError as refusal:
+        raise PDSError(f"{folder.place(0)} {refusal}") from None
+    with Image.open(io.BytesIO(file), formats=tuple(FORMATS)) as opened:
+        grey = opened.mode in ("1", "L", "I", "I;16")
+    return ImageFolder(root, (1 if grey else 3, first.height, first.width))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.errors import MissingError
+from pds.errors import MissingError, PDSError
 
 
 class ImageSource(Protocol):
@@ -83,6 +83,21 @@ def to_unit(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Samples as uint8: clamped to [0, 1], scaled by 255 and rounded, as the NCSN family and PDS save images."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def as_uint8(images: Tensor) -> Tensor:
+    """(n, C, H, W) images that someone has in memory, as uint8: they are, or they are floats from 0 (black) to 1 (white).
+
+    Raises:
+        PDSError: they are neither.
+    """
+    if images.ndim != 4 or not len(images):
+        raise PDSError(f"images must have the shape (n, C, H, W) with n at least 1, got {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):
+        raise PDSError("images must be uint8, or floats from 0 (black) to 1 (white)")
+    return to_uint8(images)
 
 
 def require_file(root: Path, candidates: Sequence[str], what: str, where_from: str) -> Path:

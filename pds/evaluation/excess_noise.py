@@ -15,20 +15,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pds.data.images import ArrayImages, as_uint8, to_unit
+from pds.data.statistics import dataset_statistics
+from pds.errors import PDSError
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.predictor_corrector import Level, PredictorCorrector
+from pds.samplers.predictor_corrector import Level, Predictor, PredictorCorrector, ReverseDiffusion
 from pds.score import Score, score_at
+
+if TYPE_CHECKING:
+    from pds.models.scores import Model
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
 HIGH = 0.35  # cycles a pixel, along both axes: where images have least
 MOST = 8.0  # gain of a filter that anyone would use
+LEVELS = 5  # at which the response of a model is measured
 DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
 
 
@@ -197,3 +205,90 @@ class NoiseTrack:
     sigmas: Sequence[float]
     predicted: Sequence[float]
     sampled: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Excess:
+    """What a predictor without a corrector leaves in the highest frequencies, and what it takes to remove it.
+
+    Attributes:
+        iterations: T.
+        sigma: noise level at which the data begin to show there.
+        k: noise there by then, in units of the level's own, without a filter.
+        least_gain: smallest gain 1 / R^2 that keeps k below 2 to the end; inf if none up to 8 does.
+        alpha: of the weakest `StatisticsFilter` that has this gain; inf if none is needed, nan if none will do.
+    """
+
+    iterations: int
+    sigma: float
+    k: float
+    least_gain: float
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Whether a network sees excess noise, and what to do about it at each T; printed, it is a table.
+
+    Attributes:
+        response: how much noise the network predicts where there is k times as much as its level says.
+        excess: an entry for each T.
+    """
+
+    response: NoiseResponse
+    excess: tuple[Excess, ...]
+
+    def __str__(self) -> str:
+        rows = [("T", "sigma", "k", "least gain", "alpha")]
+        rows += [tuple(f"{value:.3g}" for value in (x.iterations, x.sigma, x.k, x.least_gain, x.alpha)) for x in self.excess]
+        return "\n".join(f"{T:>6}{sigma:>9}{k:>9}{gain:>12}{alpha:>8}" for T, sigma, k, gain, alpha in rows)
+
+
+def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
+    """The response of a model between its largest and its smallest noise level.
+
+    Args:
+        model: the model; its network is used where it is.
+        images: (n, C, H, W) uint8 real images.
+        seed: of the noise.
+    """
+    black, white = model.data_range
+    x = black + (white - black) * to_unit(images).to(model.device)
+    ladder = model.process.ladder
+    return noise_response(model.score, x, np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist(), seed)
+
+
+def diagnose(
+    model: Model,
+    images: Tensor,
+    iterations: Sequence[int] = (25, 50, 100),
+    predictor: Predictor = ReverseDiffusion(),
+    seed: int = 0,
+) -> Diagnosis:
+    """Find out whether a network sees excess noise, and how strong a filter it needs at each T. Takes 35 evaluations an image.
+
+    Args:
+        model: from `load` or `wrap`; its statistics, where it has them, give alpha, else those of `images`.
+        images: (n, C, H, W) real images of the model's shape, uint8 or floats in [0, 1]; 16 are enough.
+        iterations: values of T.
+        predictor: what it is sampled with, without a corrector.
+        seed: of the noise.
+
+    Raises:
+        PDSError: the images are of another shape, or a T is too small.
+    """
+    images = as_uint8(images)
+    if tuple(images.shape[1:]) != tuple(model.shape):
+        raise PDSError(f"images must have the shape {tuple(model.shape)} of the model's, got {tuple(images.shape[1:])}")
+    statistics = model.statistics or dataset_statistics(ArrayImages("images", "all", images.cpu().numpy()), len(images))
+    modes, (black, white) = highest_frequencies(model.shape[1:]), model.data_range
+    variance = (white - black) ** 2 * statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
+    response = response_of(model, images, seed)
+    excess = []
+    for T in iterations:
+        levels = PredictorCorrector(T, predictor, None).levels(model.process)
+        last = last_without_data(levels, variance)
+        gain = least_gain(levels, response)
+        k = list(excess_noise(levels, response))[last]
+        excess.append(Excess(T, levels[last].sigma, k, gain, alpha_of_gain(gain, statistics.power, modes)))
+    return Diagnosis(response, tuple(excess))

@@ -35,7 +35,7 @@ from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import provenance, run_name
 from pds.lab.terminal import show
-from pds.models.scores import ScoreModel, for_sampling
+from pds.models.scores import Model, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
@@ -145,7 +145,7 @@ class Iteration:
         x: (batch, C, H, W) state before it.
     """
 
-    model: ScoreModel
+    model: Model
     score: Score
     sampler: Sampler
     filter: Filter
@@ -159,7 +159,7 @@ class Iteration:
     def build(cls, cfg: DictConfig, device: torch.device) -> Iteration:
         if cfg.batch_size < 1 or cfg.repeats < 1:
             raise PDSError(f"batch_size and repeats must be at least 1, got {cfg.batch_size} and {cfg.repeats}")
-        model: ScoreModel = build(cfg.model)
+        model: Model = build(cfg.model)
         filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)
         if isinstance(P, Identity):

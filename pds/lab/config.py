@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
 # There, ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
 OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
+SAMPLERS = Path(__file__).parents[2] / "conf" / "sampler"
+# ${sampler_of:MODEL} is the sampler of the model's name, the published one, or the predictor-corrector where there is none.
+OmegaConf.register_new_resolver(
+    "sampler_of", lambda model: model if (SAMPLERS / f"{model}.yaml").is_file() else "predictor_corrector"
+)
 
 
 def build(node: DictConfig, *given: Any) -> Any:

@@ -29,7 +29,8 @@ from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
-from pds.models.scores import ScoreModel, for_sampling
+from pds.models.safetensors_files import state_digest
+from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid
@@ -51,7 +52,7 @@ TABLE_IMAGES = 16
 class Experiment:
     """What a configuration describes, built and checked before the first file is written."""
 
-    model: ScoreModel
+    model: Model
     dataset: Dataset
     filter: Filter
     sample: ImageSampler
@@ -69,7 +70,7 @@ class Experiment:
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
-        model: ScoreModel = build(cfg.model)
+        model: Model = build(cfg.model)
         dataset: Dataset = build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
@@ -112,7 +113,8 @@ class Experiment:
         """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
         checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
         facts = {
-            "weights": checkpoint and checkpoint.sha256,
+            # A network that loads its own file has no checkpoint here.
+            "weights": checkpoint.sha256 if checkpoint else state_digest(self.model.score.state_dict()),
             "filters": fingerprint(*self.masks.values()),
             "reference": reference and json_digest(reference),
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
@@ -125,6 +127,11 @@ class Experiment:
         if isinstance(self.sample.sampler, DiffusersScheduler):
             facts["diffusers"] = metadata.version("diffusers")
         return facts
+
+    @property
+    def iterations(self) -> int:
+        """T."""
+        return len(self.sample.sampler.levels(self.model.process))
 
     @property
     def vanilla(self) -> bool:
@@ -173,17 +180,17 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
                 command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep.")), *here]
                 sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
             except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
-                # On a full disk these fail as well, and must not hide why.
-                with contextlib.suppress(OSError, PDSError):
+                # On a full disk these fail as well: keep the original error.
+                with contextlib.suppress(Exception):
                     folder.status("failed", str(error) or type(error).__name__)
                     if not in_sweep:
                         write_report(folder.path.parent)
                 raise
     if in_sweep:
         return
-    report = write_report(folder.path.parent)
     show(f"\n{format_table(read_runs(folder.path.parent))}\n")
-    show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}\nreport   {report}")
+    show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}")
+    show(f"report   {write_report(folder.path.parent)}")
 
 
 def sample_and_measure(
@@ -196,83 +203,138 @@ def sample_and_measure(
     command: list[str],
 ) -> None:
     """Fill the run folder: shards, then result.json, the pictures and the tracker's copies."""
-    begun, sampling = time.perf_counter(), 0.0
+    begun = time.perf_counter()
     for doubt in experiment.doubts:
         log.warning(doubt)
-    sampler = experiment.sample.sampler
-    iterations = len(sampler.levels(experiment.model.process))
-    log.info("%s, T = %d, %d images -> %s", experiment.label, iterations, cfg.images, folder.path)
+    log.info("%s, T = %d, %d images -> %s", experiment.label, experiment.iterations, cfg.images, folder.path)
     job_type = "vanilla" if experiment.vanilla else "pds"
     with contextlib.ExitStack() as opened:
         with processes.together():  # the others wait for what can fail here
             folder.status("running")
-            for other, measured_alike in folder.alike(config):
-                given = take_over(todo, other / "samples", other.name, None if measured_alike else experiment.annotate)
-                if given:
-                    log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), other.name)
+            take_from_others(experiment, config, folder, todo)
             metrics_file = MetricsFile(folder.path / "metrics.jsonl")
             tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
-
-        waiting, done = deque(todo), 0
-
-        def on_shard(shard: Shard, seconds: float) -> None:
-            nonlocal sampling, done
-            sampling += seconds
-            # Up to the first that is absent, whichever process writes it: each file is looked for once.
-            while waiting and waiting[0].path.exists():
-                done += len(waiting.popleft().indices)
-            record = {"images_done": done, "images_per_second": len(shard.indices) / seconds}
-            metrics_file.append(record)
-            tracked.log(record, step_name="images_done")
-
-        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, on_shard)
-        arrays, drawn, origins = [], [], set()
-        for shard in todo:
-            arrays.append(shard.read())
-            # All images at once may not fit the memory.
-            drawn += list(arrays[-1].pop("images")[: GRID_IMAGES - len(drawn)].copy())
-            origins |= {str(arrays[-1]["taken_from"])} if "taken_from" in arrays[-1] else set()
-        seconds = float(sum(a["seconds"] for a in arrays))
-        nfe = float(sum(a["nfe"] * len(shard.indices) for a, shard in zip(arrays, todo, strict=True))) / cfg.images
-        checkpoint = experiment.model.checkpoint
-        result: dict[str, Any] = {
+        shard_log = ShardLog(todo, metrics_file, tracked)
+        generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
+        collected = Collected.of(todo)
+        result = {
             "name": folder.path.name,
             "experiment": cfg.group,
-            "label": experiment.label,
-            "vanilla": experiment.vanilla,
-            "sampler": sampler.title,
-            "source": sampler.source,
-            "iterations": iterations,
-            "nfe": int(nfe) if nfe.is_integer() else round(nfe, 1),  # an image; adaptive samplers differ from image to image
-            "images": cfg.images,
-            "seconds": seconds,
-            "images_per_second": cfg.images / seconds,  # of one process: seconds are summed over them
-            "seed": cfg.seed,
-            "model": experiment.model.title,
-            "checkpoint": checkpoint
-            and {
-                "file": checkpoint.path.name,
-                "sha256": checkpoint.sha256,
-                "layout": checkpoint.layout,
-                "ema": checkpoint.ema,
-            },
-            **measure(experiment.metric, arrays),
-            **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
-            **({"taken_from": sorted(origins)} if origins else {}),
-            "doubts": experiment.doubts,
+            **result_of(experiment, collected, cfg.seed),
             **provenance(experiment.sample.device, command),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        draw(experiment, folder.path, np.stack(drawn))
+        draw(experiment, folder.path, np.stack(collected.first))
+        seconds = time.perf_counter() - begun
         # Of this process, since it was last started.
-        result["wall_clock"] = {"seconds": time.perf_counter() - begun, "sampling": sampling}
-        log.info(
-            "%.0f s, of them sampling %.1f%%", result["wall_clock"]["seconds"], 100 * sampling / result["wall_clock"]["seconds"]
-        )
+        result["wall_clock"] = {"seconds": seconds, "sampling": shard_log.sampling}
+        log.info("%.0f s, of them sampling %.1f%%", seconds, 100 * shard_log.sampling / seconds)
         metrics_file.append({"images_done": cfg.images, **result["metrics"]})
         write_json(folder.path / "result.json", result)
         folder.status("done")
-        mirror(tracked, folder.path, result)
+        mirror(tracked, folder.path, result, collected.first)
+
+
+def take_from_others(experiment: Experiment, config: dict[str, Any], folder: RunFolder, todo: list[Shard]) -> None:
+    """Give absent shards the images that other runs of the group have sampled with the same settings."""
+    for other, measured_alike in folder.alike(config):
+        given = take_over(todo, other / "samples", other.name, None if measured_alike else experiment.annotate)
+        if given:
+            log.info("%d of %d shards are taken from %s, which sampled the same images", given, len(todo), other.name)
+
+
+class ShardLog:
+    """Tells the metrics file and the tracker of each shard; called with it and the seconds of its sampling.
+
+    Attributes:
+        sampling: seconds in all.
+    """
+
+    def __init__(self, todo: list[Shard], metrics_file: MetricsFile, tracked: TrackedRun) -> None:
+        self.waiting, self.metrics_file, self.tracked = deque(todo), metrics_file, tracked
+        self.done, self.sampling = 0, 0.0
+
+    def __call__(self, shard: Shard, seconds: float) -> None:
+        self.sampling += seconds
+        # Up to the first that is absent, whichever process writes it: each file is looked for once.
+        while self.waiting and self.waiting[0].path.exists():
+            self.done += len(self.waiting.popleft().indices)
+        record = {"images_done": self.done, "images_per_second": len(shard.indices) / seconds}
+        self.metrics_file.append(record)
+        self.tracked.log(record, step_name="images_done")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What the shards of a run hold.
+
+    Attributes:
+        arrays: of each shard, without its images, which may not fit the memory all at once.
+        first: the first images, for pictures.
+        counts: images of each shard.
+    """
+
+    arrays: list[dict[str, np.ndarray]]
+    first: list[np.ndarray]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, todo: list[Shard]) -> Collected:
+        arrays: list[dict[str, np.ndarray]] = []
+        first: list[np.ndarray] = []
+        for shard in todo:
+            arrays.append(shard.read())
+            first += list(arrays[-1].pop("images")[: GRID_IMAGES - len(first)].copy())
+        return cls(arrays, first, [len(shard.indices) for shard in todo])
+
+    @property
+    def images(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def seconds(self) -> float:
+        """Of sampling, summed over processes."""
+        return float(sum(a["seconds"] for a in self.arrays))
+
+    @property
+    def nfe(self) -> int | float:
+        """Evaluations an image; adaptive samplers differ from image to image."""
+        mean = float(sum(a["nfe"] * count for a, count in zip(self.arrays, self.counts, strict=True))) / self.images
+        return int(mean) if mean.is_integer() else round(mean, 1)
+
+    @property
+    def origins(self) -> list[str]:
+        """The runs that shards were taken from."""
+        return sorted({str(a["taken_from"]) for a in self.arrays if "taken_from" in a})
+
+
+def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[str, Any]:
+    """What result.json says of the images."""
+    sampler, checkpoint = experiment.sample.sampler, experiment.model.checkpoint
+    return {
+        "label": experiment.label,
+        "vanilla": experiment.vanilla,
+        "sampler": sampler.title,
+        "source": sampler.source,
+        "iterations": experiment.iterations,
+        "nfe": collected.nfe,
+        "images": collected.images,
+        "seconds": collected.seconds,
+        "images_per_second": collected.images / collected.seconds,  # of one process: seconds are summed over them
+        "seed": seed,
+        "model": experiment.model.title,
+        "checkpoint": checkpoint
+        and {
+            "file": checkpoint.path.name,
+            "sha256": checkpoint.sha256,
+            "layout": checkpoint.layout,
+            "ema": checkpoint.ema,
+        },
+        **measure(experiment.metric, collected.arrays),
+        **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
+        **({"taken_from": collected.origins} if collected.origins else {}),
+        "doubts": experiment.doubts,
+    }
 
 
 def measure(metric: FrechetMetric | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -298,17 +360,12 @@ def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
             np.savez_compressed(file, **present)
 
 
-def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any]) -> None:
-    """Copy a finished result to the tracker."""
+def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any], images: list[np.ndarray]) -> None:
+    """Copy a finished result and its first images to the tracker."""
     numbers = {"T": result["iterations"], "NFE": result["nfe"], "images": result["images"], "seconds": result["seconds"]}
     floors = {f"floor/{name}": value for name, value in result["floor"].items()}
     tracked.log({"images_done": result["images"], **result["metrics"]}, step_name="images_done")
     tracked.summary({**numbers, **result["metrics"], **floors, "images_per_second": result["images_per_second"]})
-    images: list[np.ndarray] = []
-    for path in sorted((folder / "samples").glob("shard-*.npz")):
-        if len(images) < TABLE_IMAGES:
-            with np.load(path, allow_pickle=False) as shard:
-                images += list(shard["images"])
     # Runs of one seed start image i from the same noise: their rows correspond.
     rows = [[index, result["seed"], image] for index, image in enumerate(images[:TABLE_IMAGES])]
     tracked.table("sample_table", ["index", "seed", "image"], rows)

@@ -47,7 +47,7 @@ def says_where(override: str) -> bool:
 
 
 # Left out while they are off, so that runs keep the names they had before there were such keys.
-OFF = {"bf16": False, "tf32": None}
+OFF = {"bf16": False, "tf32": None, "model.weights": None}
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:

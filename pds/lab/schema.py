@@ -217,6 +217,18 @@ class UNet2D(Target):
 
 
 @dataclass
+class Own(Target):
+    make: str = MISSING
+    predicts: str = MISSING
+    process: Any = MISSING
+    shape: list[int] = MISSING
+    data_range: list[float] = MISSING
+    label: str | None = None
+    checkpoint: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class SplitSource(Target):
     _partial_: bool = MISSING
     root: str = MISSING
@@ -457,7 +469,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "excess_noise": ExcessNoise,
         "reproduce": Reproduce,
     },
-    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D},
+    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D, "own": Own},
     "schema/model/process": {"ve": VE, "vp": VP},
     "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},
     "schema/dataset/reference": {

@@ -6,11 +6,11 @@ python experiments/train.py model.width=64 trainer.iterations=200000 name=mnist_
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 
 import torch
-import yaml
 from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
@@ -21,8 +21,9 @@ from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, identity, provenance
 from pds.lab.tracking import MetricsFile
-from pds.models.checkpoints import save_weights
-from pds.models.scores import ChainScore, ScoreModel
+from pds.models.safetensors_files import as_configuration, save_weights
+from pds.models.scores import Model
+from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ def train(cfg: DictConfig) -> None:
     config = resolved(cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
-    model: ScoreModel = build(cfg.model)
-    if isinstance(model.score, ChainScore):
+    model: Model = build(cfg.model)
+    if isinstance(model.process, DiscreteVariancePreserving):
         raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
     trainer: Trainer = build(cfg.trainer)
@@ -62,7 +63,11 @@ def train(cfg: DictConfig) -> None:
             with contextlib.suppress(OSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
-        about = {"config": yaml.safe_dump(identity(config)), "iterations": str(trainer.iterations), "weights": "ema"}
+        about = {
+            "config": json.dumps(as_configuration(identity(config))),
+            "iterations": str(trainer.iterations),
+            "weights": "ema",
+        }
         # The buffers of the network belong to its file, too.
         state = model.score.cpu().state_dict() | ema
         save_weights({name.removeprefix("network."): value for name, value in state.items()}, weights, about)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pds.data.dataset import Dataset
-from pds.data.images import to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
@@ -23,7 +21,7 @@ from pds.evaluation.excess_noise import (
     highest_frequencies,
     last_without_data,
     least_gain,
-    noise_response,
+    response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.files import atomic_path
@@ -31,14 +29,13 @@ from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
 from pds.lab.report.charts import noise_along
 from pds.lab.terminal import show
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.samplers.predictor_corrector import Level, PredictorCorrector
 
-LEVELS = 5  # at which the response is measured
 T = "sampler.iterations"
 PARTS = ("filter", "solenoid", "sampler")
 
@@ -47,7 +44,7 @@ def tune_by_network(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
     device = choose_device(cfg.device, cfg.threads)
-    model: ScoreModel = build(cfg.model)
+    model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)
     _require_followed(cfg, model, dataset, sampler, filter)
@@ -56,16 +53,11 @@ def tune_by_network(cfg: DictConfig) -> None:
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
     model.score.to(device)
-    black, white = model.data_range
-    chosen = choose(dataset.images, cfg.images, 0)
-    images = black + (white - black) * to_unit(dataset.images.read(chosen)).to(device)
-    ladder = model.process.ladder
-    sigmas = np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist()
-    response = noise_response(model.score, images, sigmas)
+    response = response_of(model, dataset.images.read(choose(dataset.images, cfg.images, 0)))
     show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
     show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
     _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
-    for sigma, values in zip(reversed(sigmas), reversed(response.values), strict=True):
+    for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
@@ -88,7 +80,7 @@ def tune_by_network(cfg: DictConfig) -> None:
     show(f"\npicture  {picture}")
 
 
-def _require_followed(cfg: DictConfig, model: ScoreModel, dataset: Dataset, sampler: object, filter: Filter) -> None:
+def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:
     """Refuse what excess noise cannot be followed through."""
     if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
         raise PDSError(
@@ -105,7 +97,7 @@ def _require_followed(cfg: DictConfig, model: ScoreModel, dataset: Dataset, samp
         raise PDSError(f"sampler.precondition=published does not filter {sampler.predictor.title} steps: set filter=none")
 
 
-def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tuple[PredictorCorrector, Filter, list[Level]]:
+def _with_iterations(cfg: DictConfig, iterations: int, model: Model) -> tuple[PredictorCorrector, Filter, list[Level]]:
     """Sampler, filter (whose alpha may follow T) and levels of one line."""
     here = cfg.copy()
     OmegaConf.update(here, T, iterations)
@@ -114,7 +106,7 @@ def _with_iterations(cfg: DictConfig, iterations: int, model: ScoreModel) -> tup
 
 
 def _line(
-    cfg: DictConfig, iterations: int, model: ScoreModel, dataset: Dataset, response: NoiseResponse, device: torch.device
+    cfg: DictConfig, iterations: int, model: Model, dataset: Dataset, response: NoiseResponse, device: torch.device
 ) -> tuple[list[str], list[NoiseTrack]]:
     sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
@@ -147,7 +139,7 @@ def tune_by_gaussian(cfg: DictConfig) -> None:
     node = OmegaConf.select(cfg, group) if group else None
     if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
         raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
-    model: ScoreModel = build(cfg.model)
+    model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     target = StationaryGaussian.of(dataset.statistics, model.data_range)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pds.errors import PDSError
+from pds.models.layouts import choose
 from pds.processes.ladders import geometric_ladder
 
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
@@ -62,21 +63,21 @@ class Published(NamedTuple):
     Attributes:
         state: parameters by their published names, and the noise levels `sigmas` where the scheduler tells them.
         traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
-        fix: what to set to get its `NCSNpp`.
+        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`.
     """
 
-    state: dict[str, Tensor]
+    state: dict[str, Any]
     traits: dict[str, Any]
-    fix: str
+    settings: dict[str, Any]
 
 
-def as_published(config: dict[str, Any], scheduler: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> Published:
+def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any, source: Path) -> Published:
     """Rename the parameters of a diffusers network.
 
     Args:
         config: config.json of the network.
         scheduler: scheduler_config.json of its pipeline, or nothing.
-        tensors: the parameters by their names in diffusers.
+        content: of its weights file: the parameters by their names in diffusers.
         source: what messages call it.
 
     Raises:
@@ -100,14 +101,13 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], tensors: dic
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PDSError(f"the configuration of {source} is not one that diffusers writes ({error!r}): fetch it again") from None
-    for name, value in tensors.items():
+    for name, value in choose(content, dict.fromkeys(names, ()), source).state.items():
         if name not in names:
             raise PDSError(f"{source} has a parameter {name} that no NCSN++ has: it is a checkpoint of another network")
         # The weight of a linear layer is (out, in), that of a NIN (in, out).
-        state[names[name]] = value.T if names[name].endswith(".W") and value.ndim == 2 else value
-    return Published(
-        state, traits, "set model=ncsnpp " + " ".join(f"model.{key}={spelled(value)}" for key, value in settings.items())
-    )
+        transposed = names[name].endswith(".W") and isinstance(value, Tensor) and value.ndim == 2
+        state[names[name]] = value.T if transposed else value
+    return Published(state, traits, settings)
 
 
 def published_names(config: dict[str, Any]) -> dict[str, str]:
@@ -119,7 +119,7 @@ def published_names(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def current_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def current_names(tensors: dict[str, Any]) -> dict[str, Any]:
     """The parameters of an older file by the names that diffusers has now."""
     renamed = {}
     for name, value in tensors.items():
@@ -201,8 +201,3 @@ def _describe(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     settings |= {"embedding": "fourier", "block": "biggan", "output": "output_skip", "input": "input_skip", "combine": "sum"}
     settings |= {name: value for name, value in traits.items() if name != "size"}
     return traits, settings
-
-
-def spelled(value: Any) -> str:
-    """A value as a command line has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

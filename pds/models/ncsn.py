@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pds.models.checkpoints import load_weights
+from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.processes.forward import VarianceExploding
 
 
@@ -57,15 +58,16 @@ def ncsn(
     sigma_end: float,
     levels: int,
     checkpoint: str | None = None,
+    weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSN with its noise ladder and its weights, ready to sample or to train.
 
     Args:
         shape: (C, H, W) of its images; H and W even.
         width, levels, rescale: as for `NCSN`.
         sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
-        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
+        checkpoint, weights: see `load_weights`; None for random weights.
 
     Raises:
         PDSError: for a shape that does not fit, or a checkpoint of another network; of other images or noise levels, too, where
@@ -74,9 +76,9 @@ def ncsn(
     channels, height, wide = image_shape("NCSN", shape, STAGES["base"])
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     network = NCSN(channels, width, levels, rescale).eval()
-    weights = None
+    loaded = None
     if checkpoint is not None:
         options = {"shape": [channels, height, wide], "sigma_begin": sigma_begin, "sigma_end": sigma_end}
-        weights = load_weights(network, checkpoint, options)
+        loaded = load_weights(network, checkpoint, weights, options)
     title = f"NCSN (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(title, LadderScore(network, process.ladder), process, (channels, height, wide), weights)
+    return Model(title, LadderScore(network, process.ladder), process, (channels, height, wide), loaded)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pds.errors import PDSError
-from pds.models.checkpoints import check_levels, load_weights
-from pds.models.scores import LadderScore, NetworkScore, NoisePredictionScore, ScoreModel, SigmaScore
+from pds.models.checkpoints import load_weights
+from pds.models.layouts import Which
+from pds.models.scores import LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
 from pds.processes.forward import Process
 
 EMBEDDINGS = ("fourier", "positional")
@@ -440,15 +441,16 @@ def ncsnpp(
     scale_by_sigma: bool = True,
     centred: bool = False,
     checkpoint: str | None = None,
+    weights: Which = None,
     **architecture: Any,
-) -> ScoreModel:
+) -> Model:
     """An NCSN++ or DDPM++ with its forward process and its weights, ready to sample or to train.
 
     Args:
         shape: (C, H, W) of its images, square.
         process: the forward process it is trained on. VE networks divide by sigma; VP and sub-VP networks predict the noise.
         embedding, scale_by_sigma, centred: as for `NCSNpp`.
-        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
+        checkpoint, weights: see `load_weights`; None for random weights.
         architecture: the other arguments of `NCSNpp`.
 
     Raises:
@@ -474,20 +476,18 @@ def ncsnpp(
         centred=centred,
         **architecture,
     ).eval()
-    weights = None
+    loaded = None
     if checkpoint is not None:
-        noise = {"_target_": f"{type(process).__module__}.{type(process).__qualname__}"} | vars(process)
-        options = {f"process.{name}": value for name, value in noise.items()}
-        weights = load_weights(network, checkpoint, {"shape": list(shape)} | options)
+        noise = {"process.kind": process.title} | {f"process.{name}": value for name, value in vars(process).items()}
         # Networks of LSUN and FFHQ have the same shapes and other noise; what VP files say here is not used by them.
-        if exploding:
-            check_levels(network.sigmas, process.ladder, checkpoint, "model.process.sigma_max", "model.process.sigma_min")
+        levels = ("process.sigma_max", "process.sigma_min") if exploding else None
+        loaded = load_weights(network, checkpoint, weights, {"shape": list(shape)} | noise, levels)
     if not exploding:
-        score: NetworkScore = NoisePredictionScore(network, process)
+        score: NetworkScore = NoisePrediction(network, process, "999t")
     elif embedding == "positional":
         score = LadderScore(network, process.ladder)
     else:
-        score = SigmaScore(network, process)
+        score = ScorePrediction(network, process, "sigma")
     name = "NCSN++" if exploding else "DDPM++"
     title = f"{name} ({process.title}, width {network.width}) {shape[0]}x{shape[1]}x{shape[2]}"
-    return ScoreModel(title, score, process, tuple(shape), weights, (-1.0, 1.0) if centred else (0.0, 1.0))
+    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pds.errors import PDSError
-from pds.models.checkpoints import check_levels, load_weights
+from pds.models.checkpoints import load_weights
+from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
-from pds.models.scores import LadderScore, ScoreModel
+from pds.models.scores import LadderScore, Model
 from pds.processes.forward import VarianceExploding
 
 
@@ -89,8 +90,9 @@ def ncsnv2(
     sigma_end: float,
     levels: int,
     checkpoint: str | None = None,
+    weights: Which = None,
     rescale: bool = True,
-) -> ScoreModel:
+) -> Model:
     """An NCSNv2 with its noise ladder and its weights, ready to sample or to train.
 
     Args:
@@ -98,7 +100,7 @@ def ncsnv2(
         width, depth, rescale: as for `NCSNv2`.
         sigma_begin, sigma_end: largest and smallest noise level, in units of the data range (church: 140 and 0.01).
         levels: number of noise levels L, in geometric progression (church: 788).
-        checkpoint: weights file (`pds.models.checkpoints`), or None for random weights.
+        checkpoint, weights: see `load_weights`; None for random weights.
 
     Raises:
         PDSError: for a shape or depth that does not fit, or a checkpoint of another network or of other noise levels.
@@ -109,11 +111,11 @@ def ncsnv2(
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     sigmas = process.ladder
     network = NCSNv2(channels, width, depth, sigmas, rescale).eval()
-    weights = None
+    loaded = None
     if checkpoint is not None:
-        weights = load_weights(network, checkpoint, {"shape": [channels, height, wide]})
-        check_levels(network.sigmas, sigmas, checkpoint, "model.sigma_begin", "model.sigma_end")
+        options = {"shape": [channels, height, wide]}
+        loaded = load_weights(network, checkpoint, weights, options, levels=("sigma_begin", "sigma_end"))
     title = f"NCSNv2 {depth} (width {width}, {levels} levels) {channels}x{height}x{wide}"
-    return ScoreModel(
-        title, LadderScore(network, sigmas), process, (channels, height, wide), weights, (0.0, 1.0) if rescale else (-1.0, 1.0)
+    return Model(
+        title, LadderScore(network, sigmas), process, (channels, height, wide), loaded, (0.0, 1.0) if rescale else (-1.0, 1.0)
     )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pds.errors import OptionError
 from pds.models.checkpoints import Checkpoint
 from pds.processes.forward import Process
 from pds.score import Score
+
+if TYPE_CHECKING:
+    from pds.data.statistics import DatasetStatistics
+    from pds.samplers.sampler import Sampler
 
 TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] appendix C)
 
@@ -54,66 +59,89 @@ class LadderScore(NetworkScore):
         return self.network(x, self.label(sigma)).float()
 
 
-class _ContinuousScore(NetworkScore):
-    """A network trained on all noise levels of a process."""
+Labeller = Callable[[Tensor, Tensor, Process], Tensor]
+"""(sigma, t, process) -> label, all (batch,)."""
 
-    def __init__(self, network: nn.Module, process: Process) -> None:
+LABELS: dict[str, Labeller] = {
+    "sigma": lambda sigma, t, process: sigma,
+    "log_sigma/4": lambda sigma, t, process: sigma.log() / 4,  # c_noise of Karras et al., NeurIPS 2022 (EDM), table 1
+    "t": lambda sigma, t, process: t,
+    "999t": lambda sigma, t, process: 999 * t,  # [SDE]
+    "Nt-1": lambda sigma, t, process: process.levels * t - 1,  # Ho et al., NeurIPS 2020 (DDPM): 0 is the smallest level
+}
+"""What networks are shown of the noise level. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
+
+
+class Prediction(NetworkScore):
+    """A network trained on all noise levels of a process, as a score; its subclasses say what the network predicts.
+
+    With x = x_0 + sigma z the network is called as `network(m(t) x, label)`: the state of its process, and (batch,) labels.
+
+    Args:
+        network: `network(x, label) -> tensor like x`.
+        process: the forward process that it was trained on.
+        label: a name from `LABELS`, or a function of the (batch,) float64 sigma.
+    """
+
+    def __init__(self, network: nn.Module, process: Process, label: str | Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.network, self.process = network, process
+        self.network, self.process, self._label = network, process, label
+        if not callable(label) and label not in LABELS:
+            raise OptionError("label", f"must be a function of sigma or one of {', '.join(LABELS)}, got {label!r}")
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) noise levels at uniform times."""
         t = TRAINING_END + (1 - TRAINING_END) * torch.rand(count, generator=generator, dtype=torch.float64)
         return self.process.sigma(t)
 
+    def label(self, sigma: Tensor, t: Tensor) -> Tensor:
+        """(batch,) what the network is shown of the noise level sigma, which is that of time t."""
+        return self._label(sigma) if callable(self._label) else LABELS[self._label](sigma, t, self.process)
 
-class SigmaScore(_ContinuousScore):
-    """A network `network(x, sigma)` that returns the score itself (continuous VE)."""
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.network(x, sigma.to(x.dtype)).float()
-
-
-class NoisePredictionScore(_ContinuousScore):
-    """A network `network(m x, 999 t)` that predicts the noise in x (continuous VP and sub-VP): s = -noise / sigma."""
-
-    def label(self, t: Tensor) -> Tensor:
-        """(batch,) what the network sees of the times t."""
-        return 999 * t
-
-    def noise(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
-        """(batch, C, H, W) z of x = x_0 + sigma z, from the output of the network; m and sigma are (batch, 1, 1, 1)."""
-        return output
+    def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        """The score of x from the network's float32 output; m and sigma are (batch, 1, 1, 1)."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         t = self.process.time(sigma)
+        label = self.label(sigma.double(), t).to(x.dtype)
         m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.process.scale(t), sigma))
-        return -self.noise(self.network(m * x, self.label(t).to(x.dtype)).float(), x, m, std) / std
+        return self.read(self.network(m * x, label).float(), x, m, std)
 
 
-class ChainScore(NoisePredictionScore):
-    """A network `network(m x, N t - 1)` trained on the levels of a discrete VP chain: Ho et al., NeurIPS 2020 (DDPM).
+class ScorePrediction(Prediction):
+    """The network predicts the score of the state that it sees, s(x) / m."""
 
-    Args:
-        network: takes the number of the level, 0 = the smallest, as a float: samplers go between two levels.
-        process: the chain.
-        prediction: what it predicts, with x_t = m (x_0 + sigma z): "epsilon", z; "v_prediction", m (z - sigma x_0)
-            (Salimans & Ho, ICLR 2022); "sample", x_0.
-    """
+    def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        return m * output
 
-    PREDICTIONS: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
 
-    def __init__(self, network: nn.Module, process: Process, prediction: str = "epsilon") -> None:
-        super().__init__(network, process)
-        self.prediction = prediction
+class NoisePrediction(Prediction):
+    """The network predicts the noise z: s = -z / sigma."""
 
-    def label(self, t: Tensor) -> Tensor:
-        return self.process.levels * t - 1
+    def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        return -output / sigma
 
-    def noise(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
-        if self.prediction == "v_prediction":
-            return m * (output + sigma * m * x)
-        return (x - output) / sigma if self.prediction == "sample" else output
+
+class VelocityPrediction(Prediction):
+    """The network predicts v = m (z - sigma x_0) of a VP state (Salimans & Ho, ICLR 2022): z = m (v + sigma m x)."""
+
+    def __init__(self, network: nn.Module, process: Process, label: str | Callable[[Tensor], Tensor]) -> None:
+        super().__init__(network, process, label)
+        t = torch.tensor([1.0], dtype=torch.float64)
+        variance = process.scale(t).square() * (1 + process.sigma(t).square())
+        if abs(variance.item() - 1) > 1e-6:
+            raise OptionError("predicts", f"v is defined for variance-preserving states, and the process is {process.title}")
+
+    def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        return -(m * (output + sigma * m * x)) / sigma
+
+
+class DataPrediction(Prediction):
+    """The network predicts the clean image, D = E[x_0 | x]: s = (D - x) / sigma^2."""
+
+    def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
+        return -((x - output) / sigma) / sigma
 
 
 class Bfloat16Score:
@@ -131,7 +159,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
     """The score as samplers call it, `score` itself being moved, and compiled, in place.
 
     Args:
-        score: from a `ScoreModel`.
+        score: from a `Model`.
         device: where to sample.
         bf16: run the network under bfloat16 autocast. Its rounding, 0.4% of a value, changes the images.
         compile: compile the network with `torch.compile`, at its first call for each batch size. Images change by rounding
@@ -144,7 +172,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
 
 
 @dataclass(frozen=True)
-class ScoreModel:
+class Model:
     """A network ready to sample: the score and what it was trained on.
 
     Attributes:
@@ -152,9 +180,11 @@ class ScoreModel:
         score: `score(x, sigma)`, in evaluation mode.
         process: the forward process whose noise it knows.
         shape: (C, H, W) of its images.
-        checkpoint: where the weights come from, or None for random weights.
+        checkpoint: where the weights come from, or None for random weights and those of a wrapped network.
         data_range: pixel values of black and white in its state: (0, 1), or (-1, 1) for centred models.
         beside_weights: what its function depends on and neither its weights nor its arguments tell: other files of its folder.
+        statistics: of the images that it was trained on, where they are known; filters are made of them.
+        sampler: what its authors sample it with, where that is known.
     """
 
     title: str
@@ -164,3 +194,10 @@ class ScoreModel:
     checkpoint: Checkpoint | None
     data_range: tuple[float, float] = (0.0, 1.0)
     beside_weights: Mapping[str, Any] = field(default_factory=dict)
+    statistics: DatasetStatistics | None = None
+    sampler: Sampler | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the CPU for one without parameters."""
+        return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))

@@ -12,11 +12,18 @@ from pds.errors import MissingError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
-from pds.models.scores import ChainScore, ScoreModel
+from pds.models.layouts import Which
+from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction
 from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 
 log = logging.getLogger(__name__)
 
+# By what diffusers calls it (prediction_type).
+PREDICTIONS: dict[str, type[Prediction]] = {
+    "epsilon": NoisePrediction,
+    "v_prediction": VelocityPrediction,
+    "sample": DataPrediction,
+}
 # What scheduler_config.json calls the arguments of `unet2d`, and what it means where it does not say: the values of DDPM.
 SCHEDULER = {
     "schedule": ("beta_schedule", "linear"),
@@ -41,12 +48,13 @@ class _Network(nn.Module):
 def unet2d(
     shape: Sequence[int],
     checkpoint: str | None,
+    weights: Which = None,
     schedule: str | None = None,
     beta_start: float | None = None,
     beta_end: float | None = None,
     levels: int | None = None,
     prediction: str | None = None,
-) -> ScoreModel:
+) -> Model:
     """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
 
     The chain is that of its scheduler_config.json. Where the folder has no scheduler the other arguments say it, None
@@ -56,8 +64,9 @@ def unet2d(
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
+        weights: see `load_weights`.
         schedule, beta_start, beta_end, levels: see `pds.processes.discrete.beta_schedule`; linear, 1e-4, 0.02, 1000.
-        prediction: see `ChainScore`; epsilon.
+        prediction: a key of `PREDICTIONS`; epsilon.
 
     Raises:
         PDSError: without diffusers, for a folder that is not whole, for a network of other images, of another chain or of
@@ -70,11 +79,11 @@ def unet2d(
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
     process, prediction = _chain(folder, given)
     network = _build(folder)
-    weights = load_unet(network, folder)
+    loaded = load_unet(network, folder, weights)
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
-    score = ChainScore(_Network(network), process, prediction)
+    score = PREDICTIONS[prediction](_Network(network), process, "Nt-1")
     beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
-    return ScoreModel(title, score, process, tuple(shape), weights, (-1.0, 1.0), beside)
+    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
@@ -132,10 +141,9 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
                 f"model.{wrong}=null"
             )
     prediction = told["prediction"]
-    if prediction not in ChainScore.PREDICTIONS:
+    if prediction not in PREDICTIONS:
         raise PDSError(
-            f"{folder.unet} predicts {prediction!r} (from {source}), not one of {', '.join(ChainScore.PREDICTIONS)}: it cannot "
-            "be sampled"
+            f"{folder.unet} predicts {prediction!r} (from {source}), not one of {', '.join(PREDICTIONS)}: it cannot be sampled"
         )
     try:
         if betas is None:

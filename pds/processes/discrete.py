@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ class DiscreteVariancePreserving(BetaProcess):
     Attributes:
         betas: beta_0, ..., beta_{N-1}, each in (0, 1); see `beta_schedule`.
     """
+
+    label: ClassVar[str] = "Nt-1"
 
     betas: tuple[float, ...] = field(repr=False)
     _on_devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)

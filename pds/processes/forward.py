@@ -29,11 +29,13 @@ class Process(Protocol):
 
     Attributes:
         title: "VE", "VP" or "sub-VP".
+        label: what published networks of it are shown of the noise level, a key of `pds.models.scores.LABELS`.
         levels: N, the iterations of the published sampler.
         prior_std: standard deviation of x_1.
     """
 
     title: ClassVar[str]
+    label: ClassVar[str]
 
     @property
     def levels(self) -> int: ...
@@ -110,6 +112,7 @@ class VarianceExploding:
     """
 
     title: ClassVar[str] = "VE"
+    label: ClassVar[str] = "sigma"
 
     sigma_min: float
     sigma_max: float
@@ -168,6 +171,7 @@ class BetaProcess:
     """
 
     title: ClassVar[str] = "VP"
+    label: ClassVar[str] = "999t"
 
     @property
     def prior_std(self) -> float:

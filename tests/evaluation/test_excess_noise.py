@@ -145,6 +145,6 @@ def test_the_command(tmp_path):
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_is_measured(monkeypatch, wrong, says):
-    monkeypatch.setattr("pds.lab.tune.noise_response", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("pds.lab.tune.response_of", lambda *_: pytest.fail("measured"))
     with pytest.raises(PDSError, match=re.escape(says)):
         tune_by_network(composed(*wrong.split(), config="excess_noise"))

@@ -73,16 +73,16 @@ def finished_run(folder, vanilla, iterations, metrics, tracker=None):
         "doubts": ["random weights"],
     }
     (folder / "samples").mkdir(parents=True)
+    images = [np.full((1, 4, 4), 100 * (index // 10) + iterations, np.uint8) for index in range(20)]
     for number in range(2):
-        images = np.full((10, 1, 4, 4), 100 * number + iterations, np.uint8)
-        np.savez(folder / "samples" / f"shard-{number:05d}.npz", images=images)
+        np.savez(folder / "samples" / f"shard-{number:05d}.npz", images=np.stack(images[10 * number :][:10]))
     Image.new("L", (8, 8)).save(folder / "grid.png")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     write_json(folder / "result.json", result)
     write_json(folder / "status.json", {"state": "done"})
     tracker = tracker or pds.lab.tracking.NoTracker()
     with tracker.run(folder, folder.name, GROUP, "vanilla" if vanilla else "pds", config) as tracked:
-        experiment.mirror(tracked, folder, result)
+        experiment.mirror(tracked, folder, result, images)
 
 
 def sweep(folder, tracker=None):

@@ -80,8 +80,8 @@ def test_the_score_of_a_checkpoint_is_its_network_over_sigma(tmp_path):
 @pytest.mark.parametrize(
     ("levels", "says"),
     [
-        (geometric_ladder(190, 0.01, 6), "set model.sigma_begin=190 and model.sigma_end=0.01"),
-        (geometric_ladder(140, 0.02, 6), "set model.sigma_begin=140 and model.sigma_end=0.02"),
+        (geometric_ladder(190, 0.01, 6), "set sigma_begin=190.0 sigma_end=0.01"),
+        (geometric_ladder(140, 0.02, 6), "set sigma_begin=140.0 sigma_end=0.02"),
         (torch.linspace(140, 0.01, 6), "level 1: 112.002, model 20.7445.*geometric progression"),
         (geometric_ladder(140, 0.01, 5), "another width, number of levels"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pds.models.ncsnpp import NCSNpp
-from pds.models.scores import LadderScore, SigmaScore, for_sampling
+from pds.models.scores import LadderScore, ScorePrediction, for_sampling
 from pds.processes.forward import VarianceExploding
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def small_score():
     network = NCSNpp(channels=1, size=8, width=8, multipliers=(1, 2), blocks=1, attention=(4,), sigmas=process.ladder)
     for parameter in network.parameters():  # those that start as nothing as well
         parameter.data += 0.05 * torch.randn_like(parameter)
-    return SigmaScore(network.eval(), process).requires_grad_(False)
+    return ScorePrediction(network.eval(), process, "sigma").requires_grad_(False)
 
 
 def inputs(batch):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from pds.errors import PDSError
 from pds.files import sha256
 from pds.models.checkpoints import Checkpoint
+from pds.models.scores import DataPrediction
 from pds.models.unet2d import unet2d
 
 SHAPE = [1, 8, 8]
@@ -106,7 +107,7 @@ def test_a_folder_without_a_scheduler_takes_the_configuration(tmp_path, unet, ca
     assert "from the configuration, as the folder has no scheduler: linear betas from 0.0001 to 0.02, N = 1000" in caplog.text
     model = unet2d(SHAPE, path, schedule="scaled_linear", beta_end=0.5, levels=10, prediction="sample")
     assert (model.process.levels, model.process.betas[-1]) == (10, pytest.approx(0.5))
-    assert model.process.betas[1] < 0.02 and model.score.prediction == "sample"
+    assert model.process.betas[1] < 0.02 and isinstance(model.score, DataPrediction)
 
 
 def test_betas_of_the_scheduler(tmp_path, unet):
@@ -206,7 +207,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
     says = {
         cut: "not a whole safetensors",
         pickled: r"holds code \(\w+\.system\), which is never executed",
-        text("config.json", "{"): "cannot be read as JSON",
+        text("config.json", "{"): "not the configuration of a network",
         text("../scheduler/scheduler_config.json", "[]"): "not the configuration of a network or a scheduler",
         (
             lambda network: (network / WEIGHTS).unlink()
@@ -227,7 +228,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
             unet2d(SHAPE, folder)
         assert "\n" not in str(error.value)
     for checkpoint, sentence in {
-        "/nowhere": "/nowhere does not exist: set model.checkpoint to a diffusers folder",
+        "/nowhere": "/nowhere does not exist: give a diffusers folder",
         str(tmp_path): "no diffusers folder",
         f"{tmp_path}/0/unet/config.json": "no diffusers folder",
         None: "set model.checkpoint=/path/to/folder",

@@ -14,7 +14,7 @@ from pds.data.images import ArrayImages
 from pds.errors import MissingError, PDSError
 from pds.files import ASSETS, sha256
 from pds.models.checkpoints import Checkpoint
-from pds.models.scores import ScoreModel
+from pds.models.scores import Model
 from pds.moments import LEVELS, beside, measure, measured_moments, noise_moments, read_moments, write_moments
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
@@ -143,7 +143,7 @@ def absent():
 
 def model(tmp_path, weights="a" * 64, process=VP, score=None):
     checkpoint = weights and Checkpoint("safetensors", True, tmp_path / "net.safetensors", weights)
-    return ScoreModel("net", score or Scaled(), process, SHAPE, checkpoint, (-1.0, 1.0))
+    return Model("net", score or Scaled(), process, SHAPE, checkpoint, (-1.0, 1.0))
 
 
 def test_moments_stay_within_the_bounds_of_theorem_2(tmp_path):

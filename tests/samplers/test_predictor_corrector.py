@@ -8,7 +8,7 @@ from models.test_ncsnpp import published
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.models.scores import LadderScore, NoisePredictionScore, SigmaScore
+from pds.models.scores import LadderScore, NoisePrediction, ScorePrediction
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -50,8 +50,8 @@ def golden_score(golden, hyper, process):
     else:
         network = Network(golden, about["rule"], about["c"])
     if hyper["sde"] == "vpsde":
-        return NoisePredictionScore(network, process)
-    return SigmaScore(network, process) if hyper["continuous"] else LadderScore(network, process.ladder)
+        return NoisePrediction(network, process, "999t")
+    return ScorePrediction(network, process, "sigma") if hyper["continuous"] else LadderScore(network, process.ladder)
 
 
 def golden_sampler(hyper):

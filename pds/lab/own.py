@@ -1,0 +1,115 @@
+"""A network from a file or a module that anyone wrote, as the command line names it: `model=own model.make=mynet.py:Tiny`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from pds.errors import OptionError
+from pds.files import sha256, user_path
+from pds.models.checkpoints import first_line, load_weights
+from pds.models.scores import Model
+from pds.models.wrap import Predicts, wrap
+from pds.options import checked, shown
+from pds.processes.forward import Process
+
+
+@checked
+def own(
+    make: str,
+    predicts: Predicts,
+    process: Process,
+    shape: Sequence[int],
+    data_range: Sequence[float],
+    label: str | None = None,
+    checkpoint: str | None = None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> Model:
+    """A network of one's own, ready to sample or to train.
+
+    Args:
+        make: what makes the network, as FILE.py:NAME or module:NAME: a class or a function that gives a `torch.nn.Module`.
+        predicts: what it returns: the score, the noise, v or the clean image (data); see `pds.wrap`.
+        process: the forward process that it was trained on.
+        shape: (C, H, W) of its images.
+        data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1].
+        label: what it is shown of the noise level: sigma, log_sigma/4, t, 999t or Nt-1; null for that of its process.
+        checkpoint: weights file, in any layout of `pds.models.checkpoints`; null for random weights.
+        arguments: of `make`, by name.
+
+    Raises:
+        OptionError: there is no such file, module or name, it fails, or it makes something else than a network.
+        PDSError: the weights are not those of this network, or it does not fit; see `pds.wrap`.
+    """
+    source, _, name = make.rpartition(":")
+    if not source or not name:
+        raise OptionError("make", f"must be FILE.py:NAME or module:NAME, got {shown(make)}")
+    module = _file(user_path(source)) if source.endswith(".py") else _module(source)
+    network = _called(_named(module, name, source), f"{source}:{name}", arguments)
+    weights = None if checkpoint is None else load_weights(network, checkpoint)
+    model = wrap(network, predicts=predicts, process=process, shape=shape, data_range=tuple(data_range), label=label)
+    code = inspect.getsourcefile(module)
+    return replace(model, checkpoint=weights, beside_weights={"code": sha256(Path(code))} if code else {})
+
+
+def _file(path: Path) -> ModuleType:
+    """The module of a Python file; what lies beside the file can be imported, as when Python runs it."""
+    if not path.is_file():
+        raise OptionError("make", f"names {path}, which is no file: give FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # of any name that ends with .py
+    module = importlib.util.module_from_spec(spec)
+    beside = str(path.absolute().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _refused(f"names {path}, which cannot be imported", error) from error
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _refused(f"names the module {name}, which cannot be imported", error) from error
+
+
+def _named(module: ModuleType, name: str, source: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = sorted(
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        )
+        raise OptionError("make", f"names {name}, and {source} has no such class or function, only {', '.join(own) or 'none'}")
+    return found
+
+
+def _called(make: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        network = make(**arguments)
+    except Exception as error:
+        raise _refused(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())}) fails", error) from error
+    if not isinstance(network, nn.Module):
+        raise OptionError("make", f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _refused(what: str, error: Exception) -> OptionError:
+    """What someone's own code raised, in the sentence of the option that named it."""
+    return OptionError("make", f"{what}: {type(error).__name__}, {first_line(error)}")

@@ -1,0 +1,122 @@
+"""Weights as safetensors. Files of this project also say what they were made with, and hold a digest of all that they say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pds.files import DamagedError, atomic_path, locate, open_regular, parse_json, parse_yaml, reading
+
+MOST = 1 << 42  # bytes of a weights file
+DIGEST = "sha256"  # the key of the digest among the metadata
+# Files before 0.3 hold the paths of classes; these have another name now than their class had then.
+TITLES = {"VarianceExploding": "VE", "VariancePreserving": "VP", "SubVariancePreserving": "sub-VP"}
+
+
+def state_digest(state: Mapping[str, Tensor], facts: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Hexadecimal SHA-256 of tensors, with their names, types and shapes, and of text that belongs to them."""
+    digest = hashlib.sha256(json.dumps(sorted(facts.items())).encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write weights as safetensors, atomically.
+
+    Args:
+        state: tensors by name.
+        path: the file.
+        metadata: "config", a configuration as JSON (see `as_configuration`); "weights", which is "ema" for an average.
+    """
+    content = save(
+        {name: value.contiguous() for name, value in state.items()}, {**metadata, DIGEST: state_digest(state, metadata)}
+    )
+    with atomic_path(path) as temporary:
+        # `save_file` would give the file a mode that only its owner can read.
+        temporary.write_bytes(content)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and the metadata.
+
+    Raises:
+        PDSError: it is absent or cut, or its digest, if it has one, is of other tensors or other metadata.
+    """
+    with reading(path, "a whole safetensors file", "fetch it again"):
+        open_regular(path, MOST).close()
+        with safe_open(path, framework="pt") as file:
+            state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        said = metadata.pop(DIGEST, None)
+        if said is not None and said != state_digest(state, metadata):
+            raise DamagedError(f"{path} is damaged, its tensors have another digest than it says: fetch it again")
+    return state, metadata
+
+
+def read_configuration(path: str | Path) -> dict[str, Any]:
+    """What a file of this project was made with, as nested plain values; empty for files that do not say it.
+
+    "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and that function's
+    arguments; its "process" has "kind" ("VE", "VP", "sub-VP") and the process's own. "dataset" has "name", "shape" (C, H, W),
+    and "statistics_file".
+
+    Args:
+        path: a file in any format, or "asset:NAME".
+
+    Raises:
+        PDSError: it is absent or damaged.
+    """
+    path = locate(path)
+    if path.suffix != ".safetensors":
+        return {}
+    with reading(path, "a whole safetensors file", "fetch it again"):
+        open_regular(path, MOST).close()
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    return configuration_of(metadata, path)
+
+
+def configuration_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The configuration among the metadata of a safetensors file; see `read_configuration`."""
+    text = metadata.get("config", "{}")
+    with reading(path, "a file with a table of options as its metadata `config`", "fetch it again"):
+        # Files before 0.3 hold YAML, by dotted keys.
+        found = parse_json(text, {}) if text.startswith("{") else as_configuration(parse_yaml(text, {}))
+        if not all(isinstance(found.get(part, {}), dict) for part in ("model", "dataset")):
+            raise ValueError("its model or its dataset is no table")
+        return found
+
+
+def as_configuration(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by dotted key, as nested tables: the path of a class becomes its kind, so that classes can move.
+
+    Raises:
+        ValueError: one key is another's beginning, or a path is no text.
+    """
+    configuration: dict[str, Any] = {}
+    for key, value in options.items():
+        *parents, leaf = key.split(".")
+        if leaf == "_target_":
+            name = str(value).rpartition(".")[2]
+            leaf, value = "kind", TITLES.get(name, name)
+        elif leaf.startswith("_"):  # how Hydra is to call it
+            continue
+        table = configuration
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ValueError(f"it has {key} beside {parent}")
+        if leaf in table:
+            raise ValueError(f"it has {key} twice")
+        table[leaf] = value
+    return configuration

@@ -1,0 +1,299 @@
+"""Files of `torch.save`, read without running anything that they name.
+
+Such a file is a program for Python's unpickler, which may import and call whatever it names. Here a small machine runs it that
+can only build lists, tables, numbers, text and tensors; every other thing that the file would make is an `Inert` value.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickletools
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pds.files import DamagedError, open_regular, reading
+
+MOST = 1 << 42  # bytes of a file
+MOST_STEPS = 2_000_000  # of a pickle; a tensor takes some 40
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
+DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+# What pushes the number, text or bytes that stands in the pickle.
+PLAIN = {
+    opcode.name
+    for opcode in pickletools.opcodes
+    if not opcode.stack_before
+    and len(opcode.stack_after) == 1
+    and opcode.stack_after[0].name in ("int", "int_or_bool", "float", "str", "bytes", "bytes_or_str")
+}
+TABLES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
+
+Storage = Callable[[torch.dtype, str, int], Tensor]
+"""(dtype, key, count) -> (count,) the numbers that a file keeps under a key."""
+
+
+class Inert(NamedTuple):
+    """Something that is neither plain data nor a tensor; only its name is known.
+
+    Attributes:
+        name: of the class or function, as "argparse.Namespace".
+    """
+
+    name: str
+
+
+def read_torch(path: Path) -> Any:
+    """What a file of `torch.save` holds, in its present or its older format: nothing is imported or called.
+
+    Tensors are on the CPU and share the file's memory, so that what is not used is not kept. Tables are dictionaries whatever
+    their class was.
+
+    Raises:
+        PDSError: it is absent, cut or damaged, as the checksums of its entries tell (the older format has none).
+    """
+    with reading(path, "a whole file of torch.save", "fetch it again"), open_regular(path, MOST) as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return _archived(path, file, content) if content[:2] == b"PK" else _streamed(content)
+
+
+def _archived(path: Path, file: BinaryIO, content: mmap.mmap) -> Any:
+    with zipfile.ZipFile(file) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its entries are packed")
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("its entries overlap")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedError(f"{path} is damaged, its entry {damaged} has another checksum than it says: fetch it again")
+    (pickled,) = (name for name in entries if name.split("/")[1:] in ([], ["data.pkl"]) and name.endswith("data.pkl"))
+    root = pickled.removesuffix("data.pkl")
+
+    def start(entry: zipfile.ZipInfo) -> int:
+        name, extra = struct.unpack_from("<HH", content, entry.header_offset + 26)
+        return entry.header_offset + 30 + name + extra
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        entry = entries[f"{root}data/{key}"]
+        if count * dtype.itemsize > entry.file_size:
+            raise ValueError(f"its entry {entry.filename} is shorter than its table says")
+        return _numbers(content, start(entry), dtype, count)
+
+    if f"{root}byteorder" in entries:
+        at = start(entries[f"{root}byteorder"])
+        if content[at : at + 3] != b"lit":
+            raise ValueError("it was written by a machine of another byte order")
+    content.seek(start(entries[pickled]))
+    return _run(content, storage)
+
+
+def _streamed(content: mmap.mmap) -> Any:
+    """The format before torch 1.6: five pickles (magic, version, machine, object, keys), then the numbers."""
+    counts: dict[str, tuple[torch.dtype, int]] = {}
+    starts: dict[str, int] = {}
+
+    def absent(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        counts[key] = dtype, count
+        return torch.empty(count, dtype=dtype, device="meta")
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
+        return _numbers(content, starts[key], dtype, count)
+
+    if _run(content, absent) != MAGIC or _run(content, absent) != VERSION:
+        raise ValueError("it does not begin as one")
+    _run(content, absent)
+    begin = content.tell()
+    _run(content, absent)  # to learn what it keeps, and where it ends
+    for key in _run(content, absent):
+        dtype, count = counts[key]
+        if struct.unpack("<q", content.read(8))[0] != count:
+            raise ValueError("its numbers are not those of its table")
+        starts[key] = content.tell()
+        content.seek(starts[key] + count * dtype.itemsize)
+    content.seek(begin)
+    return _run(content, storage)
+
+
+def _numbers(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> Tensor:
+    size = count * dtype.itemsize
+    if not 0 <= size <= len(content) - start:
+        raise ValueError("it is cut")
+    if not size:
+        return torch.empty(0, dtype=dtype)
+    aligned = start % dtype.itemsize == 0
+    return torch.frombuffer(
+        content if aligned else bytearray(content[start : start + size]), dtype=dtype, count=count, offset=start * aligned
+    )
+
+
+def _run(stream: mmap.mmap, storage: Storage) -> Any:
+    """What one pickle describes, from where the stream stands."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def marked() -> list[Any]:
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    for step, (opcode, value, _) in enumerate(pickletools.genops(stream)):
+        if step > MOST_STEPS:
+            raise ValueError("its table is longer than that of any network")
+        if opcode.name in PLAIN:
+            stack.append(value)
+            continue
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack.pop()
+            case "MARK":
+                marks.append(len(stack))
+            case "POP":
+                # A mark may be what lies on top.
+                marks.pop() if marks and marks[-1] == len(stack) else stack.pop()
+            case "POP_MARK":
+                marked()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                stack.append(tuple(marked()))
+            case "LIST":
+                stack.append(marked())
+            case "DICT":
+                stack.append(_filled({}, marked()))
+            case "EMPTY_SET":
+                stack.append(Inert("builtins.set"))
+            case "FROZENSET":
+                marked()
+                stack.append(Inert("builtins.frozenset"))
+            case "APPEND":
+                _extended(stack, [stack.pop()])
+            case "APPENDS":
+                _extended(stack, marked())
+            case "ADDITEMS":
+                marked()
+            case "SETITEM":
+                pair = stack[-2:]
+                del stack[-2:]
+                _filled(stack[-1], pair)
+            case "SETITEMS":
+                pairs = marked()
+                _filled(stack[-1], pairs)
+            case "GLOBAL":
+                stack.append(Inert(value.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                stack[-2:] = [Inert(".".join(map(str, stack[-2:])))]
+            case "EXT1" | "EXT2" | "EXT4":
+                stack.append(Inert(f"copyreg extension {value}"))
+            case "REDUCE" | "NEWOBJ":
+                arguments = stack.pop()
+                stack[-1] = _called(stack[-1], arguments)
+            case "NEWOBJ_EX":
+                del stack[-2:]
+                stack[-1] = _called(stack[-1], ())
+            case "INST":
+                stack.append(_called(Inert(value.replace(" ", ".")), marked()))
+            case "OBJ":
+                made, *arguments = marked()
+                stack.append(_called(made, arguments))
+            case "BUILD":
+                stack.pop()
+            case "PERSID":
+                stack.append(Inert("persistent"))
+            case "BINPERSID":
+                stack[-1] = _stored(stack[-1], storage)
+            case other:
+                raise ValueError(f"it holds {other}")
+    raise EOFError("it is cut")
+
+
+def _extended(stack: list[Any], values: list[Any]) -> None:
+    if isinstance(stack[-1], list):
+        stack[-1].extend(values)
+
+
+def _filled(table: Any, pairs: list[Any]) -> Any:
+    """The table with the pairs in it whose keys are plain: to hash others can take for ever."""
+    if isinstance(table, dict):
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if isinstance(key, (str, int, float, bytes, type(None))):
+                table[key] = value
+    return table
+
+
+def _stored(identity: Any, storage: Storage) -> Any:
+    match identity:
+        case ("storage", Inert(name), str(key), _, int(count)) | ("storage", Inert(name), str(key), _, int(count), None):
+            module, _, kind = name.rpartition(".")
+            if module in ("torch", "torch.cuda", "torch.storage") and kind in DTYPES:
+                return storage(DTYPES[kind], key, count)
+            return Inert(name)
+    return Inert("persistent")
+
+
+def _called(function: Any, arguments: Any) -> Any:
+    """What a call of `function` gives where it is known to make a table or a tensor."""
+    if not isinstance(function, Inert):
+        return Inert("no function")
+    module, _, name = function.name.rpartition(".")
+    match module, name, arguments:
+        case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2", (Tensor() as numbers, offset, size, stride, *_):
+            return _strided(numbers, offset, size, stride)
+        case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", (Tensor() as data, *_):
+            return data
+        case "torch._tensor", "_rebuild_from_type_v2", (inner, _, inner_arguments, *_):
+            return _called(inner, inner_arguments)
+        case "torch", "Size", (tuple() as size,):
+            return size
+        case _ if function.name in TABLES:
+            # Python 2 hands over a list of pairs; a defaultdict its factory.
+            pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
+            return _filled({}, [part for pair in pairs for part in pair[:2]])
+    return function
+
+
+def _strided(numbers: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
+    if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
+        raise ValueError("a tensor has no shape")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and last >= len(numbers):
+        raise ValueError("a tensor is larger than its numbers")
+    return torch.as_strided(numbers, size, stride, offset)

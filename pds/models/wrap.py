@@ -1,0 +1,112 @@
+"""Any network as a model: what it predicts, what it is shown of the noise level, and one call that proves both fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pds.errors import OptionError, PDSError
+from pds.models.checkpoints import first_line
+from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
+from pds.options import checked, shown
+from pds.processes.forward import Process
+
+Predicts = Literal["score", "noise", "v", "data"]
+PREDICTIONS: dict[Predicts, type[Prediction]] = {
+    "score": ScorePrediction,
+    "noise": NoisePrediction,
+    "v": VelocityPrediction,
+    "data": DataPrediction,
+}
+
+
+class _Function(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        return self.function(x, label)
+
+
+@checked
+def wrap(
+    network: Callable[[Tensor, Tensor], Tensor],
+    *,
+    predicts: Predicts,
+    process: Process,
+    shape: Annotated[Sequence[int], "(C, H, W)"],
+    data_range: tuple[float, float],
+    label: str | Callable[[Tensor], Tensor] | None = None,
+) -> Model:
+    """A pretrained network as a model that every sampler here can sample.
+
+    The network is called as `network(x, label)`: x is (batch, C, H, W) float32, the state m(t) (x_0 + sigma z) of the process
+    (m = 1 for VE); label is (batch,) float32. It returns a tensor of the shape of x. It is called once here, with two images,
+    and is put into evaluation mode.
+
+    Args:
+        network: a `torch.nn.Module` or a function.
+        predicts: what it returns. "score": the score of the state that it sees. "noise": z. "v": m (z - sigma x_0), for VP
+            states (Salimans & Ho, ICLR 2022). "data": the clean image x_0, as the denoiser D(x; sigma) of EDM does.
+        process: the forward process that it was trained on.
+        shape: (C, H, W) of its images.
+        data_range: pixel values of black and white that it was trained on, such as (0, 1) or (-1, 1).
+        label: what it is shown of the noise level: "sigma" (in units of `data_range`), "log_sigma/4" (EDM's c_noise), "t"
+            (from 0 to 1), "999t" ([SDE]), "Nt-1" (DDPM; N of the process), or a function of the (batch,) float64 sigma. None is
+            what published networks of the process are shown: sigma (VE), 999 t (VP, sub-VP), N t - 1 (a chain of N levels).
+
+    Raises:
+        PDSError: an argument does not fit, or the network fails or returns something else than a tensor like x.
+    """
+    if not callable(network):
+        raise OptionError("network", f"must be a torch.nn.Module or a function of (x, label), got {shown(network)}")
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise OptionError("shape", f"must be (C, H, W), three positive whole numbers, got {shown(shape)}")
+    black, white = data_range
+    if not black < white:
+        raise OptionError("data_range", f"must be (black, white) with black below white, got {shown(data_range)}")
+    if not hasattr(process, "ladder"):
+        raise OptionError(
+            "process", f"must be a forward process, as VarianceExploding(0.01, 50, 1000) is, got {shown(process)}"
+        )
+    channels, height, width = shape
+    name = type(network).__name__ if isinstance(network, nn.Module) else getattr(network, "__name__", "network")
+    module = network if isinstance(network, nn.Module) else _Function(network)
+    score = PREDICTIONS[predicts](module.eval(), process, process.label if label is None else label)
+    _try(score, (channels, height, width), name)
+    title = f"{name} ({process.title}) {channels}x{height}x{width}"
+    return Model(title, score, process, (channels, height, width), None, (black, white))
+
+
+@torch.no_grad()
+def _try(score: Prediction, shape: tuple[int, int, int], name: str) -> None:
+    """Call the network once, with two images at the largest and the smallest noise level."""
+    device = next((p.device for p in score.parameters()), torch.device("cpu"))
+    sigma = score.process.ladder[[0, -1]].to(device)
+    label = score.label(sigma, score.process.time(sigma))
+    if not isinstance(label, Tensor) or label.shape != (2,):
+        raise OptionError("label", f"must give a tensor of shape (2,) for two noise levels, and gives {_described(label)}")
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = f"a floating-point tensor of shape {tuple(x.shape)}, that of x"
+    try:
+        output = score.network(x, label.to(x.dtype))
+    except Exception as error:  # whatever a network that someone wrote can fail with
+        raise PDSError(
+            f"{name}(x, label) fails for x of shape {tuple(x.shape)} and label of shape (2,), both float32 on {device.type}: "
+            f"{type(error).__name__}, {first_line(error)}"
+        ) from error
+    if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
+        raise PDSError(f"{name}(x, label) returned {_described(output)}, expected {expected}")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    parts = f" of {len(value)}" if isinstance(value, (tuple, list, dict)) else ""
+    return f"a {type(value).__name__}{parts}"

@@ -1,0 +1,134 @@
+"""Sampling from a program: images of a model, with a filter or without, and statistics to make filters of."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pds.data.folder import folder_of_images
+from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
+from pds.data.statistics import DatasetStatistics, dataset_statistics
+from pds.errors import OptionError
+from pds.generation import ImageSampler
+from pds.models.scores import Model, for_sampling
+from pds.options import Count, Seed, checked
+from pds.preconditioning.filters import Filter, NoFilter
+from pds.preconditioning.preconditioner import build_preconditioner
+from pds.preconditioning.solenoids import NoSolenoid, Solenoid
+from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
+from pds.samplers.sampler import Callback, Sampler, no_callback
+
+log = logging.getLogger(__name__)
+
+DEFAULT = PredictorCorrector(100, ReverseDiffusion(), Langevin(0.16))
+"""What samples a model that has no sampler of its own."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Sampled images and what they took.
+
+    Attributes:
+        images: (n, C, H, W) uint8, on the CPU.
+        nfe: score evaluations an image took, on average.
+        seconds: of sampling, without the first evaluation on a GPU.
+        doubts: a sentence for each reason why the images may be worse than they should be.
+    """
+
+    images: Tensor
+    nfe: float
+    seconds: float
+    doubts: list[str]
+
+
+@checked
+def sample(
+    model: Model,
+    sampler: Sampler | None = None,
+    *,
+    filter: Filter | None = None,
+    solenoid: Solenoid | None = None,
+    statistics: DatasetStatistics | None = None,
+    images: Count = 16,
+    seed: Seed = 0,
+    batch_size: Count = 64,
+    device: str | torch.device | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """Sample images. Image i depends on (seed, i) alone, and is that of `experiments/run.py` with the same options.
+
+    Args:
+        model: from `load` or `wrap`.
+        sampler: None for the model's own, or `DEFAULT` where it has none.
+        filter: a frequency or space filter, for PDS; None samples without one.
+        solenoid: a solenoidal term; None samples without one.
+        statistics: of the training images, for a `StatisticsFilter`; None for those of the model.
+        images: how many.
+        seed: of all noise.
+        batch_size: images sampled at once; it does not change them.
+        device: where to sample, as "cuda"; None for where the model is. The model stays there.
+        callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
+
+    Raises:
+        PDSError: the sampler cannot sample this model with this filter, the filter needs statistics, or values are not finite.
+    """
+    place = model.device if device is None else torch.device(device)
+    sampler = sampler or model.sampler or DEFAULT
+    known = statistics or model.statistics
+
+    def required() -> DatasetStatistics:
+        if known is None:
+            raise OptionError("statistics", "is missing, and this filter is made of it: give pds.statistics(folder of images)")
+        return known
+
+    P = build_preconditioner(filter or NoFilter(), solenoid or NoSolenoid(), model.shape, required, place)
+    steps = sampler.levels(model.process)
+    doubts = sampler.check(steps, P)
+    for doubt in doubts:
+        log.warning(doubt)
+    score = for_sampling(model.score, place)
+    make = ImageSampler(score, sampler, model.process, P, model.shape, seed, place, model.data_range)
+    batches, evaluations, seconds = [], 0.0, 0.0
+    form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
+    with tqdm(desc="sample", total=images, unit="img", bar_format=form) as bar:
+        for start in range(0, images, batch_size):
+            batch = range(start, min(start + batch_size, images))
+
+            def step(iteration: int, sigma: float, x: Tensor, batch: range = batch) -> None:
+                bar.update(min(len(batch) / len(steps), batch.stop - bar.n))
+                (callback or no_callback)(iteration, sigma, x)
+
+            if start == 0 or len(batch) < batch_size:
+                make.warm_up(len(batch))
+            begun = time.perf_counter()
+            x, nfe = make(batch, step)
+            batches.append(to_uint8(x).cpu())
+            seconds += time.perf_counter() - begun
+            evaluations += nfe * len(batch)
+            bar.update(batch.stop - bar.n)
+    return Samples(torch.cat(batches), evaluations / images, seconds, doubts)
+
+
+def statistics(images: str | Path | Tensor, count: int | None = None, seed: int = 0) -> DatasetStatistics:
+    """Statistics of training images, which a `StatisticsFilter` is made of.
+
+    Args:
+        images: a folder of image files of one size, searched recursively; or (n, C, H, W) images, uint8 or floats in [0, 1].
+        count: how many of them to take, at random; None for 200, as the papers do, or all where there are fewer.
+        seed: of the choice.
+
+    Raises:
+        PDSError: there are no such images, or fewer than `count`.
+    """
+    if isinstance(images, Tensor):
+        source: ImageSource = ArrayImages("images", "all", np.ascontiguousarray(as_uint8(images).cpu().numpy()))
+    else:
+        source = folder_of_images(images)
+    return dataset_statistics(source, min(200, len(source)) if count is None else count, seed)

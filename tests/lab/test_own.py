@@ -1,0 +1,151 @@
+"""A network that someone brings to the command line, from a file of their own and without one in the checkout."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import command
+from test_configurations import composed
+
+import pds
+from pds.lab.config import build
+
+CODE = """
+import scaling  # what lies beside it
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, x, sigma):
+        return scaling.half(self.layers(x / (1 + sigma[:, None, None, None])))
+
+def fails(width=2):
+    raise KeyError("no such width")
+
+def nothing():
+    return {}
+
+three = 3
+"""
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """mynet.py with weights beside it, in a folder that this process is in."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "scaling", raising=False)
+    (tmp_path / "scaling.py").write_text("def half(x):\n    return x / 2\n")
+    (tmp_path / "mynet.py").write_text(CODE)
+    made = build_by_hand(tmp_path)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save({name: torch.randn_like(value) for name, value in made.state_dict().items()}, tmp_path / f"w{seed}.pt")
+    return tmp_path
+
+
+def build_by_hand(folder, weights=None):
+    sys.path.append(str(folder))
+    scope = {"__name__": "mynet"}
+    exec((folder / "mynet.py").read_text(), scope)
+    made = scope["Tiny"]()
+    if weights:
+        made.load_state_dict(torch.load(folder / weights))
+    return made
+
+
+def overrides(folder, weights="w1.pt", **changed):
+    given = {
+        "model": "own",
+        "model.make": f"{folder}/mynet.py:Tiny",
+        "model.predicts": "data",
+        "model/process": "ve",
+        "model.data_range": "[-1,1]",
+        "model.checkpoint": folder / weights,
+    }
+    return [f"{key}={value}" for key, value in (given | changed).items()]
+
+
+def test_a_network_of_ones_own_is_sampled_from_the_command_line(network):
+    rest = ["sampler/corrector=none", "sampler.iterations=3", "debug=tiny", "metric=none", "images=4", f"outputs={network}/out"]
+    for weights in ("w1.pt", "w2.pt", "w1.pt"):
+        done = command("run.py", *overrides(network, weights), *rest)
+        assert done.returncode == 0, done.stderr
+    results = sorted((network / "out" / "debug").glob("*/result.json"))
+    assert len(results) == 2  # of two weights; the third command found its run done
+    sampler = pds.PredictorCorrector(3, pds.ReverseDiffusion(), None)
+    for weights in ("w1.pt", "w2.pt"):
+        model = pds.wrap(
+            build_by_hand(network, weights),
+            predicts="data",
+            process=pds.VarianceExploding(0.01, 50.0, 1000),
+            shape=(1, 28, 28),
+            data_range=(-1, 1),
+        )
+        (result,) = (path for path in results if json.loads(path.read_text())["checkpoint"]["file"] == weights)
+        with np.load(next(result.parent.glob("samples/*.npz"))) as shard:
+            assert np.array_equal(shard["images"], pds.sample(model, sampler, images=4).images.numpy())
+
+
+def test_other_code_is_another_run(network):
+    cfg = composed(*overrides(network))
+    before = build(cfg.model).beside_weights
+    (network / "mynet.py").write_text(CODE.replace("SiLU", "ReLU"))
+    assert build(cfg.model).beside_weights != before
+
+
+def test_a_module_and_its_arguments(network, monkeypatch):
+    monkeypatch.chdir(network)
+    monkeypatch.setitem(sys.modules, "mynet", None)
+    monkeypatch.delitem(sys.modules, "mynet")
+    given = overrides(network, **{"model.make": "mynet:Tiny", "model.checkpoint": "null", "+model.arguments.width": 5})
+    model = build(composed(*given, "model/process=vp", "model.label=t").model)
+    assert model.score.network.layers[0].out_channels == 5
+    assert (model.process.title, model.data_range, model.checkpoint) == ("VP", (-1.0, 1.0), None)
+    monkeypatch.delitem(sys.modules, "mynet")
+
+
+def test_the_sampler_is_that_of_the_model_or_the_predictor_corrector():
+    assert composed("model=ncsn_small").sampler._target_ == "pds.samplers.annealed_langevin.AnnealedLangevin"
+    assert composed("model=own").sampler == composed("model=own", "sampler=predictor_corrector").sampler
+    assert composed("model=own", "sampler=edm").sampler._target_ == "pds.samplers.edm.EDM"
+
+
+REFUSED = {
+    "no colon": ({"model.make": "mynet.py"}, "model.make must be FILE.py:NAME or module:NAME, got 'mynet.py'"),
+    "no file": ({"model.make": "/nowhere/net.py:Tiny"}, "model.make names /nowhere/net.py, which is no file"),
+    "no module": ({"model.make": "nowhere_to_be_found:Tiny"}, "cannot be imported: ModuleNotFoundError, No module named"),
+    "no such name": ({"model.make": "{folder}/mynet.py:Tny"}, r"has no such class or function, only Tiny, fails, nothing"),
+    "a number": ({"model.make": "{folder}/mynet.py:three"}, "has no such class or function"),
+    "it fails": ({"model.make": "{folder}/mynet.py:fails"}, r"mynet.py:fails\(\) fails: KeyError"),
+    "no network": ({"model.make": "{folder}/mynet.py:nothing"}, "gives a dict, not a torch.nn.Module"),
+    "syntax": ({"model.make": "{folder}/broken.py:Tiny"}, "cannot be imported: SyntaxError"),
+    "wrong arguments": ({"+model.arguments.depth": "3"}, r"Tiny\(depth=3\) fails: TypeError, .*unexpected keyword"),
+    "other prediction": ({"model.predicts": "epsilon"}, "model.predicts must be one of score, noise, v, data, got 'epsilon'"),
+    "v of VE": ({"model.predicts": "v"}, "model.predicts v is defined for variance-preserving states"),
+    "other label": ({"model.label": "index"}, "model.label must be .*one of sigma"),
+    "other range": ({"model.data_range": "[1]"}, "model.data_range must have 2 values"),
+    "other weights": ({"model.checkpoint": "asset:mnist_ncsn.safetensors"}, "has no parameter layers.0.weight"),
+    "other channels": ({"dataset.shape": "[3,28,28]"}, r"Tiny\(x, label\) fails for x of shape \(2, 3, 28, 28\)"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_sampled_is_one_sentence(network, what):
+    (network / "broken.py").write_text("class Tiny(:\n")
+    changed, message = REFUSED[what]
+    changed = {key: value.replace("{folder}", str(network)) for key, value in changed.items()}
+    with pytest.raises(pds.PDSError, match=message) as caught:
+        build(composed(*overrides(network, **changed)).model)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_data_range_is_asked_for(network):
+    without = [override for override in overrides(network) if not override.startswith("model.data_range")]
+    done = command("run.py", *without, f"outputs={network}/out")
+    assert done.returncode == 1
+    assert "model.data_range has no value: give model.data_range=..." in done.stderr

@@ -1,0 +1,176 @@
+"""Networks that someone brings: exact ones of every kind give the exact score, and one that does not fit is told why."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import GaussianTarget
+from torch import nn
+
+from pds.errors import PDSError
+from pds.models.scores import LABELS
+from pds.models.wrap import PREDICTIONS, wrap
+from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
+from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
+
+SHAPE = (3, 6, 5)
+VE = VarianceExploding(0.01, 50.0, 1000)
+PROCESSES = [
+    VE,
+    VariancePreserving(),
+    SubVariancePreserving(),
+    DiscreteVariancePreserving(beta_schedule("linear", 1e-4, 0.02, 100)),
+]
+TARGET = GaussianTarget(torch.rand(6, 5, generator=torch.Generator().manual_seed(1)) + 0.1, mean=0.3)
+
+# The noise level that a network reads from its label.
+READ = {
+    "sigma": lambda label, process: label,
+    "log_sigma/4": lambda label, process: (4 * label).exp(),
+    "t": lambda label, process: process.sigma(label),
+    "999t": lambda label, process: process.sigma(label / 999),
+    "Nt-1": lambda label, process: process.sigma((label + 1) / process.levels),
+}
+
+
+def exact(predicts, label, process):
+    """The network that was trained to perfection on Gaussian images, in float64."""
+
+    def network(y, given):
+        sigma = READ[label](given.double(), process)
+        m, std = (value[:, None, None, None] for value in (process.scale(process.time(sigma)), sigma))
+        x = y.double() / m
+        s = TARGET(x, sigma)
+        x_0, z = x + std**2 * s, -std * s
+        return {"score": s / m, "noise": z, "v": m * (z - std * x_0), "data": x_0}[predicts]
+
+    return network
+
+
+CASES = [
+    case
+    for case in itertools.product(PREDICTIONS, LABELS, PROCESSES)
+    if case[0] != "v" or case[2].title == "VP"  # v is of states of constant variance
+]
+
+
+@pytest.mark.parametrize(("predicts", "label", "process"), CASES, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
+def test_an_exact_network_of_any_kind_is_the_exact_score(predicts, label, process):
+    model = wrap(
+        exact(predicts, label, process), predicts=predicts, process=process, shape=SHAPE, data_range=(-1, 1), label=label
+    )
+    sigma = process.ladder[[0, 5, 50, 90, -10]].float()
+    x = TARGET.mean + (1 + sigma.square()).sqrt()[:, None, None, None] * torch.randn(
+        5, *SHAPE, generator=torch.Generator().manual_seed(0)
+    )
+    # In units of the noise: float32 images lose the score of a small sigma, as labels lose their last digits.
+    found, expected = (sigma[:, None, None, None] * score(x, sigma) for score in (model.score, TARGET))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda v: type(v).__name__)
+def test_the_label_is_what_published_networks_of_the_process_see(process):
+    seen = []
+
+    def network(x, label):
+        seen.append(label)
+        return x
+
+    model = wrap(network, predicts="noise", process=process, shape=SHAPE, data_range=(0, 1))
+    sigma = process.ladder[:1].float()
+    model.score(torch.zeros(1, *SHAPE), sigma)
+    largest = {"VE": 50.0, "VP": 999.0, "sub-VP": 999.0}[process.title] if process.levels == 1000 else 99.0
+    assert seen[-1].item() == pytest.approx(largest, rel=1e-5)
+    assert seen[-1].dtype == torch.float32
+
+
+def test_a_function_makes_a_label():
+    # EDM's parametrisation of a network F with an index as label.
+    seen = []
+    model = wrap(
+        lambda x, label: seen.append(label) or x,
+        predicts="data",
+        process=VE,
+        shape=SHAPE,
+        data_range=(-1, 1),
+        label=lambda sigma: (sigma / 0.01).log2().round(),
+    )
+    model.score(torch.zeros(2, *SHAPE), torch.tensor([0.02, 0.08]))
+    assert seen[-1].tolist() == [1, 3]
+
+
+class Tiny(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x, sigma):
+        return self.convolution(x) / sigma[:, None, None, None]
+
+
+def test_a_module_is_in_evaluation_mode_and_named():
+    network = Tiny().train()
+    model = wrap(network, predicts="score", process=VE, shape=list(SHAPE), data_range=(-1, 1))
+    assert not network.training and model.score.network is network
+    assert model.title == "Tiny (VE) 3x6x5"
+    assert (model.shape, model.data_range, model.checkpoint) == (SHAPE, (-1.0, 1.0), None)
+
+
+GIVEN = {"predicts": "data", "process": VE, "shape": SHAPE, "data_range": (-1, 1)}
+WRONG_NETWORKS = {
+    "crop": (
+        lambda x, label: x[..., 1:],
+        r"crop\(x, label\) returned a float32 tensor of shape \(2, 3, 6, 4\), expected .*\(2, 3, 6, 5\)",
+    ),
+    "tuple": (lambda x, label: (x, label), "returned a tuple of 2, expected a floating-point tensor"),
+    "nothing": (lambda x, label: None, "returned a NoneType, expected"),
+    "whole numbers": (lambda x, label: x.long(), "returned a int64 tensor of shape"),
+    "learned variance": (lambda x, label: torch.cat([x, x], 1), r"shape \(2, 6, 6, 5\), expected"),
+    "one argument": (
+        lambda x: x,
+        r"fails for x of shape \(2, 3, 6, 5\) and label of shape \(2,\).*TypeError, .*positional argument",
+    ),
+    "other channels": (Tiny(1), r"Tiny\(x, label\) fails .*: RuntimeError, .*expected input\[2, 3, 6, 5\] to have 1 channels"),
+    "no function": (3, "network must be a torch.nn.Module or a function of"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_NETWORKS)
+def test_a_network_that_does_not_fit_is_told_why(what):
+    network, message = WRONG_NETWORKS[what]
+    if what == "crop":
+        network.__name__ = "crop"
+    with pytest.raises(PDSError, match=message) as caught:
+        wrap(network, **GIVEN)
+    assert "\n" not in str(caught.value)
+
+
+WRONG_ARGUMENTS = [
+    ({"predicts": "epsilon"}, "predicts must be one of score, noise, v, data, got 'epsilon'"),
+    ({"predicts": "v"}, "predicts v is defined for variance-preserving states, and the process is VE"),
+    ({"shape": (6, 5)}, r"shape must be \(C, H, W\)"),
+    ({"shape": (3, 0, 5)}, r"shape must be \(C, H, W\)"),
+    ({"data_range": (1, -1)}, "data_range must be"),
+    ({"data_range": (1, math.nan)}, "data_range must be"),
+    ({"data_range": (0, 1, 2)}, "data_range must have 2 values"),
+    ({"data_range": 255}, "data_range must be a list"),
+    ({"label": "index"}, "label must be a function of sigma or one of sigma, log_sigma/4, t, 999t, Nt-1, got 'index'"),
+    (
+        {"label": lambda sigma: sigma.mean()},
+        r"label must give a tensor of shape \(2,\) .* gives a float64 tensor of shape \(\)",
+    ),
+    ({"label": lambda sigma: 3}, "label must give .* gives a int"),
+    ({"process": "ve"}, r"process must be a forward process, .* got 've'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_ARGUMENTS)
+def test_arguments_that_do_not_fit_are_named(change, message):
+    with pytest.raises(PDSError, match=message):
+        wrap(Tiny(), **GIVEN | change)
+
+
+def test_the_data_range_must_be_given():
+    with pytest.raises(TypeError, match="data_range"):
+        wrap(Tiny(), predicts="data", process=VE, shape=SHAPE)

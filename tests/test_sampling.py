@@ -1,0 +1,181 @@
+"""The front door: what `pds` offers, what its import costs, and that its images are those of the command line."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GaussianTarget, natural_power
+from PIL import Image
+
+import pds
+from pds.data.images import ArrayImages
+from pds.data.statistics import dataset_statistics
+
+SHAPE = (1, 8, 8)
+VE = pds.VarianceExploding(0.01, 20.0, 100)
+TARGET = GaussianTarget(natural_power(8), mean=0.5)
+
+
+def gaussian(**about):
+    """The exact score of a Gaussian as a network that someone brings."""
+    given = {"predicts": "score", "process": VE, "shape": SHAPE, "data_range": (0, 1)} | about
+    return pds.wrap(lambda x, sigma: TARGET(x, sigma), **given)
+
+
+def run_python(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_is_lazy():
+    # What it costs over Python itself: 0.05 s at most on a quiet machine, and no time at all in terms of torch.
+    program = "import sys; before = set(sys.modules); import pds; print(*sorted(set(sys.modules) - before))"
+    loaded = run_python(program).split()
+    assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names == {"pds"}
+    assert [name for name in loaded if name.startswith("pds")] == ["pds"]
+    program = "import time; a = time.process_time(); import pds; print(time.process_time() - a)"
+    assert min(float(run_python(program)) for _ in range(3)) < 0.05
+
+
+def test_every_name_is_there_for_python_and_for_type_checkers():
+    tree = ast.parse(Path(pds.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    declared = {(node.module, alias.asname) for node in block.body for alias in node.names}
+    assert declared == {(home, name) for name, home in pds._HOME.items()}
+    for name in pds.__all__:
+        assert getattr(pds, name) is not None, name
+    assert {"wrap", "sample", "statistics", "grid", "diagnose"} <= set(dir(pds))
+    with pytest.raises(AttributeError, match="'pds' has no attribute 'smaple'"):
+        pds.smaple  # noqa: B018
+
+
+def test_a_sample_is_that_of_its_seed_and_index_whatever_the_batch():
+    model, sampler = gaussian(), pds.PredictorCorrector(10, pds.ReverseDiffusion(), corrector=None)
+    whole = pds.sample(model, sampler, images=5, seed=3)
+    assert (whole.images.shape, whole.images.dtype, whole.nfe, whole.doubts) == ((5, *SHAPE), torch.uint8, 10, [])
+    assert whole.seconds > 0
+    assert torch.equal(whole.images, pds.sample(model, sampler, images=5, seed=3, batch_size=2).images)
+    assert not torch.equal(whole.images, pds.sample(model, sampler, images=5, seed=4).images)
+
+
+def test_the_data_range_is_undone():
+    # The same Gaussian from black = -3 to white = 5.
+    shifted = pds.wrap(
+        lambda x, sigma: TARGET((x + 3) / 8, sigma / 8) / 8,
+        predicts="score",
+        process=pds.VarianceExploding(0.08, 160.0, 100),
+        shape=SHAPE,
+        data_range=(-3, 5),
+    )
+    sampler = pds.PredictorCorrector(10, pds.ReverseDiffusion(), None)
+    a, b = (pds.sample(model, sampler, images=4).images.int() for model in (gaussian(), shifted))
+    assert (a - b).abs().max() <= 1
+    assert a.float().std() > 20
+
+
+def test_the_sampler_comes_from_the_model_and_the_callback_sees_each_step():
+    seen = []
+    own = pds.PredictorCorrector(7, pds.EulerMaruyama(), None)
+    model = dataclasses.replace(gaussian(), sampler=own)
+    samples = pds.sample(model, images=3, batch_size=2, callback=lambda i, sigma, x: seen.append((i, len(x))))
+    assert seen == [(i, n) for n in (2, 1) for i in range(7)]
+    assert torch.equal(samples.images, pds.sample(model, own, images=3).images)
+    assert pds.sample(gaussian(), images=1).nfe == 200
+
+
+def test_a_filter_needs_statistics():
+    sampler = pds.PredictorCorrector(10, pds.ReverseDiffusion(), None)
+    with pytest.raises(pds.OptionError, match=r"statistics is missing.*pds\.statistics"):
+        pds.sample(gaussian(), sampler, filter=pds.StatisticsFilter(2.5))
+    images = torch.rand(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+    filtered = pds.sample(gaussian(), sampler, filter=pds.StatisticsFilter(2.5), statistics=pds.statistics(images))
+    assert not torch.equal(filtered.images, pds.sample(gaussian(), sampler).images)
+
+
+def test_what_cannot_be_sampled_is_said():
+    with pytest.raises(pds.PDSError, match="images must be from 1"):
+        pds.sample(gaussian(), images=0)
+    with pytest.raises(pds.PDSError, match="seed must be"):
+        pds.sample(gaussian(), seed=-1)
+    with pytest.raises(pds.PDSError, match="takes no filter"):
+        pds.sample(gaussian(), pds.EDM(4), filter=pds.ParametricFilter(0.2, 1.6))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_statistics_of_a_folder_and_of_a_tensor(tmp_path, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 7, len(mode)), np.uint8)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.squeeze(-1) if mode == "L" else image).save(tmp_path / f"{i}.png")
+    images = pixels.transpose(0, 3, 1, 2)
+    expected = dataset_statistics(ArrayImages("x", "all", np.ascontiguousarray(images)), 6)
+    for source in (tmp_path, str(tmp_path), torch.from_numpy(images), torch.from_numpy(images) / 255):
+        found = pds.statistics(source)
+        assert torch.equal(found.power, expected.power) and found.provenance["images"] == 6
+    assert pds.statistics(tmp_path, count=2).provenance["images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("/nowhere/at/all", "does not exist"),
+        (torch.rand(3, 8, 8), r"shape \(n, C, H, W\)"),
+        (torch.rand(0, 1, 8, 8), "n at least 1"),
+        (torch.randn(9, 1, 8, 8), "floats from 0"),
+        (torch.ones(2, 1, 8, 8, dtype=torch.int64), "uint8, or floats"),
+    ],
+)
+def test_statistics_of_what_are_no_images(images, message):
+    with pytest.raises(pds.PDSError, match=message):
+        pds.statistics(images)
+
+
+def test_each_row_of_a_grid_begins_a_line():
+    black, white = (torch.full((n, 3, 4, 4), value, dtype=torch.uint8) for n, value in ((3, 0), (2, 255)))
+    picture = np.asarray(pds.grid(black, white, columns=2, scale=1))
+    assert picture.shape == (3 * 6 + 2, 2 * 6 + 2, 3)
+    corners = picture[2::6, 2::6, 0][:3, :2]
+    assert corners.tolist() == [[0, 0], [0, 128], [255, 255]]
+    assert pds.grid(white[:1]).size == (2 * 2 + 8, 2 * 2 + 8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "at least one tensor"),
+        ((torch.zeros(4, 4, dtype=torch.uint8),), "at least one tensor of"),
+        ((torch.zeros(1, 1, 4, 4),), r"uint8 images of one shape, grey or RGB, got \(1, 1, 4, 4\) float32"),
+        ((torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), "one shape"),
+        ((torch.zeros(1, 2, 4, 4, dtype=torch.uint8),), "grey or RGB"),
+    ],
+)
+def test_a_grid_of_what_are_no_images(rows, message):
+    with pytest.raises(pds.PDSError, match=message):
+        pds.grid(*rows)
+
+
+def test_diagnosis_of_a_network_that_sees_excess_noise_and_of_one_that_does_not():
+    # Images have less than a thousandth of their variance in the highest frequencies.
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)), 32, mode="bicubic"
+    )
+    images = (255 * smooth.clamp(0, 1)).byte()
+    blind = lambda x, sigma: -x / x.square().mean((1, 2, 3), keepdim=True).sqrt() / sigma[:, None, None, None]  # noqa: E731
+    seeing = lambda x, sigma: -x / sigma[:, None, None, None] ** 2  # noqa: E731
+    about = {
+        "predicts": "score",
+        "process": pds.VarianceExploding(0.01, 20.0, 1000),
+        "shape": (1, 32, 32),
+        "data_range": (0, 1),
+    }
+    found = [pds.diagnose(pds.wrap(network, **about), images, iterations=(20, 100)) for network in (seeing, blind)]
+    exact, unseen = (diagnosis.excess[0] for diagnosis in found)
+    assert exact.k < 1.6 and exact.least_gain == 1 and exact.alpha == float("inf")
+    assert unseen.k > 2 and unseen.least_gain > 1 and 1 < unseen.alpha < 100
+    assert found[1].excess[0].k > found[1].excess[1].k
+    assert str(found[1]).splitlines()[0].split() == ["T", "sigma", "k", "least", "gain", "alpha"]
+    with pytest.raises(pds.PDSError, match=r"shape \(1, 32, 32\) of the model's"):
+        pds.diagnose(pds.wrap(seeing, **about), images[..., 1:])
