@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from pds.data.dataset import Dataset
-from pds.errors import PDSError
+from pds.errors import MissingError, PDSError
 from pds.files import write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
@@ -22,7 +26,7 @@ from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, identity, provenance
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
-from pds.models.scores import Model
+from pds.models.scores import Model, NetworkScore
 from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
 
@@ -63,14 +67,50 @@ def train(cfg: DictConfig) -> None:
             with contextlib.suppress(OSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
-        about = {
-            "config": json.dumps(as_configuration(identity(config))),
-            "iterations": str(trainer.iterations),
-            "weights": "ema",
-        }
-        # The buffers of the network belong to its file, too.
-        state = model.score.cpu().state_dict() | ema
-        save_weights({name.removeprefix("network."): value for name, value in state.items()}, weights, about)
+        save_network(model.score, ema, weights, config, trainer.iterations)
         write_json(folder.path / "result.json", {"seconds": seconds, **provenance(device)})
         folder.status("done")
         log.info("averaged weights in %s; sample them with model.checkpoint=%s", weights, weights)
+
+
+def save_network(
+    score: NetworkScore, ema: Mapping[str, Tensor], path: Path, config: dict[str, Any], iterations: int, half: bool = False
+) -> None:
+    """Write averaged weights as safetensors, with what they were trained with.
+
+    Args:
+        score: the network, whose buffers belong to its file, too.
+        ema: its averaged parameters by name.
+        path: the file.
+        config: the resolved configuration of the training.
+        iterations: how many the average is after.
+        half: keep the parameters that training changes in float16. The others may be frequencies, which must stay exact.
+    """
+    trained = {name for name, parameter in score.named_parameters() if parameter.requires_grad}
+    state = {
+        name.removeprefix("network."): value.half() if half and name in trained else value
+        for name, value in (score.cpu().state_dict() | dict(ema)).items()
+    }
+    about = {"config": json.dumps(as_configuration(identity(config))), "iterations": str(iterations), "weights": "ema"}
+    save_weights(state, path, about)
+
+
+def ship(folder: Path, output: Path) -> None:
+    """Write the network of a training's last checkpoint into `output` as it ships with this package: in half precision.
+
+    Args:
+        folder: of the training, finished or not: outputs/train/<name>.
+        output: the folder for <name>.safetensors.
+
+    Raises:
+        PDSError: the training has no checkpoint yet.
+    """
+    checkpoint = folder / "training.pt"
+    if not checkpoint.is_file():
+        raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    path = output / f"{config['name']}.safetensors"
+    save_network(model.score, state["ema"], path, config, state["iteration"], half=True)
+    log.info("%s: %d iterations in %.0f s, loss %.4f", path, state["iteration"], state["seconds"], state["loss"])

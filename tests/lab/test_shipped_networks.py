@@ -5,21 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from PIL import Image
+from test_configurations import composed
 
 from pds.data.images import to_unit
+from pds.errors import MissingError
 from pds.lab.config import build
-from pds.lab.schema import register
+from pds.lab.train import ship, train
+from pds.models.safetensors_files import read_safetensors
 from pds.training import denoising_loss
-
-CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.mark.parametrize("model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ddpmpp_small"])
 def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("run", [f"model={model}", "tracker=none", f"dataset.source.root={data_root}"])
+    cfg = composed(f"model={model}", f"dataset.source.root={data_root}")
     network, images = build(cfg.model), build(cfg.dataset).images
     low, high = network.data_range
     x = low + (high - low) * to_unit(images.read(np.arange(0, 1600, 100)))
@@ -31,3 +30,24 @@ def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
     # Half the variance of what is left of the noise: 0.5 for a network that sees nothing.
     assert max(losses) < 0.13
     assert losses == sorted(losses, reverse=True)
+
+
+def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    tiny = ["model=ncsnpp_small", "model.width=4", "model.attention=[]", "dataset=folder", "dataset.shape=[1,8,8]"]
+    fast = ["trainer.iterations=2", "trainer.batch_size=4", "trainer.compile=false", "trainer.bf16=false", "name=tiny"]
+    train(composed(*tiny, f"dataset.source.root={tmp_path}", f"outputs={tmp_path}", *fast, config="train"))
+    folder = tmp_path / "train" / "tiny"
+    ship(folder, tmp_path)
+    (whole, said), (half, says) = (read_safetensors(path / "tiny.safetensors") for path in (folder, tmp_path))
+    assert says == said
+    assert half.keys() == whole.keys()
+    exact = {name for name, value in half.items() if value.dtype == whole[name].dtype}
+    assert exact == {"sigmas", "all_modules.0.W"}
+    for name, value in whole.items():
+        assert torch.equal(half[name], value if name in exact else value.half()), name
+    assert build(composed(*tiny, f"model.checkpoint={tmp_path / 'tiny.safetensors'}").model).checkpoint.ema
+    (folder / "training.pt").unlink()
+    with pytest.raises(MissingError, match=r"has no training\.pt"):
+        ship(folder, tmp_path)
