@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pds.cards import load as load
     from pds.data.statistics import DatasetStatistics as DatasetStatistics
     from pds.errors import MissingError as MissingError
     from pds.errors import OptionError as OptionError
@@ -53,6 +54,7 @@ __version__ = "0.1.0"
 
 # The same names as above, for Python; a test compares the two.
 _HOMES = {
+    "pds.cards": "load",
     "pds.data.statistics": "DatasetStatistics",
     "pds.errors": "MissingError OptionError PDSError",
     "pds.evaluation.excess_noise": "diagnose",

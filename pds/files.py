@@ -7,6 +7,7 @@ memory for more, and tell what else they find as one `DamagedError`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -16,30 +17,56 @@ import stat
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
 
+T = TypeVar("T")
+
+# What a disk or a folder says that cannot be written; a download in the block may fail with others.
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
+_UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ESTALE}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one sentence that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise PDSError(
+            f"cannot write {path} ({error.strerror}): make room, or choose a folder that you can write to, and run the same "
+            "command again; what is finished is kept"
+        ) from None
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails.
+
+    Raises:
+        PDSError: the disk is full, or the folder cannot be written.
+    """
     # Process ids are not enough: machines and containers that share a disk have equal ones.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # on a disk that is gone, which must not hide what went wrong
+                temporary.unlink(missing_ok=True)
 
 
 ASSETS = Path(__file__).parent / "assets"
@@ -61,9 +88,36 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """A path as the user wrote it; `asset:NAME` is a file that ships with this package."""
+    """A path as the user wrote it; "asset:NAME" is a file that ships with this package.
+
+    Raises:
+        DamagedError: a file that ships is not the one that shipped.
+    """
     text = str(path)
-    return ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    found = ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    digest = _pinned(ASSETS).get(found.name) if found.parent == ASSETS else None
+    if digest is not None and (not found.is_file() or sha256(found) != digest):
+        raise DamagedError(f"{found} is not the file that shipped with this package: install the package again")
+    return found
+
+
+PINNED = "SHA256SUMS"
+
+
+def _pinned(folder: Path) -> dict[str, str]:
+    """The digest of each file that ships, by name."""
+    lines = (folder / PINNED).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, name in map(str.split, lines)}
+
+
+def pin(path: Path) -> None:
+    """Write the digest of a file that is to ship into the table beside it, if there is one."""
+    table = path.parent / PINNED
+    if not table.exists():
+        return
+    digests = _pinned(path.parent) | {path.name: sha256(path)}
+    with atomic_path(table) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())), encoding="utf-8")
 
 
 class DamagedError(PDSError):
@@ -108,31 +162,39 @@ def open_regular(path: Path, most: int = MOST) -> BinaryIO:
         MissingError: there is none.
         DamagedError: it is something else, has more bytes, or may not be read.
     """
+    with reading(path, "a file that can be read here", "give another"):
+        return _open(path, most)
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes:
+    """All of a file; arguments and errors as of `open_regular`."""
+    with reading(path, "a file that can be read here", "give another"):
+        return _read(path, most)
+
+
+def _open(path: Path, most: int) -> BinaryIO:
     try:
         # Opening a pipe waits for who writes to it, unless told not to.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise MissingError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
-            raise DamagedError(f"{path} is no regular file: give a file, or a link to one")
+            raise ValueError("it is no regular file")
         if facts.st_size > most:
-            raise DamagedError(f"{path} has {facts.st_size:,} bytes, more than such a file can have ({most:,})")
+            raise ValueError(f"it has {facts.st_size:,} bytes, and may have {most:,}")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_bytes(path: Path, most: int = MOST) -> bytes:
-    """All of a file; arguments and errors as of `open_regular`."""
-    with open_regular(path, most) as file:
+def _read(path: Path, most: int) -> bytes:
+    with _open(path, most) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise DamagedError(f"{path} grew beyond {most:,} bytes while it was read")
+        raise ValueError(f"it grew beyond {most:,} bytes while it was read")
     return content
 
 
@@ -156,7 +218,7 @@ class Array:
     def fits(self, dtype: np.dtype[Any]) -> bool:
         """Whether an array of this dtype will do."""
         kinds = {"float": "f", "str": "U", "bytes": "S"}
-        return dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind)
+        return dtype.isnative and (dtype.kind == kinds[self.kind] if self.kind in kinds else dtype == np.dtype(self.kind))
 
     def require_values(self, array: np.ndarray) -> None:
         """Raise ValueError for values that are out of range."""
@@ -170,7 +232,13 @@ class Array:
 
 
 def read_npz(
-    path: Path, schema: Mapping[str, Array], what: str, fix: str, rows: int | None = None, most: int = MOST
+    path: Path,
+    schema: Mapping[str, Array],
+    what: str,
+    fix: str,
+    rows: int | None = None,
+    others: bool = False,
+    most: int = MOST,
 ) -> dict[str, np.ndarray]:
     """The arrays of an npz file, which holds those of `schema` and no others.
 
@@ -183,20 +251,21 @@ def read_npz(
         what: what the file should be, as in "a statistics file".
         fix: what the user can do if it is not.
         rows: read no more than the first `rows` along the first axis.
+        others: whether it may hold other arrays, which are not read.
         most: bytes that the file, and all that it unpacks to, may have.
 
     Raises:
         MissingError: there is no such file.
         DamagedError: it is anything else.
     """
-    with reading(path, what, fix), open_regular(path, most) as file, zipfile.ZipFile(file) as archive:
+    with reading(path, what, fix), _open(path, most) as file, zipfile.ZipFile(file) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         required = {name for name, array in schema.items() if not array.optional}
         if missing := sorted(required - members.keys()):
             raise ValueError(f"it has no {', '.join(missing)}")
-        if len(members) != len(archive.infolist()) or members.keys() - schema.keys():
+        if len(members) != len(archive.infolist()) or not (others or members.keys() <= schema.keys()):
             raise ValueError(f"it holds {shown(sorted(members))}")
-        if sum(member.file_size for member in members.values()) > most:
+        if sum(member.file_size for name, member in members.items() if name in schema) > most:
             raise ValueError(f"it unpacks to more than {most:,} bytes")
         arrays: dict[str, np.ndarray] = {}
         lengths: dict[str, int] = {}
@@ -301,7 +370,7 @@ def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str, most: int = MOST_TEXT) -> dict[str, Any]:
     """The table that a file of JSON holds; `keys` as of `parse_json`, other arguments and errors as of `read_npz`."""
     with reading(path, what, fix):
-        return parse_json(read_bytes(path, most), keys)
+        return parse_json(_read(path, most), keys)
 
 
 def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,7 +416,7 @@ def _yaml_loader() -> Any:
 def read_yaml(path: Path, keys: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
     """The table that a file of YAML holds; arguments and errors as of `read_json`."""
     with reading(path, what, fix):
-        return parse_yaml(read_bytes(path, MOST_YAML), keys)
+        return parse_yaml(_read(path, MOST_YAML), keys)
 
 
 def open_lock(path: Path) -> int:
@@ -379,18 +448,29 @@ def json_digest(value: Mapping[str, Any]) -> str:
 AT_REST = 3_000_000_000  # ns; the coarsest clock, of FAT, ticks every 2 s
 
 
+def remembered(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """`read` of a file, from memory where this process has read the file and it is as it was."""
+    known = functools.lru_cache(1024)(lambda path, *facts: read(path))
+
+    @functools.wraps(read)
+    def call(path: Path) -> T:
+        try:
+            facts = path.stat()
+        except OSError:  # which `read` tells
+            return read(path)
+        # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
+        if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) <= AT_REST:
+            return read(path)
+        return known(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+    return call
+
+
+@remembered
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes; of a file that this process has read and that is as it was, from memory."""
-    facts = path.stat()
-    key = str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
-    # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
-    return _sha256(*key) if time.time_ns() - max(key[3:]) > AT_REST else _sha256.__wrapped__(*key)
-
-
-@functools.lru_cache
-def _sha256(path: str, *facts: int) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with open_regular(Path(path), most=1 << 50) as file:
+    with open_regular(path, most=1 << 50) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

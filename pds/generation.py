@@ -145,7 +145,7 @@ class ImageSampler:
                 if not finite():
                     raise PDSError(
                         f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
-                        "smaller or more steps, a weaker filter or a lower solenoid.omega) or the weights are broken"
+                        "smaller or more steps, a weaker filter or a lower omega) or the weights are broken"
                     )
 
         def watch(iteration: int, sigma: float, x: Tensor) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,10 +18,11 @@ from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import PDSError
-from pds.files import json_digest, write_json
+from pds.files import json_digest, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.noise import ImageNoise
+from pds.options import Positive, Range
 from pds.samplers.analytic import NoiseMoments
 from pds.score import Score, score_at
 
@@ -40,21 +40,34 @@ def write_moments(path: Path, moments: NoiseMoments) -> None:
 
 def read_moments(path: Path) -> NoiseMoments:
     """Read what `write_moments` wrote; anything else is a `PDSError`."""
-    try:
-        content = json.loads(path.read_text())
-        sigmas, values = (tuple(map(float, content[name])) for name in ("sigmas", "values"))
-        black, white = map(float, content["data_range"])
-        ascending = sigmas[0] > 0 and bool(np.all(np.diff(sigmas) > 0))
-        if not (len(sigmas) == len(values) and ascending and all(0 <= value <= 1 for value in values)):
-            raise ValueError("noise levels or values out of range")
-        return NoiseMoments(sigmas, values, (black, white), dict(content["provenance"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise PDSError(f"{path} is not a file of noise moments of this project ({error}): delete it") from None
+    what, fix = "a file of noise moments of this project", "delete it"
+    keys = {"sigmas": list[Positive], "values": list[Annotated[float, Range(0, 1)]], "data_range": list[float]}
+    content = read_json(path, keys | {"provenance": dict}, what, fix)
+    with reading(path, what, fix):
+        sigmas, values = content["sigmas"], content["values"]
+        black, white = content["data_range"]
+        if not (sigmas and len(sigmas) == len(values) and np.all(np.diff(sigmas) > 0) and black < white):
+            raise ValueError("its noise levels do not ascend, or it has not as many values")
+        return NoiseMoments(tuple(sigmas), tuple(values), (black, white), content["provenance"])
 
 
 def beside(checkpoint: Checkpoint) -> Path:
     """The file of moments that travels with a weights file: NAME_moments.json in its folder."""
     return checkpoint.path.with_name(f"{checkpoint.path.stem}_moments.json")
+
+
+def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
+    """The moments that travel with a weights file, where there are any; a `PDSError` if they are of other weights."""
+    path = beside(checkpoint)
+    if not path.is_file():
+        return None
+    moments = read_moments(path)
+    if moments.provenance.get("weights") != checkpoint.sha256:
+        raise PDSError(
+            f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
+            "experiments/tools/moments.py"
+        )
+    return moments
 
 
 def measure(
@@ -133,15 +146,9 @@ def noise_moments(
     facts, checkpoint = _facts(model, dataset, training_images), model.checkpoint
     if checkpoint is None:
         return measured_moments(model, dataset, training_images, device, batch_size)
-    if (path := beside(checkpoint)).is_file():
-        moments = read_moments(path)
-        if moments.provenance.get("weights") != checkpoint.sha256:
-            raise PDSError(
-                f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
-                "experiments/tools/moments.py"
-            )
-        if facts.items() <= moments.provenance.items():
-            return moments
+    moments = moments_beside(checkpoint)
+    if moments is not None and facts.items() <= moments.provenance.items():
+        return moments
     facts |= _image_facts(dataset, training_images)
     path = cache_folder() / "moments" / f"{checkpoint.path.stem}_{dataset.name}_{training_images}-{json_digest(facts)}.json"
     make_once(path, lambda: write_moments(path, measured_moments(model, dataset, training_images, device, batch_size)))

@@ -20,11 +20,12 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pds.errors import OptionError, escaped
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def options(cls: type[T]) -> type[T]:
     return made
 
 
-def checked(function: Callable[..., T]) -> Callable[..., T]:
+def checked(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which refuses arguments that do not fit their annotations."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given = signature.bind(*args, **kwargs)
         hints = _hints(function)
         for name, value in given.arguments.items():
@@ -193,7 +194,8 @@ def fitted(name: str, value: Any, annotation: Any) -> Any:
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
         return _sequence(name, value, arguments)
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
-        return _of(name, value, isinstance(value, Mapping), "a table")
+        _of(name, value, isinstance(value, Mapping), "a table")
+        return {key: fitted(f"{name}.{key}", item, arguments[1]) for key, item in value.items()} if arguments else value
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
     return value
 

@@ -18,10 +18,12 @@ from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import OptionError
 from pds.generation import ImageSampler
 from pds.models.scores import Model, for_sampling
+from pds.moments import moments_beside
 from pds.options import Count, Seed, checked
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
+from pds.samplers.analytic import NoiseMoments
 from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
 from pds.samplers.sampler import Callback, Sampler, no_callback
 
@@ -88,6 +90,16 @@ def sample(
             raise OptionError("statistics", "is missing, and this filter is made of it: give pds.statistics(folder of images)")
         return known
 
+    def moments(count: int) -> NoiseMoments:
+        found = None if model.checkpoint is None else moments_beside(model.checkpoint)
+        if found is None or found.provenance["images"] != count:
+            problem = (
+                f"needs the moments of the noise that the model predicts on {count} images, and none are beside its weights"
+            )
+            raise OptionError("sampler", f"{problem}: give its moments, from pds.moments.noise_moments")
+        return found
+
+    sampler = sampler.with_moments(moments)
     P = build_preconditioner(filter or NoFilter(), solenoid or NoSolenoid(), model.shape, required, place)
     steps = sampler.levels(model.process)
     doubts = sampler.check(steps, P)

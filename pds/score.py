@@ -23,6 +23,11 @@ def score_at(score: Score, x: Tensor, sigma: float) -> Tensor:
     return score(x, x.new_full((len(x),), sigma))
 
 
+def denoised(score: Score, x: Tensor, sigma: float) -> Tensor:
+    """D(x; sigma) = x + sigma^2 s(x, sigma), the expected image (Tweedie): (batch, C, H, W) in the data range."""
+    return x + sigma**2 * score_at(score, x, sigma)
+
+
 class CountedScore:
     """A score that counts its evaluations since its making: `nfe` network calls, of `images` images in all."""
 

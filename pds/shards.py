@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import zipfile
-import zlib
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from pds.errors import PDSError
-from pds.files import atomic_path
+from pds.errors import MissingError, PDSError
+from pds.files import MOST, Array, DamagedError, atomic_path, read_npz, reading
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the shards of a run hold.
+
+    Attributes:
+        shape: (C, H, W) of an image.
+        samples: digest of all that the images depend on beside their indices; empty where they are of no run.
+        beside: what they are annotated with; its axis "N" is that of the images.
+    """
+
+    shape: tuple[int | str, int | str, int | str] = ("C", "H", "W")
+    samples: str = ""
+    beside: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,40 +44,88 @@ class Shard:
     Attributes:
         indices: the image indices.
         path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (its part of the sampling of its
-            batches, on a GPU with the annotation of shards before it beside it), what it was annotated with, and
-            `taken_from` where another run sampled them.
+            batches, on a GPU with the annotation of shards before it beside it), what it was annotated with, `indices` (n,),
+            `samples` (the digest of its run, see `Contents`), and `taken_from` where another run sampled them.
+        contents: what is due in it.
     """
 
     indices: range
     path: Path
+    contents: Contents = Contents()
 
-    def read(self) -> dict[str, np.ndarray]:
-        """Its arrays; a damaged file is a `PDSError`."""
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            if len(arrays["images"]) != len(self.indices):
-                raise ValueError(f"{len(arrays['images'])} images instead of {len(self.indices)}")
-            return arrays
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise PDSError(f"{self.path} is damaged ({error}): delete it and run the same command again") from None
+    def read(self, others: bool = False) -> dict[str, np.ndarray]:
+        """Its arrays; those made before there were `indices` and `samples` lack these two.
+
+        Args:
+            others: whether it may hold other arrays, which are not read.
+
+        Raises:
+            MissingError: there is no such file.
+            DamagedError: it is damaged, or not the shard of these images.
+        """
+        n, shape = len(self.indices), self.contents.shape
+        schema = {
+            "images": Array("uint8", ("N", *shape)),
+            "nfe": Array("float", low=0, high=1e9),
+            "seconds": Array("float", low=1e-12),
+            "indices": Array("int64", ("N",), optional=True),
+            "samples": Array("str", optional=True),
+            "taken_from": Array("str", optional=True),
+            **self.contents.beside,
+        }
+        what, fix = "a whole shard of this run", "run the same command again"
+        sides = [side for side in shape if isinstance(side, int)]
+        # An image has no more than some thousand features.
+        most = n * (math.prod(sides) + (1 << 16)) + (1 << 20) if len(sides) == len(shape) else MOST
+        arrays = read_npz(self.path, schema, what, fix, others=others, most=most)
+        with reading(self.path, what, fix):
+            if len(arrays["images"]) != n:
+                raise ValueError(f"it holds {len(arrays['images'])} images, not {n}")
+            if not np.array_equal(arrays.get("indices", self.indices), self.indices):
+                raise ValueError(f"it holds the images {arrays['indices'][0]} to {arrays['indices'][-1]}")
+            if self.contents.samples and str(arrays.get("samples", self.contents.samples)) != self.contents.samples:
+                raise ValueError("its images were sampled with other settings")
+        return arrays
+
+    def write(self, arrays: Mapping[str, Any]) -> None:
+        """Write its file, whole or not at all; it says what the images are."""
+        known = {"indices": np.asarray(self.indices), "samples": np.array(self.contents.samples)}
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, **{**arrays, **known})
 
 
-def shards(folder: Path, images: int, shard_size: int) -> list[Shard]:
+def shards(folder: Path, images: int, shard_size: int, contents: Contents = Contents()) -> list[Shard]:
     """The shards of a run of `images` images."""
     if images < 1 or shard_size < 1:
         raise PDSError(f"images and shard_size must be at least 1, got {images} and {shard_size}")
     starts = range(0, images, shard_size)
     return [
-        Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz")
+        Shard(range(start, min(start + shard_size, images)), folder / f"shard-{number:05d}.npz", contents)
         for number, start in enumerate(starts)
     ]
 
 
-def write_shard(path: Path, arrays: dict[str, Any]) -> None:
-    """The file of a shard, whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+def read_all(todo: Sequence[Shard], make: Callable[[Shard], None]) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each shard in turn. One that is damaged is set aside and made again, and a line says so.
+
+    Args:
+        todo: the shards of a run, which were made.
+        make: samples a shard whose file is absent.
+    """
+    for shard in todo:
+        try:
+            arrays = shard.read()
+        except DamagedError as error:
+            aside = shard.path.with_name(f"{shard.path.name}.damaged")
+            log.warning("%s; it is made again now, and the old file kept as %s", error, aside.name)
+            shard.path.replace(aside)
+            make(shard)
+            arrays = shard.read()
+        if "samples" not in arrays:
+            # It was made before shards said whose they are; where it cannot be written it is read like this again.
+            with contextlib.suppress(PDSError):
+                shard.write(arrays)
+        yield arrays
 
 
 def take_over(
@@ -81,17 +144,18 @@ def take_over(
     """
     given = 0
     for shard in todo:
-        other = Shard(shard.indices, samples / shard.path.name)
+        other = replace(shard, path=samples / shard.path.name)
         if shard.path.exists() or not other.path.exists():
             continue
+        if annotate is not None:
+            other = replace(other, contents=replace(shard.contents, beside={}))
         try:
-            arrays = other.read() | {"taken_from": np.array(origin)}
-        except PDSError:
+            arrays = other.read(others=annotate is not None)
+        except (DamagedError, MissingError):  # that is the other run's business
             continue
         if annotate is not None:
-            kept = {key: arrays[key] for key in ("images", "nfe", "seconds", "taken_from")}
-            arrays = kept | annotate(arrays["images"])
-        write_shard(shard.path, arrays)
+            arrays |= annotate(arrays["images"])
+        shard.write(arrays | {"taken_from": np.array(origin)})
         given += 1
     return given
 
@@ -136,7 +200,7 @@ class ShardWriter:
         """Have a shard written, and wait until no more than `most` are not."""
         if not self.aside:
             arrays = arrays | self.annotate(arrays["images"])
-        written = self.thread.submit(self._write, shard.path, arrays)
+        written = self.thread.submit(self._write, shard, arrays)
         self.unsettled.append((shard, arrays["seconds"], written))
         while len(self.unsettled) > self.most:
             self._settle_first()
@@ -151,18 +215,13 @@ class ShardWriter:
         done.result()
         self.on_written(shard, seconds)
 
-    def _write(self, path: Path, arrays: dict[str, Any]) -> None:
+    def _write(self, shard: Shard, arrays: dict[str, Any]) -> None:
         try:
             if self.aside:
                 arrays = arrays | self.annotate(arrays["images"])
-            write_shard(path, arrays)
-        except OSError as error:
-            raise PDSError(
-                f"cannot write {path.parent.parent} ({error.strerror or error}): make room and run the same command again, "
-                "finished shards are kept"
-            ) from None
+            shard.write(arrays)
         except torch.cuda.OutOfMemoryError:
             raise PDSError(
-                f"the GPU has too little memory to measure {path.name} while the next shard is sampled: run the same command "
-                "again with a smaller batch_size"
+                f"the GPU has too little memory to measure {shard.path.name} while the next shard is sampled: run the same "
+                "command again with a smaller batch_size"
             ) from None

@@ -16,12 +16,13 @@ from conftest import GaussianTarget, natural_power
 
 import pds.shards
 from pds.errors import PDSError
+from pds.files import Array
 from pds.generation import ImageSampler, generate
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.processes.forward import VarianceExploding
 from pds.samplers.annealed_langevin import AnnealedLangevin
-from pds.shards import ShardWriter, shards
+from pds.shards import Contents, ShardWriter, shards
 
 SHAPE = (1, 8, 8)
 IMAGES = 23
@@ -235,6 +236,7 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from test_generation import image_sampler
 from pds.errors import PDSError
+from pds.files import Array
 from pds.generation import Processes, generate
 from pds.shards import shards
 processes = Processes.join()
@@ -302,7 +304,7 @@ def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_p
 
 @pytest.mark.parametrize("aside", [False, True])
 def test_a_writer_annotates_in_its_own_thread_or_at_once(tmp_path, aside):
-    (shard,), threads = shards(tmp_path, 3, 3), []
+    (shard,), threads = shards(tmp_path, 3, 3, Contents(beside={"features": Array("uint64", ("N",))})), []
 
     def annotate(images):
         threads.append(threading.current_thread() is threading.main_thread())
@@ -349,7 +351,7 @@ def test_a_damaged_shard_is_named(tmp_path):
     todo = shards(tmp_path, IMAGES, 5)
     generate(image_sampler(preconditioner=Identity()), todo, 5)
     todo[1].path.write_bytes(todo[1].path.read_bytes()[:-40])
-    with pytest.raises(PDSError, match=r"shard-00001\.npz is damaged"):
+    with pytest.raises(PDSError, match=r"shard-00001\.npz is not a whole shard"):
         todo[1].read()
     with pytest.raises(PDSError, match="at least 1"):
         shards(tmp_path, 0, 5)

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_every_name_is_there_for_python_and_for_type_checkers():
     assert declared == {(home, name) for name, home in pds._HOME.items()}
     for name in pds.__all__:
         assert getattr(pds, name) is not None, name
-    assert {"wrap", "sample", "statistics", "grid", "diagnose"} <= set(dir(pds))
+    assert {"load", "wrap", "sample", "statistics", "grid", "diagnose"} <= set(dir(pds))
     with pytest.raises(AttributeError, match="'pds' has no attribute 'smaple'"):
         pds.smaple  # noqa: B018
 
@@ -97,6 +98,8 @@ def test_a_filter_needs_statistics():
 
 
 def test_what_cannot_be_sampled_is_said():
+    with pytest.raises(pds.OptionError, match=r"sampler needs the moments .* on 256 images.*pds\.moments\.noise_moments"):
+        pds.sample(gaussian(), pds.AnalyticDDIM(5, pds.ProcessTimes()))
     with pytest.raises(pds.PDSError, match="images must be from 1"):
         pds.sample(gaussian(), images=0)
     with pytest.raises(pds.PDSError, match="seed must be"):
@@ -179,3 +182,15 @@ def test_diagnosis_of_a_network_that_sees_excess_noise_and_of_one_that_does_not(
     assert str(found[1]).splitlines()[0].split() == ["T", "sigma", "k", "least", "gain", "alpha"]
     with pytest.raises(pds.PDSError, match=r"shape \(1, 32, 32\) of the model's"):
         pds.diagnose(pds.wrap(seeing, **about), images[..., 1:])
+
+
+@pytest.mark.parametrize(("name", "picture", "lines"), [("sample", "pds", 2), ("your_network", "your_network", 1)])
+def test_an_example_is_a_whole_program(tmp_path, monkeypatch, name, picture, lines):
+    code = (Path(__file__).parents[1] / "experiments" / "examples" / f"{name}.py").read_text()
+    small = re.sub(r"(PredictorCorrector|EDM)\(\d+", r"\1(2", code).replace("images=16", "images=2")
+    assert small != code
+    monkeypatch.chdir(tmp_path)
+    exec(small, {"__name__": "example"})
+    side = {"sample": 28, "your_network": 32}[name]
+    with Image.open(f"{picture}.png") as shown:  # a pixel is a square of 2
+        assert shown.size == (2 * (2 * side + 2) + 2, lines * (2 * side + 2) + 2)

@@ -1,5 +1,10 @@
 """Training: the loss is the score's, a killed run continues as if it had not been, and it learns."""
 
+import io
+import math
+import os
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -160,3 +165,115 @@ def test_a_centred_model_is_trained_on_its_own_range(tmp_path):
     trainer = Trainer(iterations=1, batch_size=64, bf16=False)
     trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"), data_range=(-1.0, 1.0))
     assert sorted(set(seen[0].round().flatten().tolist())) == [-1, 1]
+
+
+def damages(state, rng):
+    """The state with one thing wrong in it."""
+    table = str(rng.choice(["parameters", "ema"]))
+    name = str(rng.choice(sorted(state["parameters"])))
+    moments = state["optimizer"]["state"][int(rng.integers(len(state["optimizer"]["state"])))]
+    moment = str(rng.choice(["exp_avg", "exp_avg_sq"]))
+    value = state[table][name]
+    match rng.integers(22):
+        case 0:
+            state["iteration"] = (
+                rng.choice(["x", -1, 0, 3.5, True, None, 10**9, np.int64(3)]).item() if rng.random() < 0.9 else []
+            )
+        case 1:
+            state["seconds"] = [math.nan, math.inf, -1.0, "long"][rng.integers(4)]
+        case 2:
+            state["loss"] = [math.nan, None, "small", -math.inf][rng.integers(4)]
+        case 3:
+            del state[str(rng.choice(sorted(state)))]
+        case 4:
+            del state[table][name]
+        case 5:
+            state[table]["other"] = value
+        case 6:
+            state[table] = [*state[table].values()]
+        case 7:
+            value[(0,) * value.ndim] = [math.nan, math.inf][rng.integers(2)]
+        case 8:  # which would be broadcast
+            state[table][name] = value.flatten()[:1]
+        case 9:
+            state[table][name] = value[None]
+        case 10:
+            state[table][name] = value.double() if rng.random() < 0.5 else value.half()
+        case 11:
+            state[table][name] = float(value.flatten()[0])
+        case 12:
+            moments[moment][(0,) * moments[moment].ndim] = math.nan
+        case 13:
+            moments["exp_avg_sq"] -= 1
+        case 14:
+            moments[moment] = torch.zeros(1)
+        case 15:
+            del moments[moment]
+        case 16:
+            moments["step"] = torch.tensor([math.nan, -1.0, 1e9][rng.integers(3)])
+        case 17:
+            state["optimizer"]["state"] = {}
+        case 18:
+            state["optimizer"]["state"][10_000] = moments
+        case 19:
+            state["optimizer"] = None
+        case 20:
+            return [state]
+        case _:
+            state[table] = {f"module.{name}": value for name, value in state[table].items()}
+    return state
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The state of a training of four steps."""
+    path = tmp_path_factory.mktemp("training") / "training.pt"
+    Trainer(iterations=4, batch_size=4, warmup=1, checkpoint_every=4, bf16=False).fit(
+        small(), images(), path, torch.device("cpu")
+    )
+    return path.read_bytes()
+
+
+def refused(path):
+    """The training is refused in one sentence, the network and the file are as they were."""
+    score, before = small(1), path.read_bytes()
+    weights = {name: value.clone() for name, value in score.state_dict().items()}
+    with pytest.raises(PDSError, match=r"training\.pt is not .*: delete it to train from the start") as error:
+        Trainer(iterations=9, batch_size=4, bf16=False).fit(score, images(), path, torch.device("cpu"))
+    assert str(error.value).isprintable()
+    assert path.read_bytes() == before
+    assert all(torch.equal(value, weights[name]) for name, value in score.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_wrong_training_state_is_refused(tmp_path, stopped, seed):
+    state = damages(torch.load(io.BytesIO(stopped), weights_only=True), np.random.default_rng(seed))
+    torch.save(state, tmp_path / "training.pt", _use_new_zipfile_serialization=bool(seed % 2))
+    refused(tmp_path / "training.pt")
+
+
+def test_a_damaged_training_state_is_refused(tmp_path, stopped):
+    rng, path = np.random.default_rng(0), tmp_path / "training.pt"
+    with zipfile.ZipFile(io.BytesIO(stopped)) as archive:
+        starts = [
+            stopped.index(archive.read(name))
+            for name in archive.namelist()
+            if "/data/" in name and len(archive.read(name)) > 32
+        ]
+    for position in rng.choice(starts, 30) + rng.integers(32, size=30):
+        damaged = bytearray(stopped)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        refused(path)
+    for length in [0, 1, *rng.integers(len(stopped), size=30)]:
+        path.write_bytes(stopped[:length])
+        refused(path)
+    torch.save(Hostile(), path)
+    refused(path)
+    path.write_bytes(stopped)
+    Trainer(iterations=9, batch_size=4, bf16=False).fit(small(1), images(), path, torch.device("cpu"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile-code-ran",)

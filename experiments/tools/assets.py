@@ -12,6 +12,7 @@ from pds.data.mnist import mnist
 from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
 from pds.evaluation.classifier_training import build_assets
+from pds.files import pin
 from pds.lab.cli import start
 from pds.models.classifier import DigitClassifier, ObjectClassifier
 
@@ -28,6 +29,8 @@ def assets(arguments: list[str]) -> None:
     images = read(root, "train")
     dataset_statistics(images).save(output / f"{classifier.data}_statistics.npz")
     build_assets(classifier, images, read(root, "test"), output)
+    for path in sorted(output.glob(f"{classifier.data}_*")):
+        pin(path)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,9 +14,13 @@ from torch import Tensor
 
 from pds.data.images import ImageSource, image_digest, read_in_batches, to_unit
 from pds.errors import PDSError
-from pds.files import atomic_path, json_digest, locate
+from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading
+from pds.options import Range
 
 log = logging.getLogger(__name__)
+
+UNIT = Array("float32", ("C", "H", "W"), low=0, high=1)
+POWER = Array("float32", ("C", "H", "W"), low=0)
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,16 @@ class DatasetStatistics:
     @classmethod
     def load(cls, path: str | Path) -> DatasetStatistics:
         """Read what `save` wrote; anything else is a `PDSError`."""
-        try:
-            content = np.load(locate(path), allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                raise ValueError("it holds a single array")
-            with content as file:
-                arrays = [file[key] for key in ("power", "mean", "second_moment")]
-                provenance = json.loads(str(file["provenance"]))
-            if any(array.dtype != np.float32 or array.ndim != 3 or array.shape != arrays[0].shape for array in arrays):
-                raise ValueError("its arrays are not float32 of one shape (C, H, W)")
-            if not (isinstance(provenance, dict) and {"dataset", "images"} <= provenance.keys()):
-                raise ValueError("its provenance does not say of how many images of which data set it is")
-            return cls(provenance["dataset"], *map(torch.from_numpy, arrays), provenance)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise PDSError(f"{path} is not a statistics file of this project ({error}): make it again") from None
+        file, what, fix = locate(path), "a statistics file of this project", "make it again"
+        arrays = read_npz(file, {"power": POWER, "mean": UNIT, "second_moment": UNIT, "provenance": Array("str")}, what, fix)
+        with reading(file, what, fix):
+            provenance = parse_json(str(arrays["provenance"]), {"dataset": str, "images": Annotated[int, Range(1)]})
+            power, mean, square = (arrays[name].astype(np.float64) for name in ("power", "mean", "second_moment"))
+            # Of images in [0, 1], where x² <= x and no frequency has more than all pixels.
+            if not (np.all(mean**2 <= square + 1e-5) and np.all(square <= mean + 1e-5) and np.all(power <= power[0].size ** 2)):
+                raise ValueError("no images in [0, 1] have such moments")
+        moments = (torch.from_numpy(arrays[name]) for name in ("power", "mean", "second_moment"))
+        return cls(provenance["dataset"], *moments, provenance)
 
 
 def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -171,7 +171,7 @@ def follow(
     def look(iteration: int, sigma: float, x: Tensor) -> None:
         left.append(noise_in(x, modes) / levels[iteration + 1].std)
 
-    replace(sampler, denoise=False)(score, x, levels[:last], preconditioner, noise, look)
+    sampler.without_denoising()(score, x, levels[:last], preconditioner, noise, look)
     return left
 
 

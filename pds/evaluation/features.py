@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pds.cache import cache_folder, fetch
 from pds.data.images import to_unit
 from pds.errors import PDSError
-from pds.files import ASSETS, sha256
+from pds.files import locate, sha256
+from pds.models.checkpoints import load_weights
 from pds.models.classifier import Classifier, DigitClassifier
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -64,10 +64,10 @@ class ClassifierFeatures:
         self, classifier: type[Classifier] = DigitClassifier, device: str | torch.device = "cpu", weights: Path | None = None
     ) -> None:
         self.name, self.dimension = f"{classifier.data}_classifier", classifier.dimension
-        weights = weights or ASSETS / classifier_file(classifier)
+        weights = weights or locate(f"asset:{classifier_file(classifier)}")
         self.device = torch.device(device)
         self.network = classifier()
-        self.network.load_state_dict(load_file(weights))
+        load_weights(self.network, weights)
         self.network.to(self.device).eval()
         self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(weights)}
 
@@ -76,7 +76,7 @@ class ClassifierFeatures:
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise PDSError(
                 f"{self.name} features need uint8 images of shape (n, {', '.join(map(str, shape))}), got {images.dtype} "
-                f"{tuple(images.shape)}: set metric=clean_fid or metric=none for other images"
+                f"{tuple(images.shape)}: take Inception features, or none, for other images"
             )
         return _in_chunks(self._features, images, self.chunk, self.dimension)
 

@@ -29,6 +29,13 @@ class FeatureStatistics:
                 f"feature statistics need a mean of shape (D,) and a covariance of shape (D, D), "
                 f"got {self.mean.shape} and {self.covariance.shape}"
             )
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
+            raise PDSError(
+                "feature statistics are not finite: look for NaN or infinity in the features or the file they are of"
+            )
+        scale = np.abs(self.covariance).max(initial=0)
+        if np.abs(self.covariance - self.covariance.T).max(initial=0) > 1e-6 * scale or self.covariance.diagonal().min() < 0:
+            raise PDSError("feature statistics need a symmetric covariance with variances of at least 0: make them again")
 
     @classmethod
     def from_features(cls, features: np.ndarray) -> FeatureStatistics:
@@ -60,4 +67,6 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     roots = np.sqrt(np.linalg.eigvalsh(h.T @ b.covariance @ h).clip(min=0))
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * roots.sum()
+    if not np.isfinite(distance):
+        raise PDSError("the Fréchet distance is not finite: the features are too large to be compared")
     return max(0.0, float(distance))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from pds.errors import PDSError
 from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.reference import Reference, shipped_reference
+from pds.files import user_path
 from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 
 
@@ -85,7 +85,7 @@ def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | N
     """
     if dataset.reference is None:
         raise PDSError(f"{dataset.name} names no reference for Clean-FID: set dataset/reference=made or published")
-    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    folder = cache_folder() if cache is None else user_path(cache)
     features = InceptionFeatures(device, folder)
     reference = dataset.reference(lambda: dataset.images, features, folder)
     return FrechetMetric(features, reference, "clean_fid_inception")

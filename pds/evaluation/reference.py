@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -19,8 +18,9 @@ from pds.data.statistics import choose
 from pds.errors import PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
-from pds.files import ASSETS, atomic_path, json_digest, sha256
+from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, sha256
 from pds.models.classifier import Classifier
+from pds.options import Range
 
 log = logging.getLogger(__name__)
 
@@ -71,27 +71,31 @@ def write_reference(path: Path, reference: Reference) -> None:
     if reference.held_out is not None:
         arrays["held_out"] = reference.held_out
     header = {"features_name": reference.features_name, "count": reference.statistics.count}
-    header["provenance"] = reference.provenance
+    header |= {"provenance": reference.provenance, "held_out": 0 if reference.held_out is None else len(reference.held_out)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PDSError(f"{path} is not a readable file of reference statistics ({error}): delete it") from None
-
-
 def read_reference(path: Path) -> Reference:
-    """Read what `write_reference` wrote; another or a truncated file raises `PDSError`."""
-    arrays = _load_arrays(path)
-    if not {"header", "mean", "covariance"} <= arrays.keys():
-        raise PDSError(f"{path} is not a reference of this library (it holds {', '.join(arrays)}): delete it")
-    header = json.loads(str(arrays["header"]))
-    statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], header["count"])
-    return Reference(statistics, header["features_name"], header["provenance"], arrays.get("held_out"))
+    """Read what `write_reference` wrote; another, a damaged or a truncated file raises `PDSError`."""
+    what, fix = "a reference of this library", "delete it"
+    schema = {
+        "header": Array("str"),
+        "mean": Array("float64", ("D",)),
+        "covariance": Array("float64", ("D", "D")),
+        "held_out": Array("float", ("M", "D"), optional=True),
+    }
+    arrays = read_npz(path, schema, what, fix)
+    with reading(path, what, fix):
+        header = parse_json(
+            str(arrays["header"]), {"features_name": str, "count": Annotated[int, Range(0)], "provenance": dict}
+        )
+        held_out = arrays.get("held_out")
+        found = 0 if held_out is None else len(held_out)
+        if header.get("held_out", found) != found:  # files of old do not say how many there are
+            raise ValueError(f"it has {found} held-out images, not {header['held_out']}")
+        statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], header["count"])
+        return Reference(statistics, header["features_name"], header["provenance"], held_out)
 
 
 def reference_file(classifier: type[Classifier]) -> str:
@@ -101,7 +105,7 @@ def reference_file(classifier: type[Classifier]) -> str:
 
 def shipped_reference(classifier: type[Classifier]) -> Reference:
     """A classifier's features of a random half of its training set, with 10,000 held-out images of the other half."""
-    return read_reference(ASSETS / reference_file(classifier))
+    return read_reference(locate(f"asset:{reference_file(classifier)}"))
 
 
 def published_reference(name: str, resolution: int, split: str, cache: Path | None = None) -> Reference:
@@ -119,9 +123,9 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
     file_name = f"{name}_clean_{split}_{resolution}.npz".lower()
     path = (cache or cache_folder()) / "statistics" / file_name
     fetch(PUBLISHED_URL + file_name, path, f"clean-fid's reference file of {name} {split} at {resolution} pixels")
-    arrays = _load_arrays(path)
-    if not {"mu", "sigma"} <= arrays.keys() or arrays["mu"].shape != (InceptionFeatures.dimension,):
-        raise PDSError(f"{path} does not hold clean-fid statistics (mu, sigma of 2048 features): delete it")
+    features = InceptionFeatures.dimension
+    schema = {"mu": Array("float", (features,)), "sigma": Array("float", (features, features))}
+    arrays = read_npz(path, schema, "a file of clean-fid statistics", "delete it", others=True)
     # The files do not say how many images they describe.
     count = PUBLISHED.get((name.lower(), resolution), {}).get(split, 0)
     provenance = {
@@ -134,7 +138,8 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
         "source": PUBLISHED_URL + file_name,
         "file_sha256": sha256(path),
     }
-    statistics = FeatureStatistics(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
+    with reading(path, "a file of clean-fid statistics", "delete it"):
+        statistics = FeatureStatistics(arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64), count)
     return Reference(statistics, InceptionFeatures.name, provenance)
 
 

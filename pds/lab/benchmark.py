@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import logging
 import math
 import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.files import write_json
+from pds.files import read_json, reading, user_path, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
-from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import provenance, run_name
 from pds.lab.terminal import show
+from pds.lab.text import markdown_table
 from pds.models.scores import Model, for_sampling
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter
-from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner, Spectrum, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
 from pds.samplers.sampler import Sampler
 from pds.score import Score
+
+log = logging.getLogger(__name__)
 
 BLOCK = 0.05  # seconds that a timing lasts at least, by repetition
 TOLERANCE = 1e-5  # between operator and baseline, in units of the largest value
@@ -100,6 +102,10 @@ class RecordedPreconditioner:
 
     def at(self, iteration: int) -> RecordedPreconditioner:
         return self
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        return self.preconditioner.spectrum
 
     def stiffness(self) -> tuple[float, float]:
         return self.preconditioner.stiffness()
@@ -165,7 +171,7 @@ class Iteration:
         if isinstance(P, Identity):
             raise PDSError("filter=none and solenoid=none leave no operator to time: choose filter=statistics or parametric")
         sampler.check(sampler.levels(model.process), P)
-        sampler = replace(sampler, denoise=False)  # those without it take no filter either, and are refused above
+        sampler = sampler.without_denoising()
         noise = ImageNoise(0, torch.arange(cfg.batch_size, device=device), model.shape)
         levels, x = sampler.levels(model.process)[:1], sampler.prior(noise, model.process, P)
         score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
@@ -352,11 +358,23 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
     }
     # Where and how fast is what a benchmark is about: it names the folder, too.
     place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads(), cfg.compile, cfg.tf32]}
-    path = Path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
+    path = user_path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
     write_json(path, result)
-    results = [json.loads(file.read_text()) for file in sorted(path.parent.parent.glob("*/benchmark.json"))]
-    show(f"\n{summary(results)}\n\nnumbers  {path}")
+    show(f"\n{summary(list(_benchmarks(path.parent.parent)))}\n\nnumbers  {path}")
     return path
+
+
+def _benchmarks(folder: Path) -> Iterator[dict[str, Any]]:
+    """Those in a folder that can be summarised; a line tells of the others."""
+    for file in sorted(folder.glob("*/benchmark.json")):
+        what, fix = "a benchmark of this version", "delete it"
+        try:
+            with reading(file, what, fix):
+                summary([result := read_json(file, {}, what, fix)])
+        except PDSError as error:
+            log.warning("%s", error)
+        else:
+            yield result
 
 
 def summary(results: list[dict[str, Any]]) -> str:

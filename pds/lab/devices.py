@@ -12,6 +12,7 @@ import torch
 
 from pds.cache import cache_folder
 from pds.errors import PDSError
+from pds.files import open_lock
 
 try:
     import fcntl
@@ -39,12 +40,11 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
     folder = cache_folder() / f"gpus-{os.getuid()}"
     for index, uuid in enumerate(uuids):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             # Never closed here: the system does that however this process ends, and the lease ends with it.
-            fcntl.flock(os.open(folder / uuid, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(open_lock(folder / uuid), fcntl.LOCK_EX | fcntl.LOCK_NB)
             return index
         except OSError as error:
-            refusal = error.strerror
+            refusal = error.strerror or error
     shared = os.getpid() % len(uuids)
     log.warning("no GPU of %d is free (%s: %s): cuda:%d is shared with another process", len(uuids), folder, refusal, shared)
     return shared

@@ -7,9 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from omegaconf import DictConfig
 from pds.data.dataset import Dataset
 from pds.errors import PDSError
 from pds.evaluation.metric import FrechetMetric
-from pds.files import atomic_path, json_digest, write_json
+from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
-from pds.lab.runs import RunFolder, fingerprint, provenance, run_name
+from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.safetensors_files import state_digest
@@ -37,10 +36,8 @@ from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
-from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
-from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.sampler import Sampler
-from pds.shards import Shard, shards, take_over
+from pds.shards import Contents, Shard, read_all, shards, take_over
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +58,6 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
-    moments: NoiseMoments | None
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
@@ -88,16 +84,15 @@ class Experiment:
         if cfg.batch_size < 1:
             raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score, moments = for_sampling(model.score, device, cfg.bf16, cfg.compile), None
-        if isinstance(sampler, AnalyticDDIM):
-            moments = noise_moments(model, dataset, sampler.training_images, device, cfg.batch_size)
-            sampler = replace(sampler, moments=moments)
+        score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
+        with keyed(cfg.sampler):
+            sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
             score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, moments)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -120,12 +115,10 @@ class Experiment:
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
-        if self.moments is not None:
-            facts["moments"] = json_digest(self.moments.provenance)
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
-        if isinstance(self.sample.sampler, DiffusersScheduler):
-            facts["diffusers"] = metadata.version("diffusers")
+        for name, value in self.sample.sampler.provenance.items():
+            facts[name] = value if isinstance(value, str) else json_digest(value)
         return facts
 
     @property
@@ -136,6 +129,11 @@ class Experiment:
     @property
     def vanilla(self) -> bool:
         return isinstance(self.sample.preconditioner, Identity)
+
+    @property
+    def beside(self) -> dict[str, Array]:
+        """What `annotate` gives."""
+        return {} if self.metric is None else {"features": Array("float32", ("N", self.metric.features.dimension))}
 
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
@@ -153,8 +151,9 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         config = resolved(cfg)
         experiment = Experiment.build(cfg)
         config["fingerprint"] = experiment.fingerprint
-        folder = RunFolder(Path(cfg.outputs) / cfg.group / run_name(overrides, config))
-        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size)
+        folder = RunFolder.of(group_folder(cfg.outputs, cfg.group), overrides, config)
+        contents = Contents(experiment.model.shape, samples_digest(config), experiment.beside)
+        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size, contents)
     with contextlib.ExitStack() as opened:
 
         def begin() -> bool:
@@ -216,7 +215,8 @@ def sample_and_measure(
             tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
         shard_log = ShardLog(todo, metrics_file, tracked)
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
-        collected = Collected.of(todo)
+        alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+        collected = Collected.of(todo, alone)
         result = {
             "name": folder.path.name,
             "experiment": cfg.group,
@@ -279,11 +279,12 @@ class Collected:
     counts: list[int]
 
     @classmethod
-    def of(cls, todo: list[Shard]) -> Collected:
+    def of(cls, todo: list[Shard], make: Callable[[Shard], None]) -> Collected:
+        """Of shards that were made; `make` samples one that is damaged again."""
         arrays: list[dict[str, np.ndarray]] = []
         first: list[np.ndarray] = []
-        for shard in todo:
-            arrays.append(shard.read())
+        for shard in read_all(todo, make):
+            arrays.append(shard)
             first += list(arrays[-1].pop("images")[: GRID_IMAGES - len(first)].copy())
         return cls(arrays, first, [len(shard.indices) for shard in todo])
 
@@ -331,7 +332,7 @@ def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[s
             "ema": checkpoint.ema,
         },
         **measure(experiment.metric, collected.arrays),
-        **({} if experiment.moments is None else {"moments": experiment.moments.provenance}),
+        **experiment.sample.sampler.provenance,
         **({"taken_from": collected.origins} if collected.origins else {}),
         "doubts": experiment.doubts,
     }

@@ -10,16 +10,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pds.errors import MissingError, PDSError
-from pds.files import write_json
+from pds.files import read_json, reading, write_json
 from pds.lab.runs import says_where
+from pds.options import Range, options
 
-STATES = ("waiting", "running", "done", "skipped", "failed")
+Seconds = Annotated[float, Range(0)]
 
 
-@dataclass(frozen=True)
+@options
 class Point:
     """One point of a sweep.
 
@@ -38,15 +39,15 @@ class Point:
     """
 
     overrides: tuple[str, ...]
-    number: int = 0
+    number: Annotated[int, Range(0)] = 0
     sweep: str = ""
     command: str = ""
-    work: float = 0.0
-    state: str = "waiting"
+    work: Annotated[float, Range(0)] = 0.0
+    state: Literal["waiting", "running", "done", "skipped", "failed"] = "waiting"
     message: str = ""
     run: str = ""
-    seconds: float = 0.0
-    ended: float = 0.0
+    seconds: Seconds = 0.0
+    ended: Seconds = 0.0
 
     @classmethod
     def of(cls, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
@@ -92,12 +93,15 @@ class Points:
         points = []
         for path in (self.folder / "points").glob("*.json"):
             try:
-                values = json.loads(path.read_text())
-                points.append(Point(**{**values, "overrides": tuple(values["overrides"])}))
-            except FileNotFoundError:  # another process announces its sweep at this moment
+                what, fix = "a point of a sweep", "delete it and run the sweep again"
+                with reading(path, what, fix):
+                    values = read_json(path, {"overrides": list[str]}, what, fix)
+                    point = Point(**{**values, "overrides": tuple(values["overrides"])})
+                    if path.stem != point.digest:
+                        raise ValueError("it is another point's")
+                    points.append(point)
+            except MissingError:  # another process announces its sweep at this moment
                 continue
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise PDSError(f"{path} is damaged ({error}): delete it and run the sweep again") from None
         return sorted(points, key=lambda point: (point.number, point.overrides))
 
     def write(self, point: Point) -> None:

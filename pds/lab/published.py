@@ -15,9 +15,9 @@ from pds.lab.benchmark import Iteration, peak_memory
 from pds.lab.cli import CONF, prepare
 from pds.lab.config import build
 from pds.lab.devices import choose_device
-from pds.lab.report.markdown import markdown_table
 from pds.lab.runs import fingerprint
 from pds.lab.terminal import show
+from pds.lab.text import markdown_table
 from pds.models.checkpoints import EMA
 
 GB = 1e9

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import logging
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
 
 import pds
-from pds.errors import PDSError
-from pds.files import atomic_path, json_digest, write_json
+from pds.errors import MissingError, PDSError, escaped
+from pds.files import (
+    DamagedError,
+    atomic_path,
+    json_digest,
+    open_regular,
+    read_json,
+    read_yaml,
+    reading,
+    remembered,
+    user_path,
+    write_json,
+)
+from pds.lab.config import defaults
+from pds.options import Range, shown
+
+log = logging.getLogger(__name__)
 
 # Where and how fast: what may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
@@ -46,8 +61,13 @@ def says_where(override: str) -> bool:
     return key in PLACE or key.startswith(("hydra", "tracker.", "sweep."))
 
 
-# Left out while they are off, so that runs keep the names they had before there were such keys.
-OFF = {"bf16": False, "tf32": None, "model.weights": None}
+MOVED: dict[str, str] = {}
+"""Class paths that configurations of older runs name, and where these classes are now. No line is ever deleted."""
+
+_FIRST = {now: first for first, now in MOVED.items()}
+
+# Defaults of keys that are no option of a class.
+_ROOT = {"bf16": False}
 
 
 def identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -57,30 +77,99 @@ def identity(config: dict[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in node.items():
             name = prefix + key
-            if name in PLACE or (name in OFF and value is OFF[name]):
-                continue
-            flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
+            if name not in PLACE:
+                flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
         return flat
 
     return walk(config, "")
 
 
-def samples_digest(config: dict[str, Any]) -> str:
-    """16 digits of the hash of what the images of a run depend on: its identity but for their number and their measuring."""
+def essence(config: dict[str, Any]) -> dict[str, Any]:
+    """`identity` as every version of this library gives it: without options at their default, by the first path of a class.
+
+    So an option that is added, with a default that does what was done before, and a class that moves rename no run.
+    """
+    flat: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str, known: dict[str, Any]) -> None:
+        target = MOVED.get(str(node.get("_target_")), str(node.get("_target_")))
+        known = known or _defaults(target)
+        # A key of no class, as those of the fingerprint, is as good as absent while it is null.
+        none = object() if "_target_" in node else None
+        for key, value in node.items():
+            name = prefix + key
+            # The published settings of a model are where values come from, and stand beside as what was made of them.
+            if name in PLACE or name == "published" or key in ("_partial_", "_convert_", "_recursive_"):
+                continue
+            if key == "_target_":
+                flat[name] = _FIRST.get(target, target)
+            elif _same(value, known.get(key, none)):
+                continue
+            elif isinstance(value, dict):
+                walk(value, name + ".", {})
+            else:
+                flat[name] = _number(value)
+
+    walk(config, "", _ROOT)
+    return flat
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    # Only our own: a path in another's file must not import what it likes.
+    if not target.startswith("pds."):
+        return {}
+    try:
+        return defaults(target)
+    except Exception:  # there is no such class; whatever it is, it is not this run's
+        return {}
+
+
+def _same(value: Any, default: Any) -> bool:
+    return isinstance(value, bool) == isinstance(default, bool) and value == default
+
+
+def _number(value: Any) -> Any:
+    """Whole numbers as such: whether files say 7 or 7.0 is no difference."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _sampled(config: dict[str, Any]) -> dict[str, Any]:
+    """What the images of a run depend on, whatever their number and measuring."""
     beside = ("metric.", "dataset.reference.", "fingerprint.reference")
-    return json_digest(
-        {key: str(value) for key, value in identity(config).items() if key != "images" and not key.startswith(beside)}
-    )
+    return {key: value for key, value in essence(config).items() if key != "images" and not key.startswith(beside)}
 
 
-def metric_digest(config: dict[str, Any]) -> str:
-    """16 digits of the hash of what the features of given images depend on."""
-    measured = ("metric.", "fingerprint.reference")
-    return json_digest({key: str(value) for key, value in identity(config).items() if key.startswith(measured)})
+def _measured(config: dict[str, Any]) -> dict[str, Any]:
+    """What the features of given images depend on."""
+    return {key: value for key, value in essence(config).items() if key.startswith(("metric.", "fingerprint.reference"))}
+
+
+def samples_digest(config: dict[str, Any]) -> str:
+    """16 digits of the hash of what the images of a run depend on."""
+    return json_digest(_sampled(config))
+
+
+def group_folder(outputs: str, group: str, key: str = "group") -> Path:
+    """The folder of a group of runs.
+
+    Args:
+        outputs: folder of all groups, as the user wrote it.
+        group: name of the folder in it.
+        key: what gave the name, for messages.
+
+    Raises:
+        PDSError: the folder would not be inside `outputs`, or its name is none.
+    """
+    parts = Path(group).parts
+    if not parts or not group.isprintable() or Path(group).is_absolute() or ".." in parts:
+        raise PDSError(f"{key}={shown(group)} is no name of a folder inside outputs: use letters, digits, - and _")
+    return user_path(outputs) / group
 
 
 def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
-    """What a run is called: its experiment, the values given on its command line, 8 digits of the hash of its identity."""
+    """What a run is called: its experiment, the values given on its command line, 8 digits of the hash of its essence."""
     given = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -89,8 +178,7 @@ def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
         elif key != "debug" and not says_where(override):
             given.append(f"{key}={value}")
     slug = re.sub(r"[^A-Za-z0-9=.,_+-]+", "_", ",".join(sorted(given)))[:100] or "default"
-    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True, default=str).encode()).hexdigest()
-    return f"{slug}-{digest[:8]}"
+    return f"{slug}-{json_digest(essence(config))[:8]}"
 
 
 def fingerprint(*tensors: torch.Tensor) -> str:
@@ -111,6 +199,17 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def of(cls, group: Path, overrides: Sequence[str], config: dict[str, Any]) -> RunFolder:
+        """The folder of a run: its own, or the one that an older version made for the same command and configuration."""
+        own = cls(group / run_name(overrides, config))
+        if not own.path.exists():
+            for file in sorted(group.glob(f"{own.path.name[:-8]}????????/config.yaml")):
+                with contextlib.suppress(PDSError):  # whose it is cannot be told, and it is not in the way
+                    if essence(read_config(file)) == essence(config):
+                        return cls(file.parent)
+        return own
+
     def claim(self, config: dict[str, Any]) -> None:
         """Make the folder this configuration's, or find that it is.
 
@@ -119,43 +218,106 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if file.exists():
-            old, new = identity(yaml.safe_load(file.read_text())), identity(config)
+            found = read_config(file)
+            old, new = essence(found), essence(config)
             different = next((key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)), None)
             if different is not None:
+                was, due = (escaped(str(identity(whole).get(different, "its default")), 80) for whole in (found, config))
                 raise PDSError(
-                    f"{self.path} holds a run with {different}={old.get(different)}, not {new.get(different)}: delete that "
-                    "folder or give this run another name, group or outputs"
+                    f"{self.path} holds a run with {escaped(different, 80)}={was}, not {due}: delete that folder or give this "
+                    "run another name, group or outputs"
                 )
             return
-        try:
-            with atomic_path(file) as temporary:
-                # The first line is for `alike`, which would take long to read whole files.
-                digests = f"# images {samples_digest(config)}, features {metric_digest(config)}\n"
-                temporary.write_text(digests + yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        except OSError as error:
-            raise PDSError(f"cannot write to {self.path} ({error.strerror}): set outputs to a folder you can write") from None
+        with atomic_path(file) as temporary:
+            # The first line is for `alike`, which would take long to read whole files.
+            digests = f"# samples {samples_digest(config)}\n"
+            temporary.write_text(digests + yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def alike(self, config: dict[str, Any]) -> Iterator[tuple[Path, bool]]:
         """Run folders beside this one that sample the same images, as many of them as they were asked for.
 
         With each comes whether it measures them by the same features. Other groups are left alone: a new one starts afresh.
         """
-        images, features = f"# images {samples_digest(config)}, ", f"features {metric_digest(config)}\n"
+        marked, mine = f"# samples {samples_digest(config)}\n".encode(), _sampled(config)
         for file in sorted(self.path.parent.glob("*/config.yaml")):
-            first = ""
-            with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as lines:
-                first = lines.readline()
-            if first.startswith(images) and file.parent != self.path:
-                yield file.parent, first == images + features
+            if file.parent == self.path:
+                continue
+            # What is damaged there is no business of this run.
+            with contextlib.suppress(PDSError, OSError):
+                with open_regular(file) as lines:
+                    first = lines.readline(100)
+                if first.startswith(b"# samples ") and first != marked:
+                    continue
+                other = read_config(file)
+                if _sampled(other) == mine:
+                    yield file.parent, _measured(other) == _measured(config)
 
     def status(self, state: str, message: str = "") -> None:
         """Say where the run stands: "running", "failed" (with the message) or "done"."""
         write_json(self.path / "status.json", {"state": state, "message": message, "pid": os.getpid(), "host": platform.node()})
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, else None."""
-        file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+    def result(self, keys: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """The result of a finished run, else None; of one that is damaged a line says so. `keys` as of `read_result`."""
+        try:
+            return read_result(self.path, RESULT if keys is None else keys)
+        except MissingError:
+            return None
+        except DamagedError as error:
+            log.warning("%s", error)
+            return None
+
+
+RESULT: dict[str, Any] = {
+    "name": str,
+    "experiment": str,
+    "label": str,
+    "vanilla": bool,
+    "sampler": str,
+    "source": str,
+    "iterations": Annotated[int, Range(1)],
+    "nfe": int | float,
+    "images": Annotated[int, Range(1)],
+    "seconds": Annotated[float, Range(above=0)],
+    "images_per_second": Annotated[float, Range(above=0)],
+    "seed": int,
+    "model": str,
+    "checkpoint": dict | None,
+    "metrics": dict[str, float],
+    "floor": dict[str, float],
+    "doubts": list[str],
+    "device": str,
+    "versions": dict,
+    "commit": str,
+    "command": str,
+    "finished": str,
+    "wall_clock": dict[str, float],
+}
+"""What result.json has, whatever was sampled."""
+
+
+def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any]:
+    """The result of a finished run.
+
+    Args:
+        folder: the run folder.
+        keys: what the result has, with its types.
+
+    Raises:
+        MissingError: there is none.
+        DamagedError: it is damaged, or another run's.
+    """
+    file, what, fix = folder / "result.json", "the result of this run", "run the same command again"
+    with reading(file, what, fix):
+        result = read_json(file, keys, what, fix)
+        if result.get("name", folder.name) != folder.name:
+            raise ValueError(f"it is of {shown(result['name'])}")
+        return result
+
+
+@remembered
+def read_config(file: Path) -> dict[str, Any]:
+    """The configuration of a run, not to be changed; anything else is a `DamagedError`."""
+    return read_yaml(file, {}, "the configuration of a run", "delete it and run the same command again")
 
 
 def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, Any]:

@@ -371,6 +371,14 @@ class DPMSolver(KarrasLevels):
 
 
 @dataclass
+class PreconditionedSDE(DPMSolver):
+    weight: str = MISSING
+    eta_from: float = MISSING
+    eta_to: float = MISSING
+    prior_norm: str = MISSING
+
+
+@dataclass
 class AdaptiveSDE(Target):
     iterations: int = MISSING
     eps_rel: float = MISSING
@@ -485,6 +493,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "predictor_corrector": PredictorCorrector,
         "edm": EDM,
         "dpm_solver": DPMSolver,
+        "preconditioned_sde": PreconditionedSDE,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,

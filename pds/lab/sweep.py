@@ -27,7 +27,7 @@ from pds.lab.experiment import run
 from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
 from pds.lab.report import overview, write_report
-from pds.lab.runs import says_where
+from pds.lab.runs import group_folder, says_where
 from pds.lab.terminal import show
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class PlannedSweep:
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
             point = Point.of(job, where, number=number, sweep=name, command=self.command, work=_work(cfg))
-            plan.setdefault(Path(cfg.outputs) / cfg.group, []).append(point)
+            plan.setdefault(group_folder(cfg.outputs, cfg.group), []).append(point)
         if leads():
             for folder, points in plan.items():
                 Points(folder).plan(points)
@@ -161,7 +161,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
             Processes.join().agree()
             run(cfg, overrides)
         return
-    folder = Path(cfg.outputs) / cfg.group
+    folder = group_folder(cfg.outputs, cfg.group)
     points = Points(folder)
     point = points.planned(overrides, cfg.sweep.where)
     log.info("%s: %s", title, point.title)

@@ -13,11 +13,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
+from pds.files import user_path
+from pds.lab.asked import Cell, Table
 from pds.lab.cli import CONF, configured, prepare
 from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
-from pds.lab.report.tables import Cell, Table, write_table
+from pds.lab.report.table import write_table
 from pds.lab.schema import Reproduce
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show
@@ -129,7 +131,7 @@ def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str]
     """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
     if name is None:
         return [], ""
-    folder = Path(config["checkpoints"]).expanduser()
+    folder = user_path(config["checkpoints"])
     for suffix in SUFFIXES:
         path = folder / f"{name}{suffix}"
         if path.exists():

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
-from pds.files import write_json
+from pds.files import pin, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
-from pds.lab.runs import RunFolder, identity, provenance
+from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
+from pds.models.torch_files import read_torch
 from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer
 
@@ -47,12 +47,12 @@ def train(cfg: DictConfig) -> None:
         require_compiler("trainer.compile")
     images = dataset.images
     trainer.check(images)
-    folder = RunFolder(Path(cfg.outputs) / "train" / cfg.name)
+    folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
-    if folder.result() is not None:
+    if folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)
         return
     metrics = MetricsFile(folder.path / "metrics.jsonl")
@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> None:
                 model.score, images, folder.path / "training.pt", device, model.data_range, metrics.append
             )
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, PDSError):
                 folder.status("failed", str(error) or type(error).__name__)
             raise
         save_network(model.score, ema, weights, config, trainer.iterations)
@@ -108,9 +108,10 @@ def ship(folder: Path, output: Path) -> None:
     checkpoint = folder / "training.pt"
     if not checkpoint.is_file():
         raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_config(folder / "config.yaml")
     model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_torch(checkpoint)
     path = output / f"{config['name']}.safetensors"
     save_network(model.score, state["ema"], path, config, state["iteration"], half=True)
+    pin(path)
     log.info("%s: %d iterations in %.0f s, loss %.4f", path, state["iteration"], state["seconds"], state["loss"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -24,11 +23,11 @@ from pds.evaluation.excess_noise import (
     response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
-from pds.files import atomic_path
+from pds.files import user_path
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
-from pds.lab.report.charts import noise_along
 from pds.lab.terminal import show
+from pds.lab.text import write_text
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
@@ -74,10 +73,26 @@ def tune_by_network(cfg: DictConfig) -> None:
         "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
         "\nit: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations."
     )
-    picture = Path(cfg.outputs) / "excess_noise.svg"
-    with atomic_path(picture) as temporary:
-        temporary.write_text(noise_along("excess_noise", tracks).on_paper(), encoding="utf-8")
+    picture = user_path(cfg.outputs) / "excess_noise.svg"
+    write_text(picture, _drawn(tracks))
     show(f"\npicture  {picture}")
+
+
+def _drawn(tracks: list[NoiseTrack]) -> str:
+    """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
+    from pds.lab.report.charts import Column, Series, lines, ramp  # matplotlib takes a second to load
+
+    lengths = sorted({track.iterations for track in tracks})
+    tones = dict(zip(lengths, ramp(len(lengths)), strict=True))
+    series = []
+    for track in tracks:
+        tone = {"color": tones[track.iterations]}
+        label, dash = f"T = {track.iterations}, {track.what}", "-" if track.what == "vanilla" else "--"
+        series.append(Series(label, [track.sigmas], track.predicted, {"linestyle": dash, **tone}))
+        series.append(Series("", [track.sigmas], track.sampled, {"linestyle": "none", "marker": ".", "markersize": 4, **tone}))
+    column = Column("σ (noise level; sampling goes to the right)", log_range=1)
+    layout = {"size": (660, 300), "descending": True}
+    return lines("excess_noise", "Noise in units of its level", "noise / σ", [column], series, **layout).svg
 
 
 def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:

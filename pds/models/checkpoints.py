@@ -200,7 +200,7 @@ def _load(
     _check_options(network, weights, path, options)
     if levels is not None and LEVELS in state:
         check_levels(state[LEVELS], network.get_buffer(LEVELS), path, levels)
-        if _eps(state[LEVELS]) > _eps(network.get_buffer(LEVELS)):
+        if _eps(state[LEVELS]) > torch.finfo(torch.float32).eps:
             del state[LEVELS]
     network.load_state_dict(state, strict=False)
     checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path))
@@ -273,7 +273,7 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
 
     def differs(levels: Tensor) -> Tensor:
         near = max(1e-4, _eps(found)) * levels + torch.finfo(found.dtype).smallest_normal * _eps(found)
-        return (exact - levels).abs() > near
+        return ~((exact - levels).abs() <= near)
 
     wrong = differs(expected.double())
     if not wrong.any():
@@ -281,7 +281,7 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
     i = int(wrong.nonzero()[0])
     ends = tuple(float(f"{level:g}") for level in (exact[0], exact[-1]))
     problem = f"is not that of {path}, which was trained on other noise levels (level {i}: {found[i]:g}, model {expected[i]:g})"
-    if ends[0] < ends[1] or ends[1] <= 0 or differs(geometric_ladder(*ends, len(found))).any():
+    if not ends[0] >= ends[1] > 0 or differs(geometric_ladder(*ends, len(found))).any():
         raise OptionError(options[0], f"{problem}: only levels in geometric progression can be sampled")
     raise OptionError(options[0], problem, dict(zip(options, ends, strict=True)))
 

@@ -57,18 +57,50 @@ ATTENTION = _both(group_norm="GroupNorm_0") | {
 }
 
 
+class Description(NamedTuple):
+    """A diffusers network as an NCSN++.
+
+    Attributes:
+        traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
+        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`, those of its process as "process.NAME".
+    """
+
+    traits: dict[str, Any]
+    settings: dict[str, Any]
+
+
 class Published(NamedTuple):
     """A diffusers network as a published checkpoint would hold it.
 
     Attributes:
         state: parameters by their published names, and the noise levels `sigmas` where the scheduler tells them.
-        traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
-        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`.
+        traits, settings: see `Description`.
     """
 
     state: dict[str, Any]
     traits: dict[str, Any]
     settings: dict[str, Any]
+
+
+def described(config: dict[str, Any], scheduler: dict[str, Any], source: Path) -> Description:
+    """What a diffusers network is as an NCSN++; arguments and errors as of `as_published`."""
+    if config.get("_class_name") != "UNet2DModel":
+        raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel that is an NCSN++ can be read")
+    config = DEFAULTS | config
+    try:
+        _check(config, source)
+        published_names(config)
+        traits, settings = _describe(config)
+        if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
+            low, high, levels = (scheduler[key] for key in ("sigma_min", "sigma_max", "num_train_timesteps"))
+            if not (0 < low <= high < math.inf and 1 <= levels <= 100_000):
+                raise ValueError(f"{levels} noise levels from {high} to {low}")
+            settings |= {"process.sigma_min": low, "process.sigma_max": high, "process.levels": levels}
+    except PDSError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise PDSError(f"the configuration of {source} is not one that diffusers writes ({error!r}): fetch it again") from None
+    return Description(traits, settings)
 
 
 def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any, source: Path) -> Published:
@@ -83,24 +115,12 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any
     Raises:
         PDSError: for a network that is no NCSN++, or not quite one.
     """
-    if config.get("_class_name") != "UNet2DModel":
-        raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel that is an NCSN++ can be read")
-    config = DEFAULTS | config
-    try:
-        _check(config, source)
-        names = published_names(config)
-        traits, settings = _describe(config)
-        state = {}
-        if scheduler.get("_class_name") == "ScoreSdeVeScheduler":
-            low, high, levels = (scheduler[key] for key in ("sigma_min", "sigma_max", "num_train_timesteps"))
-            if not (0 < low <= high < math.inf and 1 <= levels <= 100_000):
-                raise ValueError(f"{levels} noise levels from {high} to {low}")
-            settings |= {"process.sigma_min": low, "process.sigma_max": high, "process.levels": levels}
-            state["sigmas"] = geometric_ladder(high, low, levels)
-    except PDSError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise PDSError(f"the configuration of {source} is not one that diffusers writes ({error!r}): fetch it again") from None
+    traits, settings = described(config, scheduler, source)
+    config, state = DEFAULTS | config, {}
+    if "process.levels" in settings:
+        high, low, levels = (settings[f"process.{name}"] for name in ("sigma_max", "sigma_min", "levels"))
+        state["sigmas"] = geometric_ladder(high, low, levels)
+    names = published_names(config)
     for name, value in choose(content, dict.fromkeys(names, ()), source).state.items():
         if name not in names:
             raise PDSError(f"{source} has a parameter {name} that no NCSN++ has: it is a checkpoint of another network")

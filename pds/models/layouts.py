@@ -23,7 +23,7 @@ Which = Literal["ema", "raw"] | None
 average where there is one."""
 
 LIST = ("model", "optimizer", "epoch", "step", "ema")  # what [NCSN] and [NCSNv2] save, without names
-AVERAGE = re.compile(r"(?<![a-z])(ema|ewma|averaged?|averages|shadow|swa|polyak|(?<!exp_)avg)(?![a-z])")
+AVERAGE = re.compile(r"(?<![a-z])(emas?|ewma|averag(?:e|es|ed|er|ing)|shadow|swa|polyak|(?<!exp_)avg)(?![a-z])")
 SPARE = re.compile(r"(?<![a-z])(online|collected|backup)(?![a-z])")  # raw weights beside an average that keeps them
 EXACT = {"ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "shadow", "shadow_params"}
 COUNTER = "n_averaged"  # of torch's `AveragedModel`

@@ -17,10 +17,10 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from pds.files import DamagedError, open_regular, reading
+from pds.files import open_regular, reading
 
 MOST = 1 << 42  # bytes of a file
-MOST_STEPS = 2_000_000  # of a pickle; a tensor takes some 40
+MOST_STEPS = 1_000_000  # of a pickle; a tensor takes some 40
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -60,30 +60,36 @@ class Inert(NamedTuple):
     name: str
 
 
-def read_torch(path: Path) -> Any:
+def read_torch(path: Path, fix: str = "fetch it again") -> Any:
     """What a file of `torch.save` holds, in its present or its older format: nothing is imported or called.
 
     Tensors are on the CPU and share the file's memory, so that what is not used is not kept. Tables are dictionaries whatever
     their class was.
 
+    Args:
+        path: the file.
+        fix: what the user can do if it is damaged.
+
     Raises:
         PDSError: it is absent, cut or damaged, as the checksums of its entries tell (the older format has none).
     """
-    with reading(path, "a whole file of torch.save", "fetch it again"), open_regular(path, MOST) as file:
+    with reading(path, "a whole file of torch.save", fix), open_regular(path, MOST) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return _archived(path, file, content) if content[:2] == b"PK" else _streamed(content)
+        return _archived(file, content) if content[:2] == b"PK" else _streamed(content)
 
 
-def _archived(path: Path, file: BinaryIO, content: mmap.mmap) -> Any:
+def _archived(file: BinaryIO, content: mmap.mmap) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
+        if any(name.endswith("/constants.pkl") for name in entries):
+            raise ValueError("it is a program of TorchScript")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its entries are packed")
         if sum(entry.file_size for entry in archive.infolist()) > len(content):
             raise ValueError("its entries overlap")
         damaged = archive.testzip()
         if damaged is not None:
-            raise DamagedError(f"{path} is damaged, its entry {damaged} has another checksum than it says: fetch it again")
+            raise ValueError(f"its entry {damaged} has another checksum than it says")
     (pickled,) = (name for name in entries if name.split("/")[1:] in ([], ["data.pkl"]) and name.endswith("data.pkl"))
     root = pickled.removesuffix("data.pkl")
 

@@ -9,7 +9,8 @@ noise scale. P = I is the vanilla sampler, so samplers are written once, for any
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,25 @@ from torch import Tensor
 from pds.errors import PDSError
 from pds.preconditioning.filters import Filter, LazyStatistics, Shape
 from pds.preconditioning.solenoids import Solenoid
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of an operator that is diagonal in the Fourier plane, one a mode of `rfft2`.
+
+    Attributes:
+        gain: of P P^T, 1 / R^2, (C, H, W // 2 + 1) float64; a number where all are one.
+        turn: of omega S, without its i, (H, W // 2 + 1) float64; a number where all are one, which is 0.
+    """
+
+    gain: float | Tensor
+    turn: float | Tensor
+
+    def transforms(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """From images to where these are factors, and back: `rfft2` and `irfft2`, or nothing where they are numbers."""
+        if isinstance(self.gain, Tensor) or isinstance(self.turn, Tensor):
+            size = x.shape[-2:]
+            return torch.fft.rfft2, lambda spectrum: torch.fft.irfft2(spectrum, s=size)
+        return (lambda x: x), (lambda x: x)
 
 
 class Preconditioner(Protocol):
@@ -38,6 +58,11 @@ class Preconditioner(Protocol):
         """x + P P^T f + omega S f_s + g P z."""
         ...
 
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """Of P P^T and omega S; None with a space filter, which mixes the modes."""
+        ...
+
     def stiffness(self) -> tuple[float, float]:
         """Bounds (lowest, highest) of (m^4 + (omega h)^2) / m^2 over the modes, m^2 the gains of P P^T.
 
@@ -49,6 +74,8 @@ class Preconditioner(Protocol):
 
 class Identity:
     """P = I, S = 0: the vanilla sampler, to the bit."""
+
+    spectrum = Spectrum(1.0, 0.0)
 
     def at(self, iteration: int) -> Identity:
         return self
@@ -108,6 +135,8 @@ class FourierPreconditioner:
         self.inverse_A = None if space is None else (1 / A.double()).float().to(device)
         turn = omega * h.double()
         self.solenoid = (1j * turn[..., :half]).to(torch.complex64).to(device) if turn.abs().max() > 0 else None
+        in_one = (_in_one(eigenvalues[..., :half]) for eigenvalues in (R.double() ** -2, turn))
+        self.spectrum = None if space is not None else Spectrum(*in_one)
         # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. Exact without a space filter;
         # with a space filter and a solenoid, which do not commute, an estimate.
         gain_R, gain_A = R.double() ** -2, A.double() ** -2
@@ -181,6 +210,12 @@ def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
     if not (torch.isfinite(mask).all() and mask.min() > 0):
         raise PDSError(f"the {name} filter must be positive and finite, its values span {mask.min():g} to {mask.max():g}")
     return mask
+
+
+def _in_one(values: Tensor) -> float | Tensor:
+    """The number that all of them are, if they are."""
+    first = values.flatten()[0]
+    return first.item() if (values == first).all() else values
 
 
 def _check_parity(values: Tensor, sign: int, rule: str) -> None:

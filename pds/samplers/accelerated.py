@@ -7,26 +7,33 @@ of the papers lose their scales, and the start Y_T ~ N(0, I) is x_T = sqrt(1 + s
 
 The last iteration of `denoise` goes to sigma_0 = 0, by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1) (DDIM of order 2: by
 its own rule, which ends there as well). It costs one evaluation.
+
+An order in T is that between fixed ends: `denoise=False`, and a schedule whose end does not move with T, `ProcessTimes(end)`
+with an end that is given. The step to 0 is one step, however many there are, and leaves its error: where the data have the
+variance p, the mean of x_0 is sqrt(p / (p + sigma_1^2)) times what the flow gives. And the published end of VP, 1e-3 N / T, has
+sigma_1^2 in proportion to 1 / T: with it the order of denoised images tends to 1.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from pds.errors import PDSError
 from pds.noise import NoiseSource
-from pds.preconditioning.preconditioner import Identity, Preconditioner
+from pds.options import MOST, Range, options
+from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.processes.schedules import Schedule
-from pds.samplers.sampler import Callback, amplified_noise, no_callback
-from pds.score import Score, score_at
+from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class Level(NamedTuple):
+class VPLevel(NamedTuple):
     """Noise levels of one iteration.
 
     Attributes:
@@ -40,66 +47,45 @@ class Level(NamedTuple):
     above: float
 
 
-@dataclass(frozen=True)
-class VPStateSampler:
+@options
+class VPStateSampler(Sampler[list[VPLevel]]):
     """What samplers of VP states share: levels and start.
 
     Attributes:
-        iterations: T, at least 2.
+        iterations: T.
         schedule: the noise levels.
         denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
     """
 
-    mixes_batch: ClassVar[bool] = False
     source: ClassVar[str] = "Li et al., ICML 2024"
-    title: ClassVar[str]
     levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
 
-    iterations: int
+    iterations: Annotated[int, Range(2, MOST)]
     schedule: Schedule
     denoise: bool = True
 
-    def __post_init__(self) -> None:
-        if self.iterations < 2:
-            raise PDSError(f"sampler.iterations must be at least 2, got {self.iterations}")
-
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
         return self.schedule.detail + ("" if self.denoise else ", noisy end")
 
-    def levels(self, process: Process) -> list[Level]:
+    def without_denoising(self) -> Self:
+        return replace(self, denoise=False)
+
+    def levels(self, process: Process) -> list[VPLevel]:
         """Noise levels of each of the T iterations."""
         count = self.iterations + self.levels_above + (not self.denoise)
         sigmas = self.schedule.sigmas(process, count).tolist() + [0.0] * self.denoise
         above = sigmas if self.levels_above else [math.inf, *sigmas]
         sigmas = sigmas[self.levels_above :]
-        return [Level(*row) for row in zip(sigmas[:-1], sigmas[1:], above, strict=False)]
+        return [VPLevel(*row) for row in zip(sigmas[:-1], sigmas[1:], above, strict=False)]
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
         """x_T = sqrt(1 + sigma_T^2) P z: the prior goes through P, as in the other samplers."""
         return (1 + self.levels(process)[0].sigma ** 2) ** 0.5 * preconditioner.noise(noise.normal())
 
 
-@dataclass(frozen=True)
-class _Deterministic(VPStateSampler):
-    stochastic: ClassVar[bool] = False
-
-    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
-        """Refuse a preconditioner."""
-        self._refuse(preconditioner)
-        return []
-
-    def _refuse(self, preconditioner: Preconditioner) -> None:
-        if not isinstance(preconditioner, Identity):
-            raise PDSError(
-                f"the {self.title} sampler follows an ODE, which has no noise to balance a filter or a solenoid: use "
-                "filter=none and solenoid=none, or another sampler"
-            )
-
-
-@dataclass(frozen=True)
-class DDIM(_Deterministic):
+@options
+class DDIM(VPStateSampler):
     """DDIM, and the accelerated sampler of [LI] in its practical form: one evaluation an iteration.
 
     The noise prediction is e_t = -sqrt(1 - abar_t) s_t(Y) = -sigma_t S_t(x). In the paper's variable gamma = abar the ODE is
@@ -117,50 +103,38 @@ class DDIM(_Deterministic):
 
     Attributes:
         iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
-        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2.
+        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2: with `denoise=False` and an end that is given. Denoised, they
+            stop falling at an error of the order of sigma_1^2 / p, p the variance of the data.
     """
 
     source: ClassVar[str] = "Song, Meng & Ermon, ICLR 2021, Eq. 12 (order 1); Li et al., ICML 2024, practical form (order 2)"
-    nfe_per_iteration: ClassVar[int] = 1
+
+    stochastic: ClassVar[bool] = False
 
     order: Literal[1, 2] = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (1, 2):
-            raise PDSError(f"sampler.order must be 1 (DDIM) or 2 (accelerated), got {self.order}")
-
     @property
     def title(self) -> str:
-        """What tables call it."""
         return "DDIM" if self.order == 1 else "accelerated DDIM"
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, without a draw; see `Sampler`."""
-        self._refuse(preconditioner)
+    def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
         last = None
-        for iteration, (sigma, below, _) in enumerate(levels):
-            gamma, e, step = 1 / (1 + sigma**2), -sigma * score_at(score, x, sigma), below - sigma
+        for sigma, below, _ in task.levels:
+            gamma, e, step = 1 / (1 + sigma**2), -sigma * task.score(x, sigma), below - sigma
             x = x + step * e
             if self.order == 2 and last is not None:
                 weight = (math.atan(below) - math.atan(sigma) - gamma * step) / (gamma - last[0])
                 x = x + weight * (e - last[1])
             last = gamma, e
-            callback(iteration, sigma, x)
-        return x
+            yield sigma, x
 
 
-@dataclass(frozen=True)
-class AcceleratedDeterministic(_Deterministic):
-    """The accelerated deterministic sampler of [LI]: two evaluations an iteration, errors of the ODE fall as 1 / T^2.
+@options
+class AcceleratedDeterministic(VPStateSampler):
+    """The accelerated deterministic sampler of [LI]: two evaluations an iteration.
+
+    Errors of the ODE fall as 1 / T^2 with `denoise=False` and an end that is given. Denoised, they stop falling at an error of
+    the order of sigma_1^2 / p, p the variance of the data.
 
         Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
         Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
@@ -179,35 +153,29 @@ class AcceleratedDeterministic(_Deterministic):
     """
 
     title: ClassVar[str] = "accelerated deterministic"
+    stochastic: ClassVar[bool] = False
     nfe_per_iteration: ClassVar[int] = 2
     levels_above: ClassVar[int] = 1
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, without a draw; see `Sampler`."""
-        self._refuse(preconditioner)
-        for iteration, (sigma, below, above) in enumerate(levels):
-            s, h, h_above = score_at(score, x, sigma), sigma**2 - below**2, above**2 - sigma**2
+    @property
+    def nfe(self) -> int:
+        return 2 * self.iterations - self.denoise
+
+    def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
+        for sigma, below, above in task.levels:
+            s, h, h_above = task.score(x, sigma), sigma**2 - below**2, above**2 - sigma**2
             if below:
                 a = (1 + sigma**2) / (1 + above**2)
                 forward = x - a * h_above / 2 * s
-                x = x + h / 2 * s + h**2 / (4 * a * h_above) * (s - score_at(score, forward, above))
+                x = x + h / 2 * s + h**2 / (4 * a * h_above) * (s - task.score(forward, above))
             else:
                 x = x + h * s
-            callback(iteration, sigma, x)
-        return x
+            yield sigma, x
 
 
-@dataclass(frozen=True)
+@options
 class AcceleratedStochastic(VPStateSampler):
-    """The accelerated stochastic sampler of [LI]: one evaluation an iteration.
+    """The accelerated stochastic sampler of [LI]: one evaluation and two draws an iteration, no draw in the one that denoises.
 
         Y+_t    = Y_t + sqrt((1 - alpha_t) / 2) z
         Y_{t-1} = (Y+_t + (1 - alpha_t) s_t(Y+_t) + sqrt((1 - alpha_t) / 2) z+) / sqrt(alpha_t)
@@ -231,26 +199,22 @@ class AcceleratedStochastic(VPStateSampler):
     """
 
     title: ClassVar[str] = "accelerated stochastic"
-    stochastic: ClassVar[bool] = True
-    nfe_per_iteration: ClassVar[int] = 1
+    takes_filter: ClassVar[bool] = True
 
     second_noise: Literal["scaled", "printed"] = "scaled"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.second_noise not in ("scaled", "printed"):
-            raise PDSError(f"sampler.second_noise must be scaled or printed, got {self.second_noise!r}")
 
     @property
     def detail(self) -> str:
         return super().detail + ("" if self.second_noise == "scaled" else ", printed noise")
 
-    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
+    def check(self, levels: list[VPLevel], preconditioner: Preconditioner) -> list[str]:
         """Say when the noise of a frequency in which the data have no variance is amplified."""
         gain = preconditioner.stiffness()[1]
         # On such a mode S = -x / sigma^2, so its variance follows an exact recursion.
         v = gain * (1 + levels[0].sigma ** 2)
         steps = [level for level in levels if level.below]
+        if not steps:
+            return []
         for level in steps:
             h, root = level.sigma**2 - level.below**2, self._root(level)
             factor = root + gain * (1 - root - h / level.sigma**2)
@@ -258,34 +222,24 @@ class AcceleratedStochastic(VPStateSampler):
         left = v**0.5 / steps[-1].below
         return amplified_noise(len(levels), gain, left, "use more iterations or a weaker filter")
 
-    def _root(self, level: Level) -> float:
+    def _root(self, level: VPLevel) -> float:
         """sqrt(alpha_t)."""
         return ((1 + level.below**2) / (1 + level.sigma**2)) ** 0.5
 
-    def _second(self, level: Level) -> float:
+    def _second(self, level: VPLevel) -> float:
         """Scale of z+ in x."""
         scaled = ((level.sigma**2 - level.below**2) / 2) ** 0.5
         return scaled if self.second_noise == "scaled" else self._root(level) * scaled
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with two draws for each iteration, none for the one that denoises; see `Sampler`."""
-        for iteration, level in enumerate(levels):
+    def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
+        for iteration, level in enumerate(task.levels):
             h = level.sigma**2 - level.below**2
             if level.below:
-                P, root = preconditioner.at(iteration), self._root(level)
-                x = x + (h / 2) ** 0.5 * P.noise(noise.normal())
-                drift = h * score_at(score, x, level.sigma)
+                P, root = task.preconditioner.at(iteration), self._root(level)
+                x = x + (h / 2) ** 0.5 * P.noise(task.noise.normal())
+                drift = h * task.score(x, level.sigma)
                 # The linear term of Y is (1 - sqrt(alpha)) x in x, which itself shrinks by sqrt(alpha).
-                x = P.step(root * x, (1 - root) * x + drift, self._second(level), noise.normal(), drift)
+                x = P.step(root * x, (1 - root) * x + drift, self._second(level), task.noise.normal(), drift)
             else:
-                x = x + h * score_at(score, x, level.sigma)
-            callback(iteration, level.sigma, x)
-        return x
+                x = x + h * task.score(x, level.sigma)
+            yield level.sigma, x

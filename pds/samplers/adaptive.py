@@ -4,26 +4,23 @@ arXiv:2105.14080, Algorithm 1."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.noise import NoiseSource
-from pds.preconditioning.preconditioner import Preconditioner
+from pds.options import Range, options
 from pds.processes.forward import Process
-from pds.samplers.sampler import Callback, no_callback
-from pds.samplers.sigma_space import Interval, SigmaSpaceSampler, denoised
-from pds.score import Score
+from pds.samplers.sampler import Sampler, Steps, Task
+from pds.samplers.sigma_space import Interval
 
 # h_init, theta and r of the paper's experiments.
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 
 
-@dataclass(frozen=True)
-class AdaptiveSDE(SigmaSpaceSampler):
+@options
+class AdaptiveSDE(Sampler[list[Interval]]):
     """Stochastic improved Euler steps of the reverse SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g^2 = d sigma^2 / dt:
 
         x' = x + h g(t)^2 s(x, sigma(t)) + sqrt(h) g(t) z
@@ -34,55 +31,34 @@ class AdaptiveSDE(SigmaSpaceSampler):
     or the attempt is rejected, and then h <- min(t, 0.9 h E^-0.9). From t = 1 to 0, then the denoised image. No order is
     claimed: a rejected attempt draws its noise anew, as published, which prefers noise that is easy to follow.
 
-    An image takes 2 evaluations an attempt, accepted or not, and 1 at the end. Images that have arrived are evaluated no more:
-    the network calls of a batch are those of its slowest image, more than the mean over its images.
+    An attempt, accepted or not, takes 2 evaluations and a draw; the end takes 1 evaluation. An image that has arrived is
+    evaluated no more: the network calls of a batch are those of its slowest image, more than the mean over its images. The
+    callback comes after each attempt, sigma the largest noise level left.
 
     Attributes:
-        iterations: T, the most attempts that an image may take.
-        eps_rel: relative tolerance, > 0; the paper's 0.01, 0.02, 0.05 and 0.1 go from slow to fast.
-        eps_abs: absolute tolerance, > 0: one grey level of 256, which is 0.0078 for images from -1 to 1.
+        iterations: T, the most attempts that an image may take; an image that has not arrived then is an error.
+        eps_rel: relative tolerance; the paper's 0.01, 0.02, 0.05 and 0.1 go from slow to fast.
+        eps_abs: absolute tolerance: one grey level of 256, which is 0.0078 for images from -1 to 1.
     """
 
     nfe_per_iteration: ClassVar[int] = 2
-    stochastic: ClassVar[bool] = True
+    nfe: ClassVar[None] = None
     title: ClassVar[str] = "adaptive SDE (Gotta Go Fast)"
     source: ClassVar[str] = "Jolicoeur-Martineau et al., arXiv:2105.14080, Algorithm 1"
 
-    eps_rel: float = 0.02
-    eps_abs: float = 0.0039
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.eps_rel > 0 and self.eps_abs > 0):
-            raise PDSError(f"sampler.eps_rel and sampler.eps_abs must be positive, got {self.eps_rel} and {self.eps_abs}")
+    eps_rel: Annotated[float, Range(1e-9, 1)] = 0.02
+    eps_abs: Annotated[float, Range(1e-9, 1e3)] = 0.0039
 
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
         return f"ε_rel={self.eps_rel:g}, ε_abs={self.eps_abs:g}"
 
     def levels(self, process: Process) -> list[Interval]:
         """For each attempt the whole interval, as nobody knows beforehand where in it an image will be."""
         return [Interval(process.ladder[0].item(), process.ladder[-1].item())] * self.iterations
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Interval],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one draw for each attempt of the slowest image; see `Sampler`.
-
-        `callback` is called after each attempt, sigma the largest noise level left.
-
-        Raises:
-            PDSError: when an image has not arrived after T attempts.
-        """
-        self.check(levels, preconditioner)
-        sigma_max, sigma_min = levels[0]
+    def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
+        sigma_max, sigma_min = task.levels[0]
         rate = math.log(sigma_max / sigma_min)
         x, before = x.clone(), x.clone()
         t = torch.ones(len(x), dtype=torch.float64, device=x.device)
@@ -91,11 +67,11 @@ class AdaptiveSDE(SigmaSpaceSampler):
         def kick(x: Tensor, at: Tensor, t: Tensor, h: Tensor, z: Tensor) -> Tensor:
             sigma = sigma_min * (rate * t).exp()
             variance = _column(2 * rate * sigma**2 * h, x)
-            return variance * score(at, sigma.to(x.dtype)) + variance.sqrt() * z
+            return variance * task.network(at, sigma.to(x.dtype)) + variance.sqrt() * z
 
-        for iteration in range(len(levels)):
+        for _ in task.levels:
             moving = (t > 0).nonzero()[:, 0]
-            x_now, t_now, h_now, z = x[moving], t[moving], h[moving], noise.normal()[moving]
+            x_now, t_now, h_now, z = x[moving], t[moving], h[moving], task.noise.normal()[moving]
             euler = x_now + kick(x_now, x_now, t_now, h_now, z)
             improved = (euler + x_now + kick(x_now, euler, t_now - h_now, h_now, z)) / 2
             tolerance = (self.eps_rel * torch.maximum(euler.abs(), before[moving].abs())).clamp(min=self.eps_abs)
@@ -106,12 +82,12 @@ class AdaptiveSDE(SigmaSpaceSampler):
             before[moving] = torch.where(_column(accepted), euler, before[moving])
             t[moving] = torch.where(accepted, t_now - h_now, t_now)
             h[moving] = torch.minimum(t[moving], SAFETY * h_now * error**-EXPONENT)
-            callback(iteration, sigma_min * math.exp(rate * t.max().item()), x)
+            yield sigma_min * math.exp(rate * t.max().item()), x
             if not (t > 0).any():
-                return denoised(score, x, sigma_min)
+                return task.denoised(x, sigma_min)
         raise PDSError(
-            f"{int((t > 0).sum())} of {len(x)} images have not arrived after sampler.iterations={len(levels)} attempts: allow "
-            "more, or a larger sampler.eps_rel"
+            f"{int((t > 0).sum())} of {len(x)} images have not arrived after {len(task.levels)} attempts: allow more "
+            "iterations, or a larger eps_rel"
         )
 
 

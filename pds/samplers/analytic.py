@@ -4,18 +4,20 @@ Probabilistic Models*, ICLR 2022."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.noise import NoiseSource
-from pds.preconditioning.preconditioner import Identity, Preconditioner
-from pds.samplers.accelerated import Level, VPStateSampler
-from pds.samplers.sampler import Callback, no_callback
-from pds.score import Score, score_at
+from pds.options import Count, options
+from pds.samplers.accelerated import VPLevel, VPStateSampler
+from pds.samplers.sampler import Steps, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class NoiseMoments:
         return float(np.interp(math.log(sigma), np.log(self.sigmas), self.values))
 
 
-@dataclass(frozen=True)
+@options
 class AnalyticDDIM(VPStateSampler):
-    """DDIM with the noise that makes up for its steps: one evaluation an iteration.
+    """DDIM with the noise that makes up for its steps: one evaluation and one draw an iteration, none in the one that denoises.
 
     DDIM's process has x_t = x_0 + sigma_t z and x_{t-1} = x_0 + sigma_{t-1} z with the same z. Given x_t, z is not known, but
     E[z | x_t] is, e_t = -sigma_t S_t(x_t). So x_{t-1} has the mean x_t + (sigma_{t-1} - sigma_t) e_t, which is DDIM's step, and
@@ -66,51 +68,27 @@ class AnalyticDDIM(VPStateSampler):
 
     source: ClassVar[str] = "Bao et al., ICLR 2022, Theorem 1 with lambda = 0"
     title: ClassVar[str] = "Analytic-DDIM"
-    stochastic: ClassVar[bool] = True
-    nfe_per_iteration: ClassVar[int] = 1
 
-    training_images: int = 256
+    training_images: Count = 256
     moments: NoiseMoments | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.training_images < 1:
-            raise PDSError(f"sampler.training_images must be at least 1, got {self.training_images}")
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {} if self.moments is None else {"moments": self.moments.provenance}
 
-    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
-        """Refuse a preconditioner."""
-        if not isinstance(preconditioner, Identity):
-            raise PDSError(
-                f"the {self.title} sampler adds the noise that is best without a filter or a solenoid: use filter=none and "
-                "solenoid=none, or another sampler"
-            )
-        return []
+    def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
+        return self if self.moments else replace(self, moments=measure(self.training_images))
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one draw for each iteration, none for the one that denoises; see `Sampler`.
-
-        Raises:
-            PDSError: the sampler has no moments.
-        """
-        self.check(levels, preconditioner)
+    def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
         if self.moments is None:
-            raise PDSError(f"the {self.title} sampler needs the moments of the model's noise: see pds.moments.noise_moments")
+            raise PDSError(f"{self.title} needs the moments of the model's noise: see pds.moments.noise_moments")
         black, white = self.moments.data_range
         shade = (white - black) / 255
-        for iteration, (sigma, below, _) in enumerate(levels):
-            x = x + (sigma - below) * sigma * score_at(score, x, sigma)
+        for iteration, (sigma, below, _) in enumerate(task.levels):
+            x = x + (sigma - below) * sigma * task.score(x, sigma)
             if below:
                 std = (sigma - below) * (1 - self.moments(sigma)) ** 0.5
-                if self.denoise and iteration == len(levels) - 2:
+                if self.denoise and iteration == len(task.levels) - 2:
                     std = min(std, shade * (math.pi / 2) ** 0.5)  # E|std z'| = shade
-                x = x + std * noise.normal()
-            callback(iteration, sigma, x)
-        return x
+                x = x + std * task.noise.normal()
+            yield sigma, x

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.errors import OptionError
 from pds.noise import NoiseSource
+from pds.options import Count, Range, options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.processes.ladders import visit_levels
-from pds.samplers.sampler import Callback, no_callback
-from pds.score import Score, score_at
+from pds.samplers.sampler import Sampler, Steps, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class AnnealedLangevin:
+@options
+class AnnealedLangevin(Sampler[Tensor]):
     """x <- x + P P^T f + omega S f + sqrt(2 a) P z with f = a s(x, sigma) and a = step_size * sigma^2.
 
     The papers write a_i = step_lr (sigma_i / sigma_L)^2, so `step_size` is step_lr / sigma_L^2: the step relative to the
@@ -27,27 +30,22 @@ class AnnealedLangevin:
     Where the data have no variance q = sigma^2, so `step_size` < 2 / max((m^4 + (omega h)^2) / m^2) is stable on every target
     (vanilla: 2). At 2 / min(...) and above, no mode without variance is stable: refused.
 
+    An iteration takes one draw. The callback comes before any denoising.
+
     Attributes:
         iterations: T, Langevin steps in all.
-        step_size: a / sigma^2, > 0.
+        step_size: a / sigma^2.
         steps_per_level: steps at each visited level, or None for T / L (1 when T < L).
         denoise: end with x + sigma^2 s(x, sigma) at the last level ([NCSNv2] section 3.4), one more evaluation.
     """
 
-    nfe_per_iteration: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-    mixes_batch: ClassVar[bool] = False
     title: ClassVar[str] = "annealed Langevin"
     source: ClassVar[str] = "Song & Ermon, NeurIPS 2019, Algorithm 1; NeurIPS 2020, Algorithm 1"
+    takes_filter: ClassVar[bool] = True
 
-    iterations: int
-    step_size: float
-    steps_per_level: int | None = None
+    step_size: Annotated[float, Range(1e-12, 1e9)]
+    steps_per_level: Count | None = None
     denoise: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.step_size > 0:
-            raise PDSError(f"sampler.step_size must be positive, got {self.step_size}")
 
     @property
     def limit(self) -> float:
@@ -56,8 +54,14 @@ class AnnealedLangevin:
 
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
         return f"α/σ²={self.step_size:g}" + ("" if self.denoise else ", no denoising")
+
+    @property
+    def nfe(self) -> int:
+        return self.iterations + self.denoise
+
+    def without_denoising(self) -> Self:
+        return replace(self, denoise=False)
 
     def levels(self, process: Process) -> Tensor:
         """(T,) noise level of each iteration, of the (L,) levels of the model's ladder."""
@@ -69,43 +73,27 @@ class AnnealedLangevin:
 
     def check(self, levels: Tensor, preconditioner: Preconditioner) -> list[str]:
         """Refuse a step size that no target allows, and say so when not every target allows it."""
-        self._refuse_divergence(preconditioner)
-        highest = preconditioner.stiffness()[1]
-        if self.step_size < self.limit / highest:
+        lowest, highest = (self.limit / gain for gain in reversed(preconditioner.stiffness()))
+        if self.step_size >= highest:
+            raise OptionError(
+                "step_size",
+                f"must be below {highest:.4g} with this filter and solenoid, and {self.step_size:g} diverges; below "
+                f"{lowest:.4g} it is stable on every target",
+            )
+        if self.step_size < lowest:
             return []
         return [
-            f"sampler.step_size={self.step_size:g} is stable only where the data have variance: below "
-            f"{self.limit / highest:.4g} it is stable on every target"
+            f"a step size of {self.step_size:g} is stable only where the data have variance: below {lowest:.4g} it is stable "
+            "on every target"
         ]
 
-    def _refuse_divergence(self, preconditioner: Preconditioner) -> None:
-        lowest, highest = preconditioner.stiffness()
-        if self.step_size >= self.limit / lowest:
-            raise PDSError(
-                f"sampler.step_size={self.step_size:g} diverges: with this filter and solenoid every step must be below "
-                f"{self.limit / lowest:.4g}, and below {self.limit / highest:.4g} it is stable on every target"
-            )
-
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: Tensor,
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
-        self._refuse_divergence(preconditioner)
-        for iteration, sigma in enumerate(levels.tolist()):
+    def walk(self, x: Tensor, task: Task[Tensor]) -> Steps:
+        for iteration, sigma in enumerate(task.levels.tolist()):
             a = self.step_size * sigma**2
-            f = a * score_at(score, x, sigma)
-            x = preconditioner.at(iteration).step(x, f, (2 * a) ** 0.5, noise.normal())
-            callback(iteration, sigma, x)
-        return self._denoised(score, x, levels)
+            f = a * task.score(x, sigma)
+            x = task.preconditioner.at(iteration).step(x, f, (2 * a) ** 0.5, task.noise.normal())
+            yield sigma, x
+        return self._ended(x, task)
 
-    def _denoised(self, score: Score, x: Tensor, levels: Tensor) -> Tensor:
-        if not self.denoise:
-            return x
-        sigma = levels[-1].item()
-        return x + sigma**2 * score_at(score, x, sigma)
+    def _ended(self, x: Tensor, task: Task[Tensor]) -> Tensor:
+        return task.denoised(x, task.levels[-1].item()) if self.denoise else x

@@ -10,20 +10,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import field
+from importlib import metadata
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pds.errors import MissingError, PDSError
+from pds.errors import MissingError, OptionError, PDSError
 from pds.noise import NoiseSource
+from pds.options import options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.samplers.sampler import Callback, no_callback
-from pds.samplers.sigma_space import SigmaSpaceSampler
-from pds.score import Score, score_at
+from pds.samplers.sampler import Sampler, Steps, Task
 
 TITLES = {
     "DDIMScheduler": "DDIM",
@@ -40,7 +40,7 @@ _OF_THE_MODEL = {
 """Options that say what the model is, which the process and the score say here."""
 
 
-class Level(NamedTuple):
+class SchedulerLevel(NamedTuple):
     """One iteration.
 
     Attributes:
@@ -56,8 +56,8 @@ class Level(NamedTuple):
     below: float
 
 
-@dataclass(frozen=True)
-class DiffusersScheduler(SigmaSpaceSampler):
+@options
+class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
     """A scheduler of diffusers, run by its own `set_timesteps` and `step`.
 
     The start is Y ~ N(0, I). `step` takes and gives Y; between two steps the state is x, in units of the data. The score is
@@ -67,7 +67,7 @@ class DiffusersScheduler(SigmaSpaceSampler):
     about 0.01; below 2e-4, where sub-VP ends, they are 0. Its steps between its own levels are off by less than 1e-4.
 
     Attributes:
-        iterations: T, at most N, one score evaluation each.
+        iterations: T, at most N, one score evaluation each; when stochastic, one uniform draw in all (`image_generators`).
         scheduler: name of its class in diffusers, one of `TITLES`.
         options: of its constructor, for all else its defaults. DDIM and DDPM clip the image that they predict to [-1, 1] by
             default (`clip_sample`), which is wrong for data in [0, 1], and do not start at the largest sigma
@@ -78,24 +78,17 @@ class DiffusersScheduler(SigmaSpaceSampler):
         "diffusers; Song, Meng & Ermon, ICLR 2021 (DDIM); Ho, Jain & Abbeel, NeurIPS 2020 (DDPM); Lu et al., arXiv:2211.01095 "
         "(DPM-Solver++); Zhao et al., NeurIPS 2023 (UniPC)"
     )
-    nfe_per_iteration: ClassVar[int] = 1
 
-    scheduler: str
+    scheduler: Literal["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.scheduler not in TITLES:
-            raise PDSError(f"sampler.scheduler must be one of {', '.join(TITLES)}, got {self.scheduler!r}")
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise after the start."""
         return self.scheduler == "DDPMScheduler" or str(self.options.get("algorithm_type")).startswith("sde-")
 
     @property
     def title(self) -> str:
-        """What tables call it, unlike the samplers of the same name in this package."""
+        """Unlike that of the samplers of the same name in this package."""
         if self.scheduler != "DPMSolverMultistepScheduler":
             return f"{TITLES[self.scheduler]} (diffusers)"
         algorithm = str(self.options.get("algorithm_type", "dpmsolver++"))
@@ -104,17 +97,16 @@ class DiffusersScheduler(SigmaSpaceSampler):
 
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
         told = {name: value for name, value in self.options.items() if name not in ("algorithm_type", "solver_order")}
         given = (name if value is True else f"{name}={value}" for name, value in told.items() if value is not False)
         return ", ".join(given) or "defaults"
 
-    def levels(self, process: Process) -> list[Level]:
+    def levels(self, process: Process) -> list[SchedulerLevel]:
         """Timesteps and noise levels of each of the T iterations."""
         sigmas = process.ladder.flip(0)
         T, N = self.iterations, len(sigmas)
         if N < T:
-            raise PDSError(f"sampler.iterations={T} is more than the {N} noise levels of the model to visit: use at most {N}")
+            raise OptionError("iterations", f"must be at most {N}, the noise levels of the model, got {T}")
         make = self._constructor()
         # Of logarithms, so that no beta is lost to cancellation.
         betas = -(-sigmas.square().log1p()).diff(prepend=sigmas.new_zeros(1)).expm1()
@@ -128,12 +120,13 @@ class DiffusersScheduler(SigmaSpaceSampler):
             )
         except Exception as error:  # of what kind is the scheduler's own business
             said = " ".join(str(error).split())
-            raise PDSError(f"{self.scheduler} does not take these sampler.options, {dict(self.options)}: {said}") from error
+            raise PDSError(f"{self.scheduler} does not take these options, {dict(self.options)}: {said}") from error
         if not _descends(levels, T):
             fewer = next((count for count in range(T - 1, 1, -1) if _descends(_walk(scheduler, count), count)), 1)
-            raise PDSError(
-                f"{self.scheduler} cannot walk down sampler.iterations={T} of the {N} noise levels of the model, its rounding "
-                f"takes one twice or one too many: use {fewer} or other sampler.options"
+            raise OptionError(
+                "iterations",
+                f"must be another number: {self.scheduler} cannot walk down {T} of the {N} noise levels of the model, its "
+                f"rounding takes one twice or one too many; use {fewer} or other options",
             )
         return levels
 
@@ -147,11 +140,11 @@ class DiffusersScheduler(SigmaSpaceSampler):
         choices = inspect.signature(make).parameters.keys() - _OF_THE_MODEL
         if unknown := sorted(self.options.keys() - choices):
             taken = ", ".join(sorted(choices))
-            raise PDSError(f"sampler.options.{unknown[0]} is no option of {self.scheduler} here, which takes {taken}")
+            raise OptionError(f"options.{unknown[0]}", f"is no option of {self.scheduler} here, which takes {taken}")
         return make
 
-    def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
-        """Refuse every preconditioner; say when DDIM's steps do not meet."""
+    def check(self, levels: list[SchedulerLevel], preconditioner: Preconditioner) -> list[str]:
+        """Say when DDIM's steps do not meet."""
         doubts = super().check(levels, preconditioner)
         N = levels[0].scheduler.config.num_train_timesteps
         # Its step goes N // T timesteps down, wherever the next one is.
@@ -159,7 +152,7 @@ class DiffusersScheduler(SigmaSpaceSampler):
         if self.scheduler == "DDIMScheduler" and any(a.timestep - b.timestep != stride for a, b in pairwise(levels)):
             doubts.append(
                 f"each step of {self.title} goes {stride} of the {N} noise levels down, and does not end where the next begins "
-                f"at sampler.iterations={len(levels)}: use a divisor of {N} and timestep_spacing=trailing"
+                f"at T = {len(levels)}: use a divisor of {N} and timestep_spacing=trailing"
             )
         return doubts
 
@@ -167,26 +160,19 @@ class DiffusersScheduler(SigmaSpaceSampler):
         """sqrt(1 + sigma_T^2) z, of the VP state Y = z."""
         return (1 + self.levels(process)[0].sigma ** 2) ** 0.5 * noise.normal()
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one uniform draw when stochastic (`image_generators`); see `Sampler`."""
-        super().check(levels, preconditioner)
-        scheduler = deepcopy(levels[0].scheduler)
-        drawn = {"generator": image_generators(noise)} if self.stochastic else {}
-        for iteration, level in enumerate(levels):
-            x = _step(scheduler, level, -level.sigma * score_at(score, x, level.sigma), x, drawn)
-            callback(iteration, level.sigma, x)
-        return x
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {"diffusers": metadata.version("diffusers")}
+
+    def walk(self, x: Tensor, task: Task[list[SchedulerLevel]]) -> Steps:
+        scheduler = deepcopy(task.levels[0].scheduler)
+        drawn = {"generator": image_generators(task.noise)} if self.stochastic else {}
+        for level in task.levels:
+            x = _step(scheduler, level, -level.sigma * task.score(x, level.sigma), x, drawn)
+            yield level.sigma, x
 
 
-def _step(scheduler: Any, level: Level, e: Tensor, x: Tensor, drawn: dict[str, Any]) -> Tensor:
+def _step(scheduler: Any, level: SchedulerLevel, e: Tensor, x: Tensor, drawn: dict[str, Any]) -> Tensor:
     """The state after an iteration, from the noise prediction e; both states in units of the data."""
     Y = scheduler.step(e, level.timestep, x / (1 + level.sigma**2) ** 0.5, **drawn).prev_sample
     return (1 + level.below**2) ** 0.5 * Y
@@ -202,7 +188,7 @@ def image_generators(noise: NoiseSource) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(sum(word << 24 * place for place, word in enumerate(pair))) for pair in words]
 
 
-def _walk(scheduler: Any, T: int) -> list[Level]:
+def _walk(scheduler: Any, T: int) -> list[SchedulerLevel]:
     """The iterations that a scheduler takes for T."""
     scheduler.set_timesteps(T)
     timesteps = scheduler.timesteps
@@ -213,9 +199,9 @@ def _walk(scheduler: Any, T: int) -> list[Level]:
     else:
         abar = [*scheduler.alphas_cumprod[timesteps].tolist(), float(getattr(scheduler, "final_alpha_cumprod", 1))]
         sigmas = [(1 / value - 1) ** 0.5 for value in abar]
-    return [Level(scheduler, *row) for row in zip(timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True)]
+    return [SchedulerLevel(scheduler, *row) for row in zip(timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True)]
 
 
-def _descends(levels: list[Level], T: int) -> bool:
+def _descends(levels: list[SchedulerLevel], T: int) -> bool:
     """Whether the levels are T and each is below the last."""
     return len(levels) == T and all(level.sigma > level.below for level in levels)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from pds.errors import PDSError
-from pds.noise import NoiseSource
-from pds.preconditioning.preconditioner import Preconditioner
+from pds.errors import OptionError
+from pds.options import Range, options
 from pds.samplers.annealed_langevin import AnnealedLangevin
-from pds.samplers.sampler import Callback, no_callback
-from pds.score import Score, score_at
+from pds.samplers.sampler import Steps, Task
 
 
-@dataclass(frozen=True)
+@options
 class MomentumLangevin(AnnealedLangevin):
     """v <- gamma v + f, x <- x + v + sqrt(2 a) P z with f = (P P^T + omega S) a s(x + gamma v, sigma), a = step_size sigma^2.
 
@@ -42,12 +39,11 @@ class MomentumLangevin(AnnealedLangevin):
     source: ClassVar[str] = "Shetty et al., ICASSP 2024, Algorithm 1"
     title: ClassVar[str] = "momentum Langevin (MILD)"
 
-    gamma: float | Sequence[float] = 0.38
+    gamma: Annotated[float | Sequence[float], Range(0, below=1)] = 0.38
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (len(self.anchors) and all(0 <= gamma < 1 for gamma in self.anchors)):
-            raise PDSError(f"sampler.gamma must be in [0, 1), one value or several, got {self.gamma}")
+        if not self.anchors:
+            raise OptionError("gamma", "must be one value or several, got none")
 
     @property
     def anchors(self) -> tuple[float, ...]:
@@ -62,23 +58,13 @@ class MomentumLangevin(AnnealedLangevin):
     def limit(self) -> float:
         return min(2 * (1 + gamma) / (1 + 2 * gamma) for gamma in self.anchors)
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: Tensor,
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one draw for each iteration; the callback comes before any denoising. See `Sampler`."""
-        self._refuse_divergence(preconditioner)
-        places = np.linspace(0, len(self.anchors) - 1, len(levels))
+    def walk(self, x: Tensor, task: Task[Tensor]) -> Steps:
+        places = np.linspace(0, len(self.anchors) - 1, len(task.levels))
         gammas = np.interp(places, range(len(self.anchors)), self.anchors)
         v = 0 * x
-        for iteration, (sigma, gamma) in enumerate(zip(levels.tolist(), gammas.tolist(), strict=True)):
-            P, a = preconditioner.at(iteration), self.step_size * sigma**2
-            v = gamma * v + P.drift(a * score_at(score, x + gamma * v, sigma))
-            x = x + v + (2 * a) ** 0.5 * P.noise(noise.normal())
-            callback(iteration, sigma, x)
-        return self._denoised(score, x, levels)
+        for iteration, (sigma, gamma) in enumerate(zip(task.levels.tolist(), gammas.tolist(), strict=True)):
+            P, a = task.preconditioner.at(iteration), self.step_size * sigma**2
+            v = gamma * v + P.drift(a * task.score(x + gamma * v, sigma))
+            x = x + v + (2 * a) ** 0.5 * P.noise(task.noise.normal())
+            yield sigma, x
+        return self._ended(x, task)

@@ -6,18 +6,21 @@ f_s = weight s(x); every corrector is a Langevin step with its own step size. P 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pds.errors import PDSError
 from pds.noise import NoiseSource
+from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process, Transitions, integration_times
-from pds.samplers.sampler import Callback, amplified_noise, no_callback
-from pds.score import Score, score_at
+from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Level(NamedTuple):
@@ -66,7 +69,7 @@ def _reverse(f: Tensor, variance: Tensor, probability_flow: bool) -> Transitions
     return Transitions(-f, variance, variance.sqrt())
 
 
-@dataclass(frozen=True)
+@options
 class ReverseDiffusion:
     """The forward process's own discretisation, reversed ([SDE] appendix E; with `probability_flow`, the ODE)."""
 
@@ -79,7 +82,7 @@ class ReverseDiffusion:
         return _reverse(*process.steps(t), self.probability_flow)
 
 
-@dataclass(frozen=True)
+@options
 class EulerMaruyama:
     """Euler-Maruyama's step of size 1 / T ([SDE] section 4.1; with `probability_flow`, Euler's step of the ODE)."""
 
@@ -137,27 +140,20 @@ class Corrector(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class _LangevinSteps:
     """Options of both correctors.
 
     Attributes:
-        snr: r > 0, the signal-to-noise ratio that sets the step.
-        steps: Langevin steps an iteration, at least 1; each is a score evaluation.
+        snr: r, the signal-to-noise ratio that sets the step.
+        steps: Langevin steps an iteration; each is a score evaluation.
     """
 
-    snr: float
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.snr > 0 or self.steps < 1:
-            raise PDSError(
-                f"sampler.corrector.snr must be positive and sampler.corrector.steps at least 1, got {self.snr} and "
-                f"{self.steps}; sampler/corrector=none leaves it out"
-            )
+    snr: Annotated[float, Range(1e-9, 1e3)]
+    steps: Annotated[int, Range(1, 10_000)] = 1
 
 
-@dataclass(frozen=True)
+@options
 class Langevin(_LangevinSteps):
     """a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
 
@@ -170,11 +166,6 @@ class Langevin(_LangevinSteps):
     published_with_filter: ClassVar[bool] = True
 
     norms: Literal["image", "batch"] = "image"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.norms not in ("image", "batch"):
-            raise PDSError(f"sampler.corrector.norms must be image or batch, got {self.norms!r}")
 
     @property
     def mixes_batch(self) -> bool:
@@ -190,7 +181,7 @@ class Langevin(_LangevinSteps):
         return 2 * level.alpha * (self.snr * z_norm / d_norm) ** 2
 
 
-@dataclass(frozen=True)
+@options
 class AnnealedLangevinSteps(_LangevinSteps):
     """a = 2 alpha (r std)^2: the step of annealed Langevin dynamics, as a corrector ([SDE] appendix G)."""
 
@@ -213,12 +204,12 @@ def no_corrector() -> None:
     """Predictor steps only: one score evaluation an iteration."""
 
 
-@dataclass(frozen=True)
-class PredictorCorrector:
-    """At each of T times: corrector steps, then a predictor step.
+@options
+class PredictorCorrector(Sampler[list[Level]]):
+    """At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
 
     Attributes:
-        iterations: T, at least 2.
+        iterations: T.
         predictor: `ReverseDiffusion`, `EulerMaruyama`, `Ancestral` or None.
         corrector: `Langevin`, `AnnealedLangevinSteps` or None, which halves the evaluations of an iteration.
         end: last time, in (0, 1); None for the published 1e-5 N / T (VE), 1e-3 N / T (VP).
@@ -227,35 +218,30 @@ class PredictorCorrector:
             Euler-Maruyama predictors nor the annealed Langevin corrector.
     """
 
-    stochastic: ClassVar[bool] = True
     source: ClassVar[str] = "Song et al., ICLR 2021, Algorithms 2-5; preconditioned: Ma et al., ECCV 2022, Algorithm 1"
+    takes_filter: ClassVar[bool] = True
 
-    iterations: int
+    iterations: Annotated[int, Range(2, MOST)]
     predictor: Predictor | None
     corrector: Corrector | None
-    end: float | None = None
+    end: Annotated[float, Range(1e-12, below=1)] | None = None
     denoise: bool = True
     precondition: Literal["everywhere", "published"] = "everywhere"
 
     def __post_init__(self) -> None:
         if self.predictor is None and self.corrector is None:
-            raise PDSError("choose a predictor, a corrector or both: sampler/predictor and sampler/corrector are none")
-        if self.precondition not in ("everywhere", "published"):
-            raise PDSError(f"sampler.precondition must be everywhere or published, got {self.precondition!r}")
+            raise PDSError("a predictor-corrector sampler needs a predictor, a corrector or both, and has neither")
 
     @property
     def nfe_per_iteration(self) -> int:
-        """Score evaluations an iteration."""
         return (self.predictor is not None) + (0 if self.corrector is None else self.corrector.steps)
 
     @property
     def title(self) -> str:
-        """The parts it is made of."""
         return " + ".join(part.title for part in (self.predictor, self.corrector) if part is not None)
 
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
         parts = ["ODE"] if self.predictor is not None and self.predictor.probability_flow else []
         parts += ["no corrector"] if self.corrector is None else [f"snr={self.corrector.snr:g}"]
         if self.corrector is not None and self.corrector.steps > 1:
@@ -280,8 +266,10 @@ class PredictorCorrector:
 
     @property
     def mixes_batch(self) -> bool:
-        """Whether an image depends on those sampled with it."""
         return self.corrector is not None and self.corrector.mixes_batch
+
+    def without_denoising(self) -> Self:
+        return replace(self, denoise=False)
 
     def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
         """Say when the noise of a frequency in which the data have no variance is amplified.
@@ -309,27 +297,17 @@ class PredictorCorrector:
         ignored = self.precondition == "published" and part is not None and not part.published_with_filter
         return Identity() if ignored else preconditioner
 
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: list[Level],
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback = no_callback,
-    ) -> Tensor:
-        """Sample, with one draw for each corrector step and for each predictor step that adds noise; see `Sampler`."""
-        for iteration, level in enumerate(levels):
-            P = preconditioner.at(iteration)
+    def walk(self, x: Tensor, task: Task[list[Level]]) -> Steps:
+        for iteration, level in enumerate(task.levels):
+            P = task.preconditioner.at(iteration)
             if self.corrector is not None:
                 for _ in range(self.corrector.steps):
-                    x = self.correct(x, _score_at(score, x, level), level, P, noise.normal())
+                    x = self.correct(x, _score(task, x, level), level, P, task.noise.normal())
             if self.predictor is not None:
-                s = _score_at(score, x, level)
-                last = self.denoise and iteration == len(levels) - 1
-                x = self.predict(x, s, level, P, noise.normal() if level.noise and not last else None)
-            callback(iteration, level.sigma, x)
-        return x
+                s = _score(task, x, level)
+                last = self.denoise and iteration == len(task.levels) - 1
+                x = self.predict(x, s, level, P, task.noise.normal() if level.noise and not last else None)
+            yield level.sigma, x
 
     def correct(self, x: Tensor, s: Tensor, level: Level, preconditioner: Preconditioner, z: Tensor) -> Tensor:
         """One step of the corrector, x + a d + sqrt(2 a) P z, from s = s(x) and a standard normal draw z."""
@@ -346,6 +324,6 @@ class PredictorCorrector:
         return x + P.drift(f, drift) if z is None else P.step(x, f, level.noise, z, drift)
 
 
-def _score_at(score: Score, x: Tensor, level: Level) -> Tensor:
+def _score(task: Task[list[Level]], x: Tensor, level: Level) -> Tensor:
     """s(x) of the state: a change of variables away from the score of x_0 + sigma z."""
-    return score_at(score, x, level.sigma) if level.scale == 1 else score_at(score, x / level.scale, level.sigma) / level.scale
+    return task.score(x, level.sigma) if level.scale == 1 else task.score(x / level.scale, level.sigma) / level.scale

@@ -1,23 +1,185 @@
-"""The shape of every sampler: a small frozen dataclass of options, called with all it depends on."""
+"""What every sampler is: a frozen dataclass of options, and a loop, `walk`, from noise to images.
+
+`Sampler` calls the loop. It checks the preconditioner, counts the iterations, tells the callback, and has the facts that
+tables, runs and tests ask a sampler for. So a new sampler is its options, its noise levels and its loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
-from typing import ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Generator, Mapping, Sized
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
+from pds.errors import PDSError
 from pds.noise import NoiseSource
-from pds.preconditioning.preconditioner import Preconditioner
+from pds.options import Count, options
+from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process
-from pds.score import Score
+from pds.score import Score, denoised, score_at
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pds.samplers.analytic import NoiseMoments
 
 Callback = Callable[[int, float, Tensor], None]
-"""Called with (iteration, sigma, x) after each step: progress, recording, early stops."""
+"""Called with (iteration, sigma, x) after each iteration: progress, recording, early stops."""
 
 
 def no_callback(iteration: int, sigma: float, x: Tensor) -> None:
     """The default callback."""
+
+
+Levels = TypeVar("Levels", bound=Sized)
+"""What a sampler needs to know about its T iterations. Others may ask for the length, T, alone."""
+
+Steps = Generator[tuple[float, Tensor], None, Tensor | None]
+"""(sigma, x) after each iteration; at the end the images, if they are not the last x."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[Levels]):
+    """What a loop works with.
+
+    Attributes:
+        network: `score(x, sigma)` of the model.
+        levels: from `Sampler.levels`.
+        preconditioner: P and S; ask for `preconditioner.at(iteration)`.
+        noise: source of standard normal draws.
+    """
+
+    network: Score
+    levels: Levels
+    preconditioner: Preconditioner
+    noise: NoiseSource
+
+    def score(self, x: Tensor, sigma: float) -> Tensor:
+        """s(x, sigma) of a batch at one noise level; one evaluation."""
+        return score_at(self.network, x, sigma)
+
+    def denoised(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x; sigma) = x + sigma^2 s(x, sigma), the expected image; one evaluation."""
+        return denoised(self.network, x, sigma)
+
+
+@options
+class Sampler(Generic[Levels]):
+    """The caller of a loop.
+
+    Attributes:
+        source: the paper and the algorithm in it.
+        takes_filter: whether it can sample with a filter or a solenoid.
+        iterations: T.
+    """
+
+    source: ClassVar[str]
+    takes_filter: ClassVar[bool] = False
+
+    iterations: Count
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        raise NotImplementedError
+
+    @property
+    def detail(self) -> str:
+        """The options that comparisons are made over, for tables."""
+        return ""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise after the start."""
+        return True
+
+    @property
+    def mixes_batch(self) -> bool:
+        """Whether an image depends on those sampled with it."""
+        return False
+
+    @property
+    def nfe_per_iteration(self) -> int:
+        """Score evaluations an iteration, the most that one takes."""
+        return 1
+
+    @property
+    def nfe(self) -> int | None:
+        """Score evaluations an image takes; None where that depends on the image."""
+        return self.iterations * self.nfe_per_iteration
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What the images depend on beyond the options, by name: part of a run's identity and of its record."""
+        return {}
+
+    def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
+        """This sampler with the moments of the model's noise, if it needs them; `measure(n)` takes n training images."""
+        return self
+
+    def without_denoising(self) -> Self:
+        """This sampler, ending at its smallest noise level instead of the denoised images, if it has the choice."""
+        return self
+
+    def levels(self, process: Process) -> Levels:
+        """What the T iterations on a model of this process need; raises a `PDSError` when there are no such levels."""
+        raise NotImplementedError
+
+    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
+        """(batch, C, H, W) start, x = data + sigma z without the data: (std(x_1) / m(1)) z, sigma_max z for VE."""
+        scale = process.scale(torch.ones(1, dtype=torch.float64)).item()
+        return process.prior_std / scale * noise.normal()
+
+    def check(self, levels: Levels, preconditioner: Preconditioner) -> list[str]:
+        """Raise a `PDSError` for options that cannot work with this preconditioner; a sentence for each that may not."""
+        if not self.takes_filter and not isinstance(preconditioner, Identity):
+            raise PDSError(f"{self.title} takes no filter and no solenoid: leave both out, or choose another sampler")
+        return []
+
+    def walk(self, x: Tensor, task: Task[Levels]) -> Steps:
+        """The loop: from the start `x`, yield (sigma, x) after each iteration, x in units of the data.
+
+        It may return other images than the last x, as a sampler does that denoises at the end.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        score: Score,
+        x: Tensor,
+        levels: Levels,
+        preconditioner: Preconditioner,
+        noise: NoiseSource,
+        callback: Callback = no_callback,
+    ) -> Tensor:
+        """Sample.
+
+        Args:
+            score: `score(x, sigma)`.
+            x: (batch, C, H, W) start, from `prior`.
+            levels: from `levels`, or a part of them in a row.
+            preconditioner: P and S; `Identity()` is the vanilla sampler.
+            noise: source of standard normal draws.
+            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+
+        Returns:
+            (batch, C, H, W), not clamped, in the data range of the model.
+
+        Raises:
+            PDSError: see `check`.
+        """
+        self.check(levels, preconditioner)
+        steps = self.walk(x, Task(score, levels, preconditioner, noise))
+        for iteration in count():
+            try:
+                sigma, x = next(steps)
+            except StopIteration as end:
+                return x if end.value is None else end.value
+            callback(iteration, sigma, x)
+        raise AssertionError("a loop ends")
 
 
 LEFT_OVER = 10.0  # noise that a stable run may leave, in units of the smallest level
@@ -35,81 +197,6 @@ def amplified_noise(iterations: int, gain: float, left: float, remedy: str) -> l
     if left <= LEFT_OVER * gain**0.5:
         return []
     return [
-        f"at sampler.iterations={iterations} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the data "
-        f"have no variance ({left:.2g} times the smallest noise level would be left there): {remedy}"
+        f"at T = {iterations} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the data have no variance "
+        f"({left:.2g} times the smallest noise level would be left there): {remedy}"
     ]
-
-
-Levels = TypeVar("Levels", bound=Sized)
-"""What a sampler needs to know about each of its T iterations: its own business, but their number."""
-
-
-class Sampler(Protocol[Levels]):
-    """What generation asks of a sampler.
-
-    Attributes:
-        source: the paper and the algorithm in it.
-    """
-
-    source: ClassVar[str]
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether it draws noise after the start."""
-        ...
-
-    @property
-    def mixes_batch(self) -> bool:
-        """Whether an image depends on those sampled with it."""
-        ...
-
-    @property
-    def title(self) -> str:
-        """What tables call it."""
-        ...
-
-    @property
-    def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
-        ...
-
-    @property
-    def nfe_per_iteration(self) -> int:
-        """Score evaluations an iteration."""
-        ...
-
-    def levels(self, process: Process) -> Levels:
-        """What the T iterations on a model of this process need; raises a `PDSError` when they cannot be."""
-        ...
-
-    def check(self, levels: Levels, preconditioner: Preconditioner) -> list[str]:
-        """Raise a `PDSError` for options that cannot work with this preconditioner; a sentence for each that may not."""
-        ...
-
-    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
-        """(batch, C, H, W) start."""
-        ...
-
-    def __call__(
-        self,
-        score: Score,
-        x: Tensor,
-        levels: Levels,
-        preconditioner: Preconditioner,
-        noise: NoiseSource,
-        callback: Callback,
-    ) -> Tensor:
-        """Sample.
-
-        Args:
-            score: `score(x, sigma)`.
-            x: (batch, C, H, W) start, from `prior`.
-            levels: from `levels`.
-            preconditioner: P and S; `Identity()`, which gives the vanilla sampler, for those whose `check` refuses any other.
-            noise: source of standard normal draws; each sampler says how many it makes.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
-
-        Returns:
-            (batch, C, H, W), not clamped, in the data range of the model.
-        """
-        ...

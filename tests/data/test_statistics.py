@@ -103,18 +103,22 @@ def test_what_is_no_statistics_file_is_one_sentence(tmp_path):
     masks = dict.fromkeys(("power", "mean", "second_moment"), np.ones((1, 6, 8), np.float32))
     whole = masks | {"provenance": json.dumps({"dataset": "noise", "images": 200})}
     broken = {
-        "its provenance does not say": whole | {"provenance": json.dumps(["noise", 200])},
-        "does not say of how many images": whole | {"provenance": json.dumps({"dataset": "noise"})},
+        "holds no table": whole | {"provenance": json.dumps(["noise", 200])},
+        "has no images": whole | {"provenance": json.dumps({"dataset": "noise"})},
+        "images must be at least 1": whole | {"provenance": json.dumps({"dataset": "noise", "images": 0})},
         "not float32": whole | {"mean": np.full((1, 6, 8), "grey")},
-        "of one shape": whole | {"mean": np.ones((1, 6, 9), np.float32)},
-        r"\(C, H, W\)": whole | dict.fromkeys(masks, np.ones((6, 8), np.float32)),
-        "provenance is not a file": masks,
+        "with 9 where 8 is due": whole | {"mean": np.ones((1, 6, 9), np.float32)},
+        "2 axes, not 3": whole | dict.fromkeys(masks, np.ones((6, 8), np.float32)),
+        "has no provenance": masks,
+        "not finite": whole | {"power": np.full((1, 6, 8), np.nan, np.float32)},
+        "values lie from": whole | {"mean": np.full((1, 6, 8), 1.5, np.float32)},
+        "have such moments": whole | {"second_moment": np.full((1, 6, 8), 0.5, np.float32)},
     }
     np.savez(tmp_path / "whole.npz", **whole)
     assert DatasetStatistics.load(tmp_path / "whole.npz").shape == (1, 6, 8)
     # The format of the released masks.
     np.save(tmp_path / "mask.npy", masks["power"])
-    with pytest.raises(PDSError, match=r"mask\.npy is not a statistics file of this project \(it holds a single array\)"):
+    with pytest.raises(PDSError, match=r"mask\.npy is not a statistics file of this project"):
         DatasetStatistics.load(tmp_path / "mask.npy")
     for i, (says, content) in enumerate(broken.items()):
         np.savez(tmp_path / f"{i}.npz", **content)

@@ -89,12 +89,12 @@ def cifar10_jpeg_test(data_root: Path) -> ArrayImages:
     images, labels = [], []
     with tarfile.open(archive, "r|xz") as files:
         for entry in files:
-            split, name, *file = entry.name.split("/")
+            split, *names = entry.name.split("/")
             if split != "test":
                 break
-            if file and file[0].endswith("0.jpg"):
+            if names and names[-1].endswith("0.jpg"):
                 images.append(np.asarray(Image.open(files.extractfile(entry))).transpose(2, 0, 1))
-                labels.append(CLASSES.index(name))
+                labels.append(CLASSES.index(names[0]))
     assert len(images) == 1000
     return ArrayImages("cifar10_jpeg", "test", np.stack(images), np.array(labels))
 

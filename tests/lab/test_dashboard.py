@@ -245,7 +245,7 @@ def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_ENTITY", "team")
     assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "lab"
     assert dashboard._setting(runs, "entity", "WANDB_ENTITY") == "team"
-    runs[0].config["tracker"]["project"] = "attic"
+    runs.runs[0].flat["tracker.project"] = "attic"
     with pytest.raises(PDSError, match=r"tracker.project \(attic, lab\): give --project"):
         dashboard._setting(runs, "project", "WANDB_PROJECT")
 

@@ -17,10 +17,10 @@ from pds.lab.config import build, resolved
 from pds.lab.experiment import run
 from pds.lab.points import Point, Points
 from pds.lab.report import read_runs
-from pds.lab.report.runs import significant
-from pds.lab.report.tables import fill
+from pds.lab.report.table import fill
 from pds.lab.schema import register
 from pds.lab.tables import CONF, TABLES, plan
+from pds.lab.text import significant
 
 
 @functools.cache
@@ -197,7 +197,7 @@ def test_a_cell_of_every_small_form_runs(name, tmp_path, capsys):
     assert done.digest == table.cells[-1].points[-1]
     line = fill(table, [done], read_runs(tmp_path / "cell"))[-1]
     expected = result["seconds"] if name == "wall_clock" else result["metrics"]["fid_mnist_classifier_2"]
-    assert (line.measured, line.images, line.nfe) == (expected, 2, result["nfe"])
+    assert [line.record[head] for head in ("measured", "images", "NFE")] == [expected, 2, result["nfe"]]
 
 
 def test_a_small_form_end_to_end_and_again(tmp_path):

@@ -166,9 +166,9 @@ def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_
     make_moments(composed(*chosen, "sampler.training_images=2"))
     shutil.rmtree(folder)
     second = Experiment.build(composed(*chosen, "sampler.training_images=2"))
-    assert second.moments == read_moments(tmp_path / "net_moments.json")
+    assert second.sample.sampler.moments == read_moments(tmp_path / "net_moments.json")
     assert first.fingerprint["moments"] != second.fingerprint["moments"]
-    with pytest.raises(PDSError, match=r"use filter=none and solenoid=none"):
+    with pytest.raises(PDSError, match="takes no filter and no solenoid"):
         Experiment.build(composed(*chosen, "filter=parametric", "sampler.training_images=3"))
     with pytest.raises(PDSError, match="the DDIM sampler needs no moments: give sampler=analytic_ddim"):
         make_moments(composed("model=ncsnpp_small", "sampler=ddim"))

@@ -16,7 +16,8 @@ import yaml
 from conftest import GOLDEN, Golden
 from safetensors.torch import save_file
 
-from pds.errors import PDSError
+import pds
+from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import check_levels, load_weights
 from pds.models.diffusers_layout import as_published, published_names
 from pds.models.ncsn import NCSN
@@ -24,6 +25,7 @@ from pds.models.ncsnpp import NCSNpp
 from pds.models.ncsnv2 import NCSNv2
 from pds.models.ncsnv2 import ncsnv2 as make_ncsnv2
 from pds.models.safetensors_files import save_weights
+from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import geometric_ladder
 
 
@@ -110,6 +112,44 @@ def test_a_buffer_that_no_file_has_stays(tmp_path):
     torch.save(state, tmp_path / "c.pth")
     load_weights(network, tmp_path / "c.pth")
     assert torch.equal(network.sigmas, levels)
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_levels_are_compared_in_the_precision_of_the_file_and_what_mends_them_does(seed):
+    rng = np.random.default_rng(seed)
+    ends, count, dtype = (10 ** rng.uniform(0, 3.2), 10 ** rng.uniform(-2.7, -1)), int(rng.integers(3, 2000)), DTYPES[seed % 4]
+    levels, names = geometric_ladder(*ends, count), ("sigma_begin", "sigma_end")
+    found = levels.to(dtype)
+    check_levels(found, levels.float(), "file", names)
+    # The finest published ladder has steps of 0.4%.
+    for other in (geometric_ladder(1.02 * ends[0], ends[1], count), geometric_ladder(ends[0], 1.02 * ends[1], count)):
+        with pytest.raises(OptionError, match=r"sigma_begin is not that of file, .*: set sigma_begin=.* sigma_end=") as error:
+            check_levels(found, other, "file", names)
+        check_levels(found, geometric_ladder(*(error.value.fix[name] for name in names), count), "file", names)
+    bent = found * (1 + 0.3 * torch.linspace(0, math.pi, count).sin()).to(dtype)
+    for wrong in (bent, found.flip(0), found * 0, found - found[0], found * torch.nan):
+        with pytest.raises(OptionError, match="only levels in geometric progression can be sampled") as error:
+            check_levels(wrong, levels, "file", names)
+        assert not error.value.fix
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", [ncsn, ncsnv2, ncsnpp])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_copies_in_other_precisions_load_and_keep_the_exact_levels(tmp_path, make, dtype, suffix):
+    source, target, path = make(), make(), tmp_path / f"w.{suffix}"
+    exact = {name: value.clone() for name, value in source.state_dict().items()}
+    copies = {name: value.to(dtype) for name, value in exact.items()}
+    save_weights(copies, path, {}) if suffix == "safetensors" else torch.save({"ema": copies, "step": 3}, path)
+    levels = ("begin", "end") if "sigmas" in exact else None
+    load_weights(target, path, levels=levels)
+    for name, value in target.state_dict().items():
+        half = dtype in (torch.float16, torch.bfloat16)
+        wanted = exact[name] if name == "sigmas" and half else copies[name]
+        assert torch.equal(value, wanted.to(value.dtype)), name
 
 
 def test_a_file_of_this_project_is_of_the_images_and_the_noise_it_says(tmp_path):
@@ -311,6 +351,15 @@ def test_a_diffusers_pipeline_tells_its_noise_levels(tmp_path, weights, path):
     with pytest.raises(PDSError, match=r"level 0: 348, model 380\): set process.sigma_max=348.0 process.sigma_min=0.01"):
         check_levels(network.sigmas, geometric_ladder(380, 0.01, 3), tmp_path, ("process.sigma_max", "process.sigma_min"))
     check_levels(network.sigmas, geometric_ladder(348, 0.01, 3), tmp_path, ("a", "b"))
+
+
+@pytest.mark.parametrize("path", ["", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_diffusers_pipeline_needs_no_configuration(tmp_path, weights, path):
+    folder = diffusers_folder(tmp_path, weights, scheduler={"sigma_max": 348.0, "snr": 0.15})
+    model = pds.load(folder / path, device="cpu")
+    assert_golden(model.score)
+    assert model.process == VarianceExploding(0.01, 348.0, 3)
+    assert model.sampler == pds.PredictorCorrector(3, pds.ReverseDiffusion(), pds.Langevin(0.15))
 
 
 def test_older_diffusers_folders(tmp_path, weights):

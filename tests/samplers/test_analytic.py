@@ -17,8 +17,6 @@ from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.moments import LEVELS, beside, measure, measured_moments, noise_moments, read_moments, write_moments
 from pds.noise import ImageNoise
-from pds.preconditioning.filters import ParametricFilter
-from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.accelerated import DDIM
@@ -241,13 +239,17 @@ def test_shipped_moments_are_those_of_the_shipped_weights(path):
     assert moments(moments.sigmas[0]) < 0.95 < 0.999 < moments(moments.sigmas[-1])
 
 
-def test_what_cannot_be_is_refused():
-    sampler = AnalyticDDIM(5, ProcessTimes())
-    levels = sampler.levels(VP)
-    P = FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.85).frequency(SHAPE))
-    with pytest.raises(PDSError, match="without a filter or a solenoid: use filter=none and solenoid=none"):
-        sampler.check(levels, P)
+def test_without_moments_it_is_refused():
     with pytest.raises(PDSError, match="needs the moments of the model's noise"):
-        exact_moments(sampler, VP, POWER, MEAN, draws=1)
-    with pytest.raises(PDSError, match="training_images must be at least 1, got 0"):
-        AnalyticDDIM(5, ProcessTimes(), training_images=0)
+        exact_moments(AnalyticDDIM(5, ProcessTimes()), VP, POWER, MEAN, draws=1)
+
+
+def test_it_asks_for_its_moments_once_and_says_where_they_are_from():
+    asked = []
+
+    def measure(count):
+        asked.append(count)
+        return NoiseMoments((0.1, 1.0), (0.2, 0.9), provenance={"weights": "a"})
+
+    sampler = AnalyticDDIM(5, ProcessTimes(), training_images=77).with_moments(measure)
+    assert (asked, sampler.provenance) == ([77], {"moments": {"weights": "a"}})

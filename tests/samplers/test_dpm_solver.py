@@ -6,17 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GaussianTarget, natural_power
-from samplers.exact import SHAPE, SIZE, MixtureTarget, ddim, exact_moments, measured_orders
+from conftest import natural_power
+from samplers.exact import SIZE, MixtureTarget, ddim, exact_moments, measured_orders
 
-from pds.errors import PDSError
 from pds.noise import ImageNoise
-from pds.preconditioning.filters import ParametricFilter
-from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.preconditioning.preconditioner import Identity
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.ladders import karras_levels
 from pds.samplers.dpm_solver import DPMSolver
-from pds.score import CountedScore
 
 VE, VP = VarianceExploding(0.05, 4.0, 100), VariancePreserving(0.1, 12.0, 100)
 SUB_VP = SubVariancePreserving(0.1, 12.0, 100)
@@ -80,28 +77,3 @@ def test_the_first_order_is_ddim():
         expected = ddim(MixtureTarget(), x, process, sampler)
         final = sampler(MixtureTarget(), x, sampler.levels(process), Identity(), None)
         torch.testing.assert_close(final, expected, rtol=0, atol=1e-10)
-
-
-def test_one_evaluation_an_iteration_and_neighbours_change_nothing():
-    for eta, draws in ((0.0, 1), (1.0, 5)):
-        sampler, score = DPMSolver(5, eta=eta), CountedScore(GaussianTarget(natural_power(SIZE)))
-        noise = ImageNoise(1, torch.tensor([7]), SHAPE)
-        alone = sampler(score, sampler.prior(noise, VE, Identity()), sampler.levels(VE), Identity(), noise)
-        assert (score.nfe, noise.draws, sampler.stochastic) == (5, draws, eta > 0)
-        noise = ImageNoise(1, torch.tensor([4, 7, 9]), SHAPE)
-        together = sampler(score, sampler.prior(noise, VE, Identity()), sampler.levels(VE), Identity(), noise)
-        torch.testing.assert_close(together[1:2], alone, rtol=1e-6, atol=1e-6)
-
-
-def test_what_it_refuses():
-    P = FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.85).frequency(SHAPE))
-    sampler = DPMSolver(4, eta=1.0)
-    with pytest.raises(PDSError, match=r"SDE-DPM-Solver\+\+\(2M\) solves.*filter=none solenoid=none"):
-        sampler.check(sampler.levels(VE), P)
-    with pytest.raises(PDSError, match="filter=none"):
-        sampler(GaussianTarget(natural_power(SIZE)), torch.zeros(1, *SHAPE), sampler.levels(VE), P, None)
-    with pytest.raises(PDSError, match=r"sampler.order must be 1 or 2, got 3"):
-        DPMSolver(4, order=3)
-    for eta in (-0.1, math.inf):
-        with pytest.raises(PDSError, match=r"sampler\.eta must be at least 0"):
-            DPMSolver(4, eta=eta)

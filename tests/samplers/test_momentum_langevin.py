@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import GaussianTarget, Golden, RecordedNoise, golden_score, mode_variance, natural_power
 
-from pds.errors import PDSError
+from pds.errors import OptionError
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -110,7 +110,8 @@ def test_the_stability_bound_is_the_one_that_diverges():
         growth[factor] = sampler(target, noise.normal(), torch.ones(600), PRECONDITIONERS["P"], noise).abs().max().item()
     assert growth[0.98] < 100
     assert growth[1.02] > 1e6
-    with pytest.raises(PDSError, match=r"step_size=1.6 diverges.*below 1.556"):
+    with pytest.raises(OptionError, match=r"step_size must be below 1.556.*and 1.6 diverges"):
         MomentumLangevin(10, 1.6, gamma=0.4).check(torch.ones(10), Identity())
-    with pytest.raises(PDSError, match=r"sampler.gamma must be in \[0, 1\)"):
-        MomentumLangevin(10, 0.5, gamma=[0.5, 1.0])
+    for gamma, said in (([0.5, 1.0], "at least 0 and below 1, got 1.0"), ([], "one value or several, got none")):
+        with pytest.raises(OptionError, match=f"gamma must be {said}"):
+            MomentumLangevin(10, 0.5, gamma=gamma)

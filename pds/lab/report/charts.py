@@ -1,377 +1,294 @@
-"""Charts of a swept group of runs as SVG: for the page in the reader's own colours, for a paper black on white."""
+"""Charts as SVG, black on white for a paper; the page's style sheet gives them the reader's own colours and font."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from pds.evaluation.excess_noise import NoiseTrack
-from pds.lab.report.pictures import colours
-from pds.lab.report.runs import significant, timing
-from pds.lab.report.swept import Best, Curves, HeatMap, Line, Panel, Setting, T, shown, symbol
-from pds.lab.report.tables import Grid, Measured
+from pds.lab.report.runs import FLOOR
+from pds.lab.report.settings import Curves, HeatMap, Line, Panel, Setting, T, symbol
+from pds.lab.report.table import Grid, timing
+from pds.lab.text import shown, significant
 
-_INK, _SOFT, _GRID, _BAD = "#010203", "#010204", "#010205", "#010206"
-"""Stand for colours that the page chooses by light and dark mode."""
-_ON_PAGE = {_INK: "currentColor", _SOFT: "var(--soft)", _GRID: "var(--line)", _BAD: "var(--bad)"}
-_ON_PAPER = {_INK: "#000000", _SOFT: "#555555", _GRID: "#dddddd", _BAD: "#a3260f"}
+_SOFT, _GRID, _BAD, _ON_SHADE = "#555555", "#dddddd", "#a3260f", "#010101"
+"""page.html replaces these and black on the page, all but the last, which is the ink on a pale cell."""
 _RAMP = ("#2f7fd1", "#4b74dc", "#7266dc", "#9458cf", "#b04cb8", "#c2458f", "#cb4868", "#cd5340", "#c4651c", "#a87a00")
 """From blue to ochre at one lightness that reads on white and on near-black."""
 _QUIET = ("#7d8794", "#6f8f96", "#8b83a0", "#a08383", "#94895f")
 """Greys with a hint of colour, of the same lightness."""
+_SHADES = LinearSegmentedColormap.from_list(
+    "shades", ["#160b39", "#420a68", "#781c6d", "#b0315b", "#de563c", "#f78a18", "#fac63a", "#fcffa4"]
+)
+"""Dark violet to pale yellow; lightness only rises, so that the order of values survives in grey."""
 _MARKERS = "osD^vPXph*"
 _DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2), (8, 3))
 _STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pds",
-    "font.family": ["DejaVu Sans"],  # whose widths lay out the figure; the SVG asks for the reader's own
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "hatch.linewidth": 0.6,
+    **{"svg.fonttype": "none", "svg.hashsalt": "pds", "font.sans-serif": ["DejaVu Sans"], "font.size": 10},
+    **{"axes.edgecolor": _SOFT, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": _GRID, "grid.linewidth": 0.7, "hatch.linewidth": 0.6},
+    **{"xtick.color": _SOFT, "ytick.color": _SOFT, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5},
 }
-_WIDE = 880
 _LOG_RANGE = 10
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn figure.
-
-    Attributes:
-        name: its file's, without extension.
-        title: what it shows, for those who do not see it.
-        svg: as drawn, its colours still to be chosen.
-    """
+    """A drawn figure: its file's `name` without extension, the file, and its `width` on a page in pixels."""
 
     name: str
-    title: str
     svg: str
-
-    def on_page(self) -> str:
-        """An <svg> element that takes the page's colours and font, its identifiers its own among those of other charts."""
-        width = float(re.search(r'viewBox="0 0 ([\d.]+)', self.svg)[1])
-        body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{self.name}-", self.svg)
-        # On a narrow screen it is scrolled sideways before its text becomes too small.
-        size = f'style="width:{1.25 * width:.0f}px;min-width:{max(0.9 * width, min(1.25 * width, 420)):.0f}px"'
-        return _coloured(body, _ON_PAGE).replace("<svg ", f'<svg role="img" aria-label="{escape(self.title)}" {size} ', 1)
-
-    def on_paper(self) -> str:
-        """An SVG file."""
-        svg = _coloured(self.svg, _ON_PAPER)
-        return svg.replace(">", f'><title>{escape(self.title)}</title><rect width="100%" height="100%" fill="#fff"/>', 1)
+    width: float
 
 
-def against_iterations(name: str, panel: Panel, curves: Curves) -> Chart:
-    """Distance against T, NFE and seconds, three panels that share the distance."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDE / 72, (300 + 17 * math.ceil(len(curves.lines) / 4)) / 72), layout="constrained")
-        all_axes = figure.subplots(1, 3, sharey=True)
-        heads = {"iterations": "T (iterations)", "nfe": "NFE (score evaluations)", "seconds": _seconds(panel)}
-        for axes, (key, head) in zip(all_axes, heads.items(), strict=True):
-            _draw_lines(axes, curves.lines, lambda setting, key=key: setting.mean(key))
-            _finish_x(axes, [s.mean(key) for line in curves.lines for s in line.settings], head, marked=key != "seconds")
-        _finish_y(all_axes[0], panel.metric, _distances(panel, curves.lines))
-        _draw_floor(all_axes, panel.floor)
-        handles, labels = all_axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
-        title = f"{panel.metric} against T, NFE and seconds: {', '.join(line.label for line in curves.lines)}"
-        return Chart(name, title, _svg(figure))
+@dataclass(frozen=True)
+class Column:
+    """An axis to the right."""
+
+    head: str
+    ticks: Sequence[float] = ()  # where they may stand; empty: anywhere
+    log_range: float = _LOG_RANGE  # of values, beyond which it is logarithmic
 
 
-def against_nfe(name: str, grid: Grid) -> Chart:
-    """Distance of every row of a grid against NFE and against seconds, the rows named between the two.
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart.
 
-    Preconditioned rows are strong and coloured, the others thin and quiet; the names stand in the order of the last distances.
+    Attributes:
+        label: its name in the legend; empty where it has none.
+        xs: its places, a sequence a column of the chart.
+        ys: its heights.
+        style: as of `Axes.plot`.
+        reach: how far bars go below and above each height.
+        bars: as of `Axes.errorbar`.
     """
-    curves = grid.curves()
-    distances = [line.measured for lines in curves.values() for line in lines]
-    distances += [grid.floor] * (grid.floor is not None)
-    top, right, bottom, left = 16, 12, 46, 62
-    middle = 80 + 5.4 * max(map(len, curves))
-    total = (1.07 * _WIDE, max(300, 15 * len(curves)) + top + bottom)
-    side, height = (total[0] - left - middle - right) / 2, total[1] - top - bottom
+
+    label: str
+    xs: Sequence[Sequence[float]]
+    ys: Sequence[float]
+    style: dict[str, Any]
+    reach: tuple[Sequence[float], Sequence[float]] | None = None
+    bars: dict[str, Any] = field(default_factory=dict)
+
+
+def lines(
+    name: str,
+    title: str,
+    head: str,
+    columns: Sequence[Column],
+    series: Sequence[Series],
+    floor: float | None = None,
+    **layout: Any,
+) -> Chart:
+    """Curves in columns that share their heights.
+
+    Args:
+        name: of the chart's file.
+        title: what it shows, for those who do not see it; the names of the lines follow.
+        head: name of the axis upwards.
+        columns: the axes to the right.
+        series: the lines, in the order of the legend.
+        floor: distance of real data to real data, where known.
+        layout: `size` in points; `below`, for a legend there and not beside; `descending`, for x that falls to the right.
+    """
+    width, height = layout.get("size", (704, 320))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(total[0] / 72, total[1] / 72))
-        places = [(x / total[0], bottom / total[1], side / total[0], height / total[1]) for x in (left, left + side + middle)]
-        first = figure.add_axes(places[0])
-        second = figure.add_axes(places[1], sharey=first)
-        styles = _row_styles(curves)
-        for axes, key in ((first, "nfe"), (second, "seconds")):
-            for row, lines in curves.items():
-                _draw_row(axes, [(getattr(line, key), line.measured, line.deviation or 0.0) for line in lines], styles[row])
-        nfe = [value for value in grid.usual("nfe") if value is not None]
-        _finish_x(first, nfe, "NFE (score evaluations)", marked=True, log_range=1)
-        seconds = [line.seconds for lines in curves.values() for line in lines]
-        _finish_x(second, seconds, grid.timing, marked=False, log_range=1)
-        second.tick_params(labelleft=False)
-        _finish_y(first, grid.metric, distances)
-        _draw_floor([first, second], grid.floor)
-        _name_rows(first, {row: (lines[-1].nfe, lines[-1].measured) for row, lines in curves.items()}, styles)
-        return Chart(name, f"{grid.metric} against NFE and seconds: {', '.join(curves)}", _svg(figure))
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        all_axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for i, (axes, column) in enumerate(zip(all_axes, columns, strict=True)):
+            for one in series:
+                axes.plot(one.xs[i], one.ys, label=one.label or "_", **one.style)
+                if one.reach and any(map(any, one.reach)):
+                    bars = {"elinewidth": 1, "capsize": 2.5, "ecolor": one.style["color"], "zorder": 2, **one.bars}
+                    axes.errorbar(one.xs[i], one.ys, one.reach, fmt="none", **bars)
+            _finish_x(axes, [x for one in series for x in one.xs[i]], column)
+            if layout.get("descending"):
+                axes.invert_xaxis()
+        _finish_y(all_axes, head, [y for one in series for y in one.ys], floor)
+        handles, labels = all_axes[0].get_legend_handles_labels()
+        below = {"loc": "outside lower center", "ncols": min(4, len(labels))}
+        figure.legend(handles, labels, **(below if layout.get("below") else {"loc": "outside right upper"}))
+        return _chart(name, f"{title}: {', '.join(labels)}", figure)
 
 
 def against(name: str, panel: Panel, curves: Curves) -> Chart:
-    """Distance against one swept number, vanilla without it as level lines."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(0.8 * _WIDE / 72, 320 / 72), layout="constrained")
-        axes = figure.subplots()
-        _draw_lines(axes, curves.lines, lambda setting: setting.values[curves.x])
-        _finish_x(axes, [s.values[curves.x] for line in curves.lines for s in line.settings], _head(curves.x), marked=True)
-        for line, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
-            (setting,) = line.settings
-            axes.axhline(setting.distance, color=_SOFT, linewidth=1.2, dashes=dashes, label=line.label)
-        _finish_y(axes, panel.metric, _distances(panel, [*curves.lines, *curves.levels]))
-        _draw_floor([axes], panel.floor)
-        figure.legend(loc="outside right upper")
-        labels = ", ".join(line.label for line in [*curves.lines, *curves.levels])
-        return Chart(name, f"{panel.metric} against {symbol(curves.x)}: {labels}", _svg(figure))
-
-
-def noise_along(name: str, tracks: Sequence[NoiseTrack]) -> Chart:
-    """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
-    lengths = sorted({track.iterations for track in tracks})
-    tones = dict(zip(lengths, _ramp(len(lengths)), strict=True))
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(0.75 * _WIDE / 72, 300 / 72), layout="constrained")
-        axes = figure.subplots()
-        for track in tracks:
-            style = {"color": tones[track.iterations], "linestyle": "-" if track.what == "vanilla" else "--"}
-            axes.plot(track.sigmas, track.predicted, label=f"T = {track.iterations}, {track.what}", **style)
-            axes.plot(track.sigmas, track.sampled, ".", color=style["color"], markersize=4)
-        _finish_x(
-            axes, [sigma for track in tracks for sigma in track.sigmas], "σ (noise level; sampling goes to the right)", False, 1
+    """Distance against one swept number, with levels of vanilla without it; against T also by NFE and seconds, side by side."""
+    settings = [s for line in curves.lines for s in line.settings]
+    if curves.x == T:
+        heads = {"iterations": "T (iterations)", "nfe": "NFE (score evaluations)"}
+        columns = [Column(head, [s.mean(key) for s in settings]) for key, head in heads.items()]
+        columns.append(Column(timing(panel.runs)))
+        layout = {"size": (880, 300 + 17 * math.ceil(len(curves.lines) / 4)), "below": True}
+    else:
+        columns, layout = [Column(symbol(curves.x), [s.values[curves.x] for s in settings])], {}
+    quiet, strong = iter(_DASHES * len(curves.lines)), iter(ramp(sum(not line.vanilla for line in curves.lines)))
+    series = []
+    for line, marker in zip(curves.lines, _MARKERS * len(curves.lines), strict=False):
+        style = {"color": _SOFT, "dashes": next(quiet)} if line.vanilla else {"color": next(strong)}
+        xs = [[s.mean(key) for s in line.settings] for key in ("iterations", "nfe", "seconds")]
+        series.append(
+            _series(line, xs if curves.x == T else [[s.values[curves.x] for s in line.settings]], {"marker": marker, **style})
         )
-        axes.invert_xaxis()
-        _finish_y(axes, "noise / σ", [k for track in tracks for k in (*track.predicted, *track.sampled)])
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-        title = f"Noise in units of its level: {', '.join(f'T = {track.iterations}, {track.what}' for track in tracks)}"
-        return Chart(name, title, _svg(figure))
+    ends = [min(s.values[curves.x] for s in settings), max(s.values[curves.x] for s in settings)]
+    for level, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
+        style = {"color": _SOFT, "linewidth": 1.2, "dashes": dashes}
+        series.append(Series(level.label, [ends] * len(columns), [level.settings[0].number] * 2, style))
+    what = "T, NFE and seconds" if curves.x == T else symbol(curves.x)
+    return lines(name, f"{panel.metric} against {what}", panel.metric, columns, series, panel.floor, **layout)
 
 
-def heat_map(name: str, panel: Panel, found: HeatMap, shades: tuple[float, float]) -> Chart:
-    """Distance in the cells of a grid, dark where it is low.
+def rows(name: str, grid: Grid) -> Chart:
+    """Distance of every row of a grid against NFE and against seconds, named in the order of the last distances.
 
-    Args:
-        name: of the file.
-        panel: whose distances they are.
-        found: the cells.
-        shades: lowest and highest distance of the colours, of all maps that are shown together.
+    Preconditioned rows are strong and coloured; each other row has its own pair of quiet tone and dashes, up to 25.
     """
-    width, height = 62, 34
-    spread = panel.seeds[1] > 1
-    height += 8 * spread
-    columns, rows = found.columns, found.rows
+    curves = sorted(grid.curves(), key=lambda line: -line.settings[-1].number)
+    strong = iter(ramp(sum(not line.vanilla for line in curves)))
+    quiet = iter([(tone, dashes) for dashes in (None, *_DASHES) for tone in _QUIET] * len(curves))
+    series = []
+    for line, marker in zip(curves, _MARKERS * len(curves), strict=False):
+        if line.vanilla:
+            tone, dashes = next(quiet)
+            style = {"color": tone, "linewidth": 1, "markersize": 3.5, **({"dashes": dashes} if dashes else {})}
+        else:
+            style = {"color": next(strong), "linewidth": 2.2, "markersize": 6, "zorder": 3}
+        xs = [[s.mean(key) for s in line.settings] for key in ("nfe", "seconds")]
+        series.append(_series(line, xs, {"marker": marker, **style}))
+    ticks = [nfe for nfe in grid.usual("nfe") if nfe is not None]
+    columns = [Column("NFE (score evaluations)", ticks, 1), Column(timing(grid.runs), log_range=1)]
+    size = (942, max(360, 15 * len(curves) + 62))
+    return lines(name, f"{grid.quantity} against NFE and seconds", grid.quantity, columns, series, grid.floor, size=size)
+
+
+def best_alphas(name: str, panel: Panel) -> Chart:
+    """The best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
+    found, pairs, series = panel.best_alphas(), panel.references(), []
+    for (label, bests), tone, marker in zip(found, ramp(len(found)), _MARKERS * len(found), strict=False):
+        for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
+            placed = [best for best in bests if (None not in (best.below, best.above)) is inside]
+            xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
+            reach = [b.alpha - (b.below or b.alpha) for b in placed], [(b.above or b.alpha) - b.alpha for b in placed]
+            style = {"color": tone, "marker": marker, "linestyle": "none", "markersize": 7, "mfc": tone if inside else "none"}
+            bars = {"elinewidth": 5, "capsize": 0, "alpha": 0.35}
+            series += [Series(f"{label or 'PDS'}, best α{note}", [xs], ys, style, reach, bars)] if placed else []
+    ts = [best.iterations for _, bests in found for best in bests]
+    for (alpha, t), dashes in zip(pairs, _DASHES * len(pairs), strict=False):
+        ends = np.geomspace(min(ts), max(ts), 50)
+        style = {"color": _SOFT, "linewidth": 1.2, "dashes": dashes}
+        series.append(Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], alpha * ends / t, style))
+    return lines(name, f"Best α against T, by {panel.metric}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
+
+
+def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
+    """Distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
+    columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
+    width, height = 62, 42 if panel.several_seeds else 34
+    inner = (max(len(columns) * width, 170), len(rows) * height)
+    total = (inner[0] + 86, inner[1] + 72)
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        heading = found.held or " "
-        inner = max(len(columns) * width, 170)
-        figure = Figure(figsize=((inner + 86) / 72, (len(rows) * height + 72) / 72))
-        left, bottom, total = 70, 46, (inner + 86, len(rows) * height + 72)
-        box = (left / total[0], bottom / total[1], len(columns) * width / total[0], len(rows) * height / total[1])
-        axes = figure.add_axes(box)
+        figure = Figure(figsize=(total[0] / 72, total[1] / 72))
+        axes = figure.add_axes((70 / total[0], 46 / total[1], len(columns) * width / total[0], inner[1] / total[1]))
         for i, column in enumerate(columns):
             for j, row in enumerate(rows):
                 setting = found.cells.get((column, row))
-                if setting is not None and math.isfinite(setting.distance):
-                    lowest = setting.distance == found.lowest
-                    _draw_cell(axes, i, j, setting, _shade(setting.distance, *shades), lowest)
+                if setting is not None:
+                    _draw_cell(axes, i, j, setting, _shade(setting.number, low, high), setting.number == found.lowest)
                 else:
-                    state = "not finite" if setting is not None else found.lost.get((column, row), "")
+                    state = found.lost.get((column, row), "")
                     axes.add_patch(Rectangle((i, j), 1, 1, facecolor="none", edgecolor=_GRID, hatch="////", linewidth=0))
-                    axes.text(i + 0.5, j + 0.5, state, ha="center", va="center", color=_BAD if state == "failed" else _SOFT)
-        axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)), xlabel=_head(found.x))
-        axes.set_ylabel(_head(found.y), **_upright(_head(found.y)))
+                    axes.text(i + 0.5, j + 0.5, state, ha="center", va="center", color=_SOFT if state == "skipped" else _BAD)
+        axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)), xlabel="T (iterations)" if found.x == T else symbol(found.x))
+        axes.set_ylabel(symbol(found.y), **_upright(symbol(found.y)))
         axes.set_xticks(np.arange(len(columns)) + 0.5, map(shown, columns))
         axes.set_yticks(np.arange(len(rows)) + 0.5, map(shown, rows))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(heading, fontsize=10, loc="left")
-        title = f"{panel.metric} over {symbol(found.x)} and {symbol(found.y)}, {found.held}: lowest {significant(found.lowest)}"
-        return Chart(name, title, _svg(figure))
+        axes.set_title(found.held or " ", fontsize=10, loc="left")
+        over = f"{panel.metric} over {symbol(found.x)} and {symbol(found.y)}"
+        return _chart(name, f"{over}, {found.held}: lowest {significant(found.lowest)}", figure)
 
 
-def best_alphas(
-    name: str, panel: Panel, lines: Sequence[tuple[str, list[Best]]], pairs: Sequence[tuple[float, float]]
-) -> Chart:
-    """The best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of `pairs`."""
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(0.72 * _WIDE / 72, 310 / 72), layout="constrained")
-        axes = figure.subplots()
-        xs = [best.iterations for _, bests in lines for best in bests]
-        ys = [y for _, bests in lines for best in bests for y in (best.alpha, best.below, best.above) if y is not None]
-        for (label, bests), colour, marker in zip(lines, _ramp(len(lines)), _MARKERS * len(lines), strict=False):
-            for best in bests:
-                ends = [best.alpha if best.below is None else best.below, best.alpha if best.above is None else best.above]
-                axes.plot([best.iterations] * 2, ends, color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt", zorder=2)
-            for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
-                placed = [b for b in bests if (b.below is not None and b.above is not None) is inside]
-                if placed:
-                    places = [b.iterations for b in placed], [b.alpha for b in placed]
-                    fill = colour if inside else "none"
-                    text = f"{label or 'PDS'}, best α{note}"
-                    axes.plot(
-                        *places, linestyle="none", marker=marker, markersize=7, mfc=fill, mec=colour, label=text, zorder=3
-                    )
-        for (alpha, t), dashes in zip(pairs, _DASHES * len(pairs), strict=False):
-            ends = np.geomspace(min(xs), max(xs), 50)
-            label = f"α = {shown(alpha)}·T/{shown(t)}"
-            axes.plot(ends, alpha * ends / t, color=_SOFT, linewidth=1.2, dashes=dashes, label=label)
-            ys += [alpha * min(xs) / t, alpha * max(xs) / t]
-        _finish_x(axes, xs, "T (iterations)", marked=True)
-        if max(ys) > _LOG_RANGE * min(ys):
-            axes.set_yscale("log")
-            _plain_log(axes.yaxis)
-        axes.set_ylabel("α", **_upright("α"))
-        figure.legend(loc="outside right upper")
-        return Chart(name, f"Best α against T, by {panel.metric}", _svg(figure))
+def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
+    """A filter: R ("frequency", in FFT layout), zero frequency in the centre, or A ("space").
 
-
-def shades(maps: Sequence[HeatMap]) -> tuple[float, float]:
-    """Lowest and highest distance of some maps."""
-    values = [s.distance for found in maps for s in found.cells.values() if math.isfinite(s.distance)]
-    return min(values, default=0.0), max(values, default=0.0)
+    Args:
+        name: of the chart.
+        kind: "frequency" or "space".
+        values: (C, H, W); one panel where all channels are equal, else one panel a channel on a common scale.
+    """
+    height, width = values.shape[-2:]
+    unit, ticks = "pixel", [(np.array([0, n // 2, n - 1]), [0, n // 2, n - 1]) for n in (width, height)]
+    if kind == "frequency":
+        values, unit, f = np.fft.fftshift(values, axes=(-2, -1)), "cycles/pixel", np.array([-0.5, -0.25, 0, 0.25, 0.5])
+        ticks = [(n // 2 + f * n, [f"{x:g}" for x in f]) for n in (width, height)]
+    panels = values[:1] if np.allclose(values, values[:1]) else values
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=((90 + 190 * len(panels)) / 72, 250 / 72), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+            drawn = axes.imshow(panel, _SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
+            axes.set_xticks(*ticks[0])
+            axes.set_yticks(*ticks[1])
+            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "", xlim=(-0.5, width - 0.5))
+        bar = figure.colorbar(drawn, ax=list(all_axes), label="R" if kind == "frequency" else "A")
+        # 1 leaves a coordinate as it is.
+        marks = {panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set())
+        bar.set_ticks(sorted(marks), labels=[f"{mark:.3g}" for mark in sorted(marks)])
+        return _chart(name, f"{kind} filter", figure)
 
 
 def _shade(value: float, low: float, high: float) -> np.ndarray:
     if low > 0 and high > _LOG_RANGE * low:
         value, low, high = math.log(value), math.log(low), math.log(high)
-    return colours(np.array(0.18 + 0.8 * ((value - low) / (high - low) if high > low else 0.0))) / 255
+    return np.array(_SHADES(0.18 + 0.8 * ((value - low) / (high - low) if high > low else 0.0))[:3])
 
 
 def _draw_cell(axes: Axes, i: int, j: int, setting: Setting, shade: np.ndarray, lowest: bool) -> None:
     axes.add_patch(Rectangle((i + 0.015, j + 0.03), 0.97, 0.94, facecolor=shade, edgecolor="none"))
-    ink = "#ffffff" if shade @ (0.299, 0.587, 0.114) < 0.55 else "#000000"
-    text = significant(setting.distance) + (f"\n± {significant(setting.spread)}" if len(setting.runs) > 1 else "")
+    ink = "#ffffff" if shade @ (0.299, 0.587, 0.114) < 0.55 else _ON_SHADE
+    text = significant(setting.number) + ("" if setting.spread is None else f"\n± {significant(setting.spread)}")
     weight = "bold" if lowest else "normal"
     axes.text(i + 0.5, j + 0.5, text, ha="center", va="center", color=ink, fontweight=weight, linespacing=1.1)
     if lowest:
         axes.add_patch(Rectangle((i + 0.05, j + 0.09), 0.9, 0.82, facecolor="none", edgecolor=ink, linewidth=1.6))
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Line], x: Callable[[Setting], float]) -> None:
-    coloured = iter(_ramp(sum(not line.vanilla for line in lines)))
-    dashed = iter(_DASHES * len(lines))
-    for line, marker in zip(lines, _MARKERS * len(lines), strict=False):
-        settings = [s for s in line.settings if math.isfinite(s.distance) and math.isfinite(x(s))]
-        style = {"color": _SOFT, "dashes": next(dashed)} if line.vanilla else {"color": next(coloured)}
-        places = sorted((x(s), s.distance, s.spread) for s in settings)
-        xs, ys, spreads = zip(*places, strict=True) if places else ((), (), ())
-        axes.plot(xs, ys, marker=marker, label=line.label, **style)
-        if any(spreads):
-            axes.errorbar(xs, ys, spreads, fmt="none", ecolor=style["color"], elinewidth=1, capsize=2.5)
+def _series(line: Line, xs: Sequence[Sequence[float]], style: dict[str, Any]) -> Series:
+    spreads = [setting.spread or 0.0 for setting in line.settings]
+    return Series(line.label, xs, [setting.number for setting in line.settings], style, (spreads, spreads))
 
 
-def _row_styles(curves: dict[str, list[Measured]]) -> dict[str, dict[str, Any]]:
-    """Colours for the preconditioned rows; of the others each has its own pair of tone and dashes, up to 25."""
-    vanilla = {row: all(line.vanilla for line in lines) for row, lines in curves.items()}
-    strong = iter(_ramp(len(curves) - sum(vanilla.values())))
-    styles: dict[str, dict[str, Any]] = {}
-    for i, (row, quiet) in enumerate(vanilla.items()):
-        style: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)]}
-        if quiet:
-            number = sum(vanilla[other] for other in styles)
-            dashes = (None, *_DASHES)[number // len(_QUIET) % (1 + len(_DASHES))]
-            style |= {"color": _QUIET[number % len(_QUIET)], "linewidth": 1, "markersize": 3.5, "zorder": 2}
-            style |= {"dashes": dashes} if dashes else {}
-        else:
-            style |= {"color": next(strong), "linewidth": 2.2, "markersize": 6, "zorder": 3}
-        styles[row] = style
-    return styles
-
-
-def _draw_row(axes: Axes, points: Sequence[tuple[float, float, float]], style: dict[str, Any]) -> None:
-    xs, ys, spreads = zip(*points, strict=True)
-    axes.plot(xs, ys, **style)
-    if any(spreads):
-        axes.errorbar(xs, ys, spreads, fmt="none", ecolor=style["color"], elinewidth=0.8, capsize=2, zorder=style["zorder"])
-
-
-def _name_rows(axes: Axes, ends: dict[str, tuple[float, float]], styles: dict[str, dict[str, Any]]) -> None:
-    """The names of lines right of `axes`, as far apart as they need, each led to from the end of its line."""
-    axes.autoscale_view()
-    inside = axes.transData + axes.transAxes.inverted()
-    width, height = (side * 72 / axes.figure.dpi for side in axes.bbox.size)
-    order = sorted(ends, key=lambda row: ends[row][1])
-    starts = [inside.transform(ends[row]) for row in order]
-    across = {"transform": axes.transAxes, "clip_on": False}
-    for row, (x, y), place in zip(order, starts, _apart([y for _, y in starts], 14 / height), strict=True):
-        style, strong = styles[row], styles[row]["linewidth"] > 1
-        lead, turn, left, middle, right, text = (1 + points / width for points in (4, 30, 32, 46, 60, 65))
-        axes.plot([x, lead, turn], [y, y, place], color=style["color"], linewidth=0.6, alpha=0.7, zorder=1, **across)
-        axes.plot([left, middle, right], [place] * 3, markevery=[1], **style, **across)
-        ink, weight = (_INK, "bold") if strong else (_SOFT, "normal")
-        axes.text(text, place, row, color=ink, fontweight=weight, fontsize=8.5, va="center", transform=axes.transAxes)
-
-
-def _apart(values: Sequence[float], gap: float) -> list[float]:
-    """Rising places between 0 and 1, moved as little as keeps them `gap` apart (least squares, by pooling violators)."""
-    pools: list[tuple[float, int]] = []  # mean of places less the gaps below them, and how many they are
-    for i, value in enumerate(values):
-        pools.append((value - i * gap, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m), (b, n) = pools[-2:]
-            pools[-2:] = [((a * m + b * n) / (m + n), m + n)]
-    highest = 1 - gap * (len(values) - 1)
-    bases = [min(max(mean, 0.0), highest) for mean, count in pools for _ in range(count)]
-    return [base + i * gap for i, base in enumerate(bases)]
-
-
-def _ramp(count: int) -> list[str]:
+def ramp(count: int) -> list[str]:
+    """So many colours, as far apart as they can be."""
     return [_RAMP[round(i * (len(_RAMP) - 1) / max(1, count - 1)) if count > 1 else 5] for i in range(count)]
 
 
-def _draw_floor(all_axes: Sequence[Axes], floor: float | None) -> None:
-    if floor is not None:
-        for axes in all_axes:
-            axes.axhline(floor, color=_SOFT, linewidth=0.8, zorder=1)
-        all_axes[-1].annotate(
-            "real data (floor)", (1, floor), (0, 3), ("axes fraction", "data"), "offset points",
-            ha="right", va="bottom", color=_SOFT, fontsize=8.5,
-        )  # fmt: skip
-
-
-def _finish_x(axes: Axes, values: Sequence[float], head: str, marked: bool, log_range: float = _LOG_RANGE) -> None:
-    """A log scale where the values span more than `log_range`, and with `marked` ticks at them, where they have room."""
-    values = sorted({v for v in values if math.isfinite(v)})
-    axes.set_xlabel(head)
-    logarithmic = bool(values) and min(values) > 0 and max(values) > log_range * min(values)
+def _finish_x(axes: Axes, values: Sequence[float], column: Column) -> None:
+    """A log scale where the values span much, and the ticks of the column where they have room."""
+    axes.set_xlabel(column.head)
+    logarithmic = min(values) > 0 and max(values) > column.log_range * min(values)
+    ticks = sorted(set(column.ticks))
     if logarithmic:
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
-    if marked and 1 < len(values) <= 9:
-        places = np.log(values) if logarithmic else np.array(values)
-        room = 0.09 * (places[-1] - places[0])
-        kept = [values[0]]
-        for value, place in zip(values[1:], places[1:], strict=True):
-            if place - (math.log(kept[-1]) if logarithmic else kept[-1]) >= room:
-                kept.append(value)
+    if 1 < len(ticks) <= 9:
+        places = dict(zip(ticks, np.log(ticks) if logarithmic else ticks, strict=True))
+        room, kept = 0.09 * (places[ticks[-1]] - places[ticks[0]]), [ticks[0]]
+        for tick in ticks[1:]:
+            kept += [tick] if places[tick] - places[kept[-1]] >= room else []
         axes.xaxis.set_major_locator(FixedLocator(kept))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -379,16 +296,17 @@ def _finish_x(axes: Axes, values: Sequence[float], head: str, marked: bool, log_
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def _distances(panel: Panel, lines: Sequence[Line]) -> list[float]:
-    values = [s.distance for line in lines for s in line.settings if math.isfinite(s.distance)]
-    return values + [panel.floor] * (panel.floor is not None)
-
-
-def _finish_y(axes: Axes, head: str, values: Sequence[float]) -> None:
-    axes.set_ylabel(head)
-    if values and min(values) > 0 and max(values) > _LOG_RANGE * min(values):
-        axes.set_yscale("log")
-        _plain_log(axes.yaxis)
+def _finish_y(all_axes: Sequence[Axes], head: str, values: Sequence[float], floor: float | None) -> None:
+    all_axes[0].set_ylabel(head, **_upright(head))
+    values = [*values, *([] if floor is None else [floor])]
+    if min(values) > 0 and max(values) > _LOG_RANGE * min(values):
+        all_axes[0].set_yscale("log")
+        _plain_log(all_axes[0].yaxis)
+    if floor is not None:
+        for axes in all_axes:
+            axes.axhline(floor, color=_SOFT, linewidth=0.8, zorder=1)
+        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        all_axes[-1].annotate(FLOOR, (1, floor), (0, 3), color=_SOFT, fontsize=8.5, **where)
 
 
 def _plain_log(axis: Axis) -> None:
@@ -398,32 +316,20 @@ def _plain_log(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _head(key: str) -> str:
-    return "T (iterations)" if key == T else symbol(key)
-
-
 def _upright(head: str) -> dict[str, Any]:
     """How to place the name of a vertical axis: a symbol is not turned on its side."""
     return {"rotation": 0, "va": "center", "labelpad": 8} if len(head) < 3 else {}
 
 
-def _seconds(panel: Panel) -> str:
-    return timing(*({run.result.get(key) for run in panel.runs} for key in ("images", "device")))
-
-
-def _svg(figure: Figure) -> str:
+def _chart(name: str, title: str, figure: Figure) -> Chart:
     buffer = io.BytesIO()
     FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue().decode()
-    text = text[text.index("<svg") :]
-    # The style sheet would reach everything on the page.
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
-    text = text.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" ', 1)
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "system-ui, sans-serif", text)
-
-
-def _coloured(svg: str, colours: dict[str, str]) -> str:
-    return re.sub("|".join(colours), lambda match: colours[match[0]], svg)
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # so that charts of one page share no identifier
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    for prefix, uri in (("", "http://www.w3.org/2000/svg"), ("xlink", "http://www.w3.org/1999/xlink")):
+        ElementTree.register_namespace(prefix, uri)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for group in root.iter("{http://www.w3.org/2000/svg}g"):
+        group.attrib.pop("id", None)  # which nothing refers to
+    root.attrib |= {"role": "img", "aria-label": title, "style": "background: #fff"}
+    return Chart(name, ElementTree.tostring(root, encoding="unicode"), 1.25 * 72 * figure.get_figwidth())

@@ -1,90 +1,86 @@
-"""Pictures without a plotting library: filters in their plane with axes and a colour bar."""
+"""The page's pictures: grids and strips of generated images from the same noise, each in its own file as data."""
 
 from __future__ import annotations
 
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image
 
-_INK = (116, 125, 137)
-"""Text colour that reads on white and on near-black; the pictures themselves are transparent around their data."""
-_COLOURS = np.frombuffer(bytes.fromhex("160b39 420a68 781c6d b0315b de563c f78a18 fac63a fcffa4"), np.uint8).reshape(-1, 3)
-"""Dark violet to pale yellow; lightness only rises, so that the order of values survives in grey."""
-_SIDE = 448
-_FONT_SIZE = 25
+from pds.files import Array, read_npz
+from pds.lab.report.runs import Run
+from pds.pictures import GAP, image_grid
 
-
-def filter_picture(frequency: np.ndarray) -> Image.Image:
-    """A frequency filter R, DC in the centre, axes in cycles/pixel.
-
-    Args:
-        frequency: (C, H, W) in FFT layout, DC at [0, 0].
-
-    Returns:
-        A transparent RGBA picture at twice the size it is meant to be shown at; one panel when all channels are equal,
-        else one panel a channel on a common scale.
-    """
-    height, width = frequency.shape[-2:]
-    # A pixel's centre is at index + 1/2; DC is index n // 2 of the shifted layout.
-    ticks = [[((n // 2 + 0.5 + f * n) / n, f"{f:g}") for f in (-0.5, -0.25, 0, 0.25, 0.5)] for n in (width, height)]
-    return _panels(np.fft.fftshift(frequency, axes=(-2, -1)), "R", ticks[0], ticks[1], "cycles/pixel")
+_LONGEST = 1600
+"""Longest side in pixels of an inlined grid: larger ones are shown scaled, their file is beside the report."""
+_STRIP_IMAGES, _STRIP_SIDE = 10, 64
+_FEW_PIXELS = 32
+"""Side up to which images are shown as pixels, and strips of them kept exactly."""
+_PLANE = Array("float", ("C", "H", "W"), optional=True)
+FILTERS = {"frequency": _PLANE, "space": _PLANE}
+SHARD = {"images": Array("uint8", ("n", "C", "H", "W"))}
 
 
-def space_picture(space: np.ndarray) -> Image.Image:
-    """A space filter A, axes in pixels; see `filter_picture`.
+@dataclass(frozen=True)
+class Picture:
+    """An image on the page."""
 
-    Args:
-        space: (C, H, W).
-    """
-    ticks = [[((i + 0.5) / n, str(i)) for i in (0, n // 2, n - 1)] for n in (space.shape[-1], space.shape[-2])]
-    return _panels(space, "A", ticks[0], ticks[1], "pixel")
-
-
-def _panels(
-    values: np.ndarray, symbol: str, x_ticks: list[tuple[float, str]], y_ticks: list[tuple[float, str]], unit: str
-) -> Image.Image:
-    values = np.asarray(values, np.float64)
-    panels = [values.mean(axis=0)] if np.allclose(values, values[:1]) else list(values)
-    low, high = min(p.min() for p in panels), max(p.max() for p in panels)
-    zoom = _SIDE / max(values.shape[-2:])
-    zoom = max(1, int(zoom)) if zoom >= 1 else zoom
-    width, height = (round(n * zoom) for n in values.shape[:0:-1])
-    left, top, right, bottom, apart, bar = 90, 40, 112, 80, 30, 24
-    font = ImageFont.load_default(_FONT_SIZE)
-    size = (left + len(panels) * (width + apart) + bar + right, top + height + bottom)
-    picture = Image.new("RGBA", size, (*_INK, 0))
-    draw = ImageDraw.Draw(picture)
-    for number, panel in enumerate(panels):
-        x0 = left + number * (width + apart)
-        heat = Image.fromarray(colours((panel - low) / (high - low) if high > low else np.full_like(panel, 0.5)))
-        picture.paste(heat.resize((width, height), Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.BOX), (x0, top))
-        draw.rectangle((x0 - 1, top - 1, x0 + width, top + height), outline=_INK)
-        for position, text in x_ticks:
-            x = x0 + min(position * width, width - 1)
-            draw.line([(x, top + height), (x, top + height + 6)], _INK, 2)
-            draw.text((x, top + height + 10), text, _INK, font, anchor="mt")
-        draw.text((x0 + width / 2, top + height + 44), unit, _INK, font, anchor="mt")
-        if len(panels) > 1:
-            draw.text((x0 + width / 2, top - 8), f"channel {number}", _INK, font, anchor="mb")
-    for position, text in y_ticks:
-        y = top + min(position * height, height - 1)
-        draw.line([(left - 6, y), (left, y)], _INK, 2)
-        draw.text((left - 16, y), text, _INK, font, anchor="rm")
-    x = left + len(panels) * (width + apart)
-    shades = np.linspace(1, 0, height) if high > low else np.full(height, 0.5)
-    picture.paste(Image.fromarray(colours(np.repeat(shades[:, None], bar, axis=1))), (x, top))
-    draw.rectangle((x - 1, top - 1, x + bar, top + height), outline=_INK)
-    draw.text((x + bar / 2, top - 8), symbol, _INK, font, anchor="mb")
-    marks = [low, high] if high > low else [low]
-    # 1 leaves a coordinate as it is: worth a mark where there is room for it.
-    if low < 1 < high and 0.08 < (1 - low) / (high - low) < 0.92:
-        marks.append(1.0)
-    for value in marks:
-        y = top + (height - 1) * ((high - value) / (high - low) if high > low else 0.5)
-        draw.text((x + bar + 12, y), f"{value:.3g}", _INK, font, anchor="lm")
-    return picture
+    data: str  # its content as an address
+    width: int
+    height: int
+    exact: bool  # shown pixel by pixel
+    share: int = 100  # per cent of the width that a strip has
 
 
-def colours(values: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 colours of `values` in [0, 1]."""
-    anchors = np.linspace(0, 1, len(_COLOURS))
-    return np.stack([np.interp(values, anchors, c) for c in _COLOURS.T], axis=-1).round().astype(np.uint8)
+def grid_of(run: Run) -> Picture | None:
+    """The first images of a run; None where there is no file."""
+    path = run.folder / "grid.png"
+    if not path.exists():
+        return None
+    with Image.open(path, formats=["PNG"]) as image:
+        image.load()
+        width, height = image.size
+        if max(width, height) <= _LONGEST:
+            return _picture("png", path.read_bytes(), image.size, width < 700)
+        image = image.convert("RGB")
+        image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+        return _picture("jpeg", _encoded(image, "JPEG", quality=92), (width, height), False)
+
+
+def strip_of(run: Run) -> Picture | None:
+    """The very first images of a run in one row; None where there is no file."""
+    path = run.folder / "samples" / "shard-00000.npz"
+    if not path.exists():
+        return None
+    images = read_npz(path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True)["images"]
+    n, _, *sides = images.shape
+    exact = max(sides) <= _FEW_PIXELS
+    if max(sides) > _STRIP_SIDE:
+        size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))
+        tiles = [Image.fromarray(tile.transpose(1, 2, 0).squeeze()).resize(size, Image.Resampling.LANCZOS) for tile in images]
+        images = np.stack([np.atleast_3d(tile).transpose(2, 0, 1) for tile in tiles])
+    row = image_grid(torch.from_numpy(images), n)
+    content = _encoded(row, "PNG", optimize=True) if exact else _encoded(row, "JPEG", quality=92)
+    return _picture("png" if exact else "jpeg", content, (row.width - GAP, row.height), exact, 100 * n // _STRIP_IMAGES)
+
+
+def filters_of(run: Run) -> dict[str, np.ndarray]:
+    """R ("frequency") and A ("space") of a run, those that there are."""
+    path: Path = run.folder / "filter.npz"
+    return (
+        read_npz(path, FILTERS, "the filters of a run", "delete it; nothing but its picture is lost") if path.exists() else {}
+    )
+
+
+def _encoded(picture: Image.Image, kind: str, **options: bool | int) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _picture(kind: str, content: bytes, size: tuple[int, int], exact: bool, share: int = 100) -> Picture:
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *size, exact, share)

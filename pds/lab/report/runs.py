@@ -1,243 +1,255 @@
-"""The runs of an experiment, as their directories tell them, and the table that compares them."""
+"""The record of a run as its folder tells it, and what differs between runs."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pds.errors import PDSError
+from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
-from pds.lab.report.markdown import markdown_table
+from pds.lab.runs import RESULT, identity, read_config, read_result
+from pds.lab.text import MISSING, is_number, rounded
+from pds.options import fitted
 
-MISSING = "–"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Ten times as fast where PyYAML has it; a report reads every configuration of a group."""
 FLOOR = "real data (floor)"
+STATES = ("done", "failed", "damaged", "skipped")
+BESIDE = ("seed.", "shard_size.", "name.", "published.", "metric.", "fingerprint.", "filter.reference.")
+"""What does not count as a difference of settings, besides what only says where and how fast (`pds.lab.runs.identity`): seeds
+repeat a measurement, and the other keys are of the measuring or follow from what counts."""
+OF_T = ("sampler.end", "filter.iterations")
+"""Does not count either where it has one value at each T: configurations compute it from T."""
+
+_NEEDED = (
+    *("name", "label", "vanilla", "sampler", "iterations", "nfe"),
+    *("images", "seconds", "seed", "model", "metrics", "floor"),
+)
+"""Of a result; those of older versions lack others."""
 
 
 @dataclass(frozen=True)
-class RunSummary:
-    """One run directory, or a point of a sweep that ended before it had one.
+class Run:
+    """One run folder, or a point of a sweep that ended before it had one.
 
     Attributes:
-        folder: the run directory; of such a point, where it would be.
-        state: "done", "failed", "skipped" or "running" (which is also what a killed run says).
-        message: why it failed or was skipped, or what it was doing.
+        folder: the run folder; of such a point, the folder it would have.
+        state: "done", "failed", "skipped", "running" (which is also what a killed run says) or "damaged" (unreadable).
+        message: why it failed, was skipped or cannot be read, or what it was doing.
         result: content of result.json; empty unless done.
         config: resolved configuration; empty if it cannot be read.
-        overrides: what the command line of its point gave; empty of a run outside a sweep.
+        overrides: the command line of its point; empty outside a sweep.
     """
 
     folder: Path
     state: str
-    message: str
+    message: str = ""
     result: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """What to call the run in a table."""
-        return str(self.result.get("label") or self.result.get("name") or " ".join(self.overrides) or self.folder.name)
+        """The name of the run in tables."""
+        return self.result.get("label") or " ".join(self.overrides) or self.folder.name
 
     @property
     def vanilla(self) -> bool:
         """Whether the run is a finished one without preconditioning."""
-        return bool(self.result.get("vanilla"))
+        return self.result.get("vanilla", False)
 
     @property
     def metrics(self) -> dict[str, float]:
         """Distances by full metric name; lower is closer to the data."""
         return self.result.get("metrics", {})
 
+    @property
+    def model(self) -> str:
+        """The model that a finished run sampled."""
+        return self.result.get("model", MISSING)
 
-def read_runs(folder: Path) -> list[RunSummary]:
-    """All runs of the experiment in `folder`: vanilla first, then by distance, failed, skipped and unfinished ones last.
+    @property
+    def checkpoint(self) -> dict[str, Any]:
+        """What is known of the weights file."""
+        return self.result.get("checkpoint") or {}
+
+    def number(self, key: str) -> float:
+        """A metric by its full name, or a number of result.json."""
+        return float(self.metrics[key] if key in self.metrics else self.result[key])
+
+    @cached_property
+    def flat(self) -> dict[str, Any]:
+        """The whole configuration by dotted key."""
+        return _flat(self.config)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Distances of runs of one kind may be compared: model, weights and reference are the same."""
+        weights = self.flat.get("fingerprint.weights") or self.checkpoint.get("sha256")
+        return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What counts of the configuration by dotted key: all of it, or as much as the command line of its point gave."""
+        flat = identity(self.config) if self.config else dict(map(_override, self.overrides))
+        return {k: v for k, v in flat.items() if v is not None and not f"{k}.".startswith(BESIDE)}
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
+    return flat
+
+
+def _override(text: str) -> tuple[str, Any]:
+    key, _, value = text.lstrip("+~").partition("=")
+    try:
+        return key, parse_yaml(f"value: {value}", {"value": Any})["value"]
+    except Exception:  # Hydra's grammar has more than YAML's
+        return key, value
+
+
+def token(value: Any) -> float | str:
+    """Equal for two values of a configuration if and only if they are the same: 1 is 1.0, and is not true."""
+    return float(value) if is_number(value) else json.dumps(value, sort_keys=True)
+
+
+def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys on which dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
+    rows = {key: [flat.get(key, MISSING) for flat in values] for key in dict.fromkeys(key for flat in values for key in flat)}
+    return {key: row for key, row in rows.items() if len(set(map(token, row))) > 1}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of an experiment: vanilla first, then by distance; failed, damaged, skipped and unfinished ones last.
 
     Runs of different metrics are ordered one after the other, never by comparing the two; those of a model stay together.
-    A point of a sweep that failed or was skipped is among them, once, whether or not it came to a run directory.
+    Among `runs` are the points that failed or were skipped before they had a folder; `points` are all of the group's sweeps.
+    """
+
+    runs: tuple[Run, ...]
+    points: tuple[Point, ...] = ()
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def where(self, keep: Callable[[Run], bool]) -> Runs:
+        """Those that `keep` takes."""
+        return Runs(tuple(filter(keep, self.runs)), self.points)
+
+    @cached_property
+    def done(self) -> Runs:
+        """The finished ones."""
+        return self.where(lambda run: run.state == "done")
+
+    @cached_property
+    def models(self) -> list[str]:
+        """What the finished ones sampled."""
+        return list(dict.fromkeys(run.model for run in self.done))
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Every metric that some run has, in the order in which the runs name them."""
+        return list(dict.fromkeys(name for run in self for name in run.metrics))
+
+    @cached_property
+    def floors(self) -> dict[str, float]:
+        """Distance of real data to real data by metric, where a run knows it."""
+        return {name: value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
+
+    @property
+    def other_floors(self) -> list[str]:
+        """One line for each floor that no run's metric is named like, since there are fewer real images than samples."""
+        others = {name: value for name, value in self.floors.items() if name not in self.metrics}
+        return [f"{FLOOR}: {name} = {rounded([value])[0]}" for name, value in others.items()]
+
+    def common(self, key: str) -> Any:
+        """The value of result.json that all share, or None."""
+        values = {token(run.result.get(key)): run.result.get(key) for run in self}
+        return next(iter(values.values())) if len(values) == 1 else None
+
+    def texts(self, metric: str) -> dict[float | None, str]:
+        """The text of every distance of one metric, rounded alike wherever it appears; `MISSING` where there is none."""
+        values = [run.metrics.get(metric) for run in self] + [self.floors.get(metric)]
+        return dict(zip(values, rounded(values), strict=True))
+
+    def ranked(self, metric: str) -> list[Run]:
+        """Those with a distance, the lowest first."""
+        return sorted((run for run in self if metric in run.metrics), key=lambda run: run.metrics[metric])
+
+    def baseline(self, run: Run, metric: str) -> float | None:
+        """Distance of the best vanilla run that `run` may be compared with: same kind, metric, sampler, NFE and seed."""
+
+        def alike(other: Run) -> bool:
+            same = ("sampler", "nfe", "seed")
+            return other.vanilla and other.kind == run.kind and all(other.result[k] == run.result[k] for k in same)
+
+        others = [] if run.vanilla or metric not in run.metrics else self.where(alike).ranked(metric)
+        return others[0].metrics[metric] if others else None
+
+
+def read_runs(folder: Path) -> Runs:
+    """All runs of the experiment in `folder`, and each point of its sweeps that failed or was skipped, once.
 
     Raises:
         PDSError: there is neither a run nor a sweep in `folder`.
     """
-    folders = sorted(p for p in folder.glob("*/") if (p / "status.json").exists() or (p / "result.json").exists())
-    points = Points(folder).read()
-    if not folders and not points:
-        raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
-    runs = _with_points(folder, [_read_run(p) for p in folders], points)
-    order = {name: index for index, name in enumerate(metric_names(runs))}
-
-    def distance(run: RunSummary) -> tuple[int, float]:
-        name, value = next(iter(run.metrics.items()), ("", math.inf))
-        return order.get(name, len(order)), value if math.isfinite(value) else math.inf
-
-    best = {title: min(distance(run) for run in runs if model(run) == title) for title in map(model, runs)}
-
-    def key(run: RunSummary) -> tuple[int, int, float, str, bool, float, str]:
-        metric, value = distance(run)
-        state = _STATES.index(run.state) if run.state in _STATES else len(_STATES)
-        return state, metric, best[model(run)][1], model(run), not run.vanilla, value, run.label
-
-    return sorted(runs, key=key)
-
-
-_STATES = ("done", "failed", "skipped")
-
-
-def _with_points(folder: Path, runs: Sequence[RunSummary], points: Sequence[Point]) -> list[RunSummary]:
-    """`runs` with what the points of a sweep know of them, and the points that ended without a run directory."""
-    by_name = {run.folder.name: run for run in runs}
+    folders = sorted(p for p in folder.glob("*/") if os.path.exists(p / "status.json") or os.path.exists(p / "result.json"))
+    points, by_name = [], {path.name: _read_run(path) for path in folders}
+    try:
+        points = Points(folder).read()
+    except PDSError as error:
+        by_name["points"] = Run(folder / "points", "damaged", str(error))
     for point in points:
+        lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
         run = by_name.get(point.run)
         if run is not None:
             # A run that was repeated alone is done, whatever its point said before.
-            ended = point.state in ("failed", "skipped") and run.state != "done"
-            told = {"state": point.state, "message": point.message} if ended else {}
-            by_name[point.run] = replace(run, overrides=point.overrides or (point.title,), **told)
-        elif point.state in ("failed", "skipped"):
+            told = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
+            by_name[point.run] = replace(run, overrides=overrides, **told)
+        elif lost:
             name = point.run or f"points/{point.digest}"
-            by_name[name] = RunSummary(folder / name, point.state, point.message, overrides=point.overrides or (point.title,))
-    return list(by_name.values())
+            by_name[name] = Run(folder / name, point.state, point.message, overrides=overrides)
+    if not by_name and not points:
+        raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
+    found = Runs(tuple(by_name.values()), tuple(points))
+
+    def distance(run: Run) -> tuple[int, float]:
+        name, value = next(iter(run.metrics.items()), ("", 0.0))
+        return found.metrics.index(name) if name else len(found.metrics), value
+
+    best = {model: min(distance(run) for run in found if run.model == model) for model in {run.model for run in found}}
+
+    def order(run: Run) -> tuple[int, int, float, str, bool, float, str]:
+        metric, value = distance(run)
+        state = STATES.index(run.state) if run.state in STATES else len(STATES)
+        return state, metric, best[run.model][1], run.model, not run.vanilla, value, run.label
+
+    return replace(found, runs=tuple(sorted(found, key=order)))
 
 
-def model(run: RunSummary) -> str:
-    """The model a finished run sampled, for tables."""
-    return str(run.result.get("model", MISSING))
-
-
-def several_models(runs: Sequence[RunSummary]) -> bool:
-    """Whether tables need to say which model a run sampled."""
-    return len({model(run) for run in runs if run.result}) > 1
-
-
-def metric_names(runs: Sequence[RunSummary]) -> list[str]:
-    """Every metric that some run has, in the order in which the runs name them."""
-    return list(dict.fromkeys(name for run in runs for name in run.metrics))
-
-
-def floors(runs: Sequence[RunSummary]) -> dict[str, float]:
-    """Distance of real data to real data by metric, where a run knows it."""
-    known: dict[str, float] = {}
-    for run in runs:
-        known = {**run.result.get("floor", {}), **known}
-    return {name: known[name] for name in metric_names(runs) if name in known}
-
-
-def other_floors(runs: Sequence[RunSummary]) -> list[str]:
-    """One line for each floor that no run's metric is named like, since there are fewer real images than samples."""
-    names = metric_names(runs)
-    known = {name: value for run in runs for name, value in run.result.get("floor", {}).items() if name not in names}
-    return [f"{FLOOR}: {name} = {rounded([value])[0]}" for name, value in known.items()]
-
-
-def baseline(run: RunSummary, runs: Sequence[RunSummary], metric: str) -> float | None:
-    """Distance of the best vanilla run that `run` may be compared with: same metric, sampler, NFE, images and model."""
-    if run.vanilla or metric not in run.metrics:
-        return None
-    same = ("sampler", "nfe", "images", "model", "checkpoint", "seed")
-    distances = [
-        other.metrics[metric]
-        for other in runs
-        if other.vanilla and metric in other.metrics and all(other.result.get(k) == run.result.get(k) for k in same)
-    ]
-    return min(distances, default=None)
-
-
-def rounded(values: Sequence[float | None]) -> list[str]:
-    """The numbers of one column with the same count of decimals, three significant digits for the smallest."""
-    finite = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
-    decimals = min(6, max(1, 2 - math.floor(math.log10(min(finite))))) if finite else 1
-    return [MISSING if v is None else f"{v:.{decimals}f}" for v in values]
-
-
-def significant(value: float) -> str:
-    """Three significant digits or all those before the point, never with an exponent."""
-    rounded = abs(float(f"{value:.3g}"))
-    decimals = 2 - math.floor(math.log10(rounded)) if rounded and math.isfinite(rounded) else 0
-    return f"{value:.{min(max(0, decimals), 6)}f}"
-
-
-def timing(images: set[int | None], devices: set[str | None]) -> str:
-    """What the seconds of some runs are of, by all their image counts and devices."""
-    of = f"seconds for {min(images):,} images" if len(images) == 1 and None not in images else "seconds"
-    return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
-
-
-def format_table(runs: Sequence[RunSummary]) -> str:
-    """The comparison as a Markdown table that also reads well in a terminal.
-
-    One column a metric, under its full name; then a row for real data against real data, where known, and a line for
-    each run that has no result, with its message.
-    """
-    unfinished = [f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done"]
-    runs = [run for run in runs if run.state == "done"]
-    if not runs:
-        return "\n".join(unfinished)
-    names, floor = metric_names(runs), floors(runs)
-    seeds = [str(run.result.get("seed", MISSING)) for run in runs]
-    columns = {
-        "run": [run.label for run in runs],
-        **({"model": [model(run) for run in runs]} if several_models(runs) else {}),
-        "sampler": [str(run.result.get("sampler", MISSING)) for run in runs],
-        "T": [str(run.result.get("iterations", MISSING)) for run in runs],
-        "NFE": [str(run.result.get("nfe", MISSING)) for run in runs],
-        **({"seed": seeds} if len(set(seeds)) > 1 else {}),
-        "images": [str(run.result.get("images", MISSING)) for run in runs],
-        "seconds": rounded([run.result.get("seconds") for run in runs]),
-        **{n: rounded([*(run.metrics.get(n) for run in runs), floor.get(n)]) for n in names},
-    }
-    for name in columns:
-        if floor and name not in names:
-            columns[name].append(FLOOR if name == "run" else "")
-        elif not floor and name in names:
-            columns[name].pop()
-    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    lines = [markdown_table(rows, [name not in ("run", "model", "sampler") for name in columns])]
-    lines += ["", *other_floors(runs)] if other_floors(runs) else []
-    if unfinished:
-        lines += ["", *unfinished]
-    return "\n".join(lines)
-
-
-def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The dotted keys on which nested dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
-    flat = [flatten(value) for value in values]
-    rows = {key: [f.get(key, MISSING) for f in flat] for key in dict.fromkeys(key for f in flat for key in f)}
-    return {key: row for key, row in rows.items() if any(type(v) is not type(row[0]) or v != row[0] for v in row)}
-
-
-def common(values: Iterable[Any]) -> Any:
-    """The value that all share, or None."""
-    first, *others = values
-    return first if all(other == first for other in others) else None
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dictionary with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            flat |= flatten(item, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = item
-    return flat
-
-
-def _read_run(folder: Path) -> RunSummary:
-    """A run directory that cannot be read is a failed run that says so: it must not hide the others."""
-    config: dict[str, Any] = {}
+def _read_run(folder: Path) -> Run:
+    """A folder that cannot be read is a damaged run that says so: it must not hide the others."""
+    config, result = {}, {}
     try:
-        if (folder / "config.yaml").exists():
-            config = yaml.load((folder / "config.yaml").read_text(), _LOADER) or {}
-        status = json.loads((folder / "status.json").read_text())
-        state, message = str(status["state"]), str(status.get("message", ""))
-        result = json.loads((folder / "result.json").read_text()) if state == "done" else {}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        return RunSummary(folder, "failed", f"unreadable run directory: {type(error).__name__}: {error}", {}, config)
-    return RunSummary(folder, state, message, result, config)
+        if os.path.exists(folder / "config.yaml"):
+            config = read_config(folder / "config.yaml")
+        fix = "delete its folder and run its command again"
+        status = read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
+        if status["state"] == "done":
+            result = read_result(folder, {key: RESULT[key] for key in _NEEDED})
+            with reading(folder / "result.json", "the result of a run", fix):
+                for key in RESULT.keys() & result.keys():
+                    fitted(key, result[key], RESULT[key])
+        return Run(folder, status["state"], str(status.get("message") or ""), result, config)
+    except PDSError as error:
+        return Run(folder, "damaged", str(error), {}, config)

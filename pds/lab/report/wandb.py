@@ -11,16 +11,16 @@ import argparse
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from pds.errors import PDSError
-from pds.lab.report import RunSummary, format_table, read_runs
-from pds.lab.report.runs import differing, metric_names
-from pds.lab.runs import identity
+from pds.lab.report.runs import Run, Runs, read_runs
+from pds.lab.report.settings import panels
+from pds.lab.report.table import format_table
 from pds.lab.terminal import show
 from pds.lab.tracking import has_api_key
 
@@ -52,8 +52,8 @@ def dashboard(folder: Path, project: str | None, entity: str | None) -> str:
     Raises:
         PDSError: no run is finished, or W&B cannot be reached.
     """
-    runs = [run for run in read_runs(folder) if run.state == "done"]
-    if not runs:
+    runs = read_runs(folder).done
+    if not len(runs):
         raise PDSError(f"no run in {folder} is finished: there is nothing to compare yet")
     if wr is None:
         raise PDSError(f"wandb-workspaces is not installed: pip install wandb-workspaces ({_offline(folder)})")
@@ -83,15 +83,15 @@ def _offline(folder: Path) -> str:
     return f"{folder / 'report.html'} compares the same runs without W&B"
 
 
-def _setting(runs: Sequence[RunSummary], name: str, variable: str) -> str | None:
+def _setting(runs: Runs, name: str, variable: str) -> str | None:
     """What the runs' tracker was told, else the environment, in the order of `wandb.init`."""
-    told = {value for run in runs if (value := run.config.get("tracker", {}).get(name))}
+    told = {value for run in runs if (value := run.flat.get(f"tracker.{name}"))}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
     return next(iter(told), None) or os.environ.get(variable) or None
 
 
-def not_uploaded(runs: Sequence[RunSummary]) -> tuple[list[Path], list[RunSummary]]:
+def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:
     """The W&B folders of runs that were tracked offline and never uploaded since; the runs that were not tracked.
 
     A run that was killed and resumed has a W&B folder for each attempt: the last one holds the result.
@@ -106,25 +106,14 @@ def not_uploaded(runs: Sequence[RunSummary]) -> tuple[list[Path], list[RunSummar
     return offline, untracked
 
 
-def swept(runs: Sequence[RunSummary]) -> list[str]:
-    """Dotted configuration keys that differ between runs made of the same parts: what a sweep varies."""
-    alike: dict[tuple[str, ...], list[dict]] = {}
-    for run in runs:
-        values = identity(run.config)
-        parts = tuple(str(value) for key, value in sorted(values.items()) if key.endswith("_target_"))
-        alike.setdefault(parts, []).append(values)
-    keys = dict.fromkeys(key for configs in alike.values() for key in differing(configs))
-    return [key for key in keys if not key.startswith("fingerprint.")]
-
-
-def comparison(runs: Sequence[RunSummary], project: str, entity: str) -> wr.Report:
+def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     """The report of finished runs of one group, not saved yet: made without network.
 
     Charts ask W&B for the summary keys that `mirror` of experiments/run.py logs. Each distance goes by its full name, in
     panels of its own: a run with another image count or other features is absent there.
     """
-    group = runs[0].config["group"]
-    names, keys = metric_names(runs), swept(runs)
+    group, names = runs.runs[0].flat["group"], runs.metrics
+    keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
     present = [job_type for job_type in JOB_TYPES if any(run.vanilla == (job_type == "vanilla") for run in runs)]
     columns = ["summary:T", "summary:NFE", "summary:images", "summary:seconds", *(f"summary:{name}" for name in names)]
 
@@ -200,7 +189,7 @@ def _distance_panels(name: str, count: int) -> list[wr.Panel]:
     return [bars, *scatters]
 
 
-def _provenance(runs: Sequence[RunSummary]) -> list[wr.Block]:
+def _provenance(runs: Runs) -> list[wr.Block]:
     """Commands, doubts, commits and versions, as the runs recorded them."""
     commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
     blocks: list[wr.Block] = [wr.MarkdownBlock(text=f"```bash\n{commands}\n```")]
@@ -213,6 +202,6 @@ def _provenance(runs: Sequence[RunSummary]) -> list[wr.Block]:
     return blocks
 
 
-def _made_by(run: RunSummary) -> str:
+def _made_by(run: Run) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
     return f"Commit {run.result['commit']} on {run.result['device']} ({versions})"

@@ -1,235 +1,294 @@
-"""Pictures place pixels and frequencies where they say; tables and the page tell the runs apart and hide nothing."""
+"""The page and its files: nothing hidden, everything escaped, charts in the reader's colours, pictures where they belong."""
 
-from __future__ import annotations
-
-import json
+import base64
+import csv
+import html
+import io
 import re
-from pathlib import Path
-from typing import Any
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-import yaml
+from made_runs import METRIC, edit, parametric, statistics, write_run
 from PIL import Image
 
-from pds.errors import PDSError
-from pds.lab.report import filter_picture, format_table, read_runs, space_picture, write_report
+from pds.lab.points import Point, Points
+from pds.lab.report import page, read_runs, write_report
+from pds.lab.report.charts import filter_plane
+from pds.lab.report.pictures import strip_of
 from pds.pictures import image_grid
 
-METRIC = "fid_made_up_256"
+
+def report(folder):
+    return write_report(folder).read_text(encoding="utf-8")
 
 
-def write_run(root: Path, slug: str, result: dict[str, Any] | None, config: dict[str, Any], message: str = "") -> Path:
-    folder = root / slug
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "status.json").write_text(json.dumps({"state": "done" if result else "failed", "message": message}))
-    if result:
-        shared = {
-            "experiment": "made <up>",
-            "sampler": "annealed Langevin",
-            "iterations": 20,
-            "nfe": 40,
-            "images": 256,
-            "seconds": 12.5,
-            "floor": {METRIC: 1.5},
-            "seed": 7,
-            "model": "made-up net",
-            "checkpoint": {"file": "made_up.safetensors", "sha256": "c0ffee"},
-            "device": "made-up device",
-            "versions": {"torch": "9.9.9"},
-            "commit": "abc1234",
-            "command": f"python experiments/run.py {slug} && true",
-        }
-        (folder / "result.json").write_text(json.dumps(shared | result))
-        image_grid(torch.full((4, 1, 8, 8), 200, dtype=torch.uint8), 2).save(folder / "grid.png")
-    return folder
+def section(text, title):
+    return re.search(rf"<h2>{title}.*?</section>", text, re.DOTALL)[0]
 
 
-def test_models_are_told_apart_and_stay_together(tmp_path):
-    root = tmp_path / "two"
-    for i, (net, label, distance) in enumerate(
-        [("net B", "vanilla", 3.0), ("net B", "PDS", 2.0), ("net A", "vanilla", 20.0), ("net A", "PDS", 9.0)]
-    ):
-        result = {"model": net, "label": label, "vanilla": label == "vanilla", "metrics": {METRIC: distance}}
-        write_run(root, f"r-{i}", result, {})
-    ancestral = {"model": "net A", "label": "other", "sampler": "ancestral", "vanilla": True, "metrics": {METRIC: 4.0}}
-    write_run(root, "r-9", ancestral | {"source": "Ho & others"}, {})
-    runs = read_runs(root)
-    assert [(run.result["model"], run.label) for run in runs] == [
-        ("net B", "vanilla"),
-        ("net B", "PDS"),
-        ("net A", "other"),
-        ("net A", "vanilla"),
-        ("net A", "PDS"),
-    ]
-    assert "| net A |" in format_table(runs) and format_table(runs[:2]).count("net A") == 0
-    page = write_report(root).read_text()
-    assert "net B: PDS is closest to the data" in page
-    assert "net A: PDS is closer to the data than the same sampler without preconditioning" in page
-    assert "other (ancestral) is closest: 4.0" in page
-    # Runs made before results had a source have none.
-    assert re.findall(r"<h3>Methods</h3><dl>(.*?)</dl>", page) == ["<dt>ancestral</dt><dd>Ho &amp; others</dd>"]
+def texts(svg):
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def add_pictures(folder, images, **filters):
+    (folder / "samples").mkdir(exist_ok=True)
+    np.savez(folder / "samples" / "shard-00000.npz", images=images, nfe=np.float64(9), seconds=np.float64(1))
+    image_grid(torch.from_numpy(images), 4).save(folder / "grid.png")
+    np.savez(folder / "filter.npz", **filters)
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Path:
-    """A better and a failed run beside vanilla; the names sort in another order than the report does."""
-    root = tmp_path / "outputs" / "made_up"
-    base = {"seed": 7, "sampler": {"iterations": 20, "step": 1.5}}
-    pds = {"name": "filter=parametric", "label": "PDS <b>&λ", "vanilla": False, "metrics": {METRIC: 8.0}}
-    folder = write_run(root, "a-1", pds, base | {"filter": {"r": 0.2, "levels": [1, 2]}})
-    np.savez(folder / "filter.npz", frequency=np.ones((1, 8, 8), np.float32), space=np.ones((1, 8, 8), np.float32))
-    write_run(root, "b-2", None, base | {"filter": {"r": 0.3, "levels": [1, 2]}}, "step <script> beyond the bound")
-    write_run(root, "c-3", {"label": "vanilla", "vanilla": True, "metrics": {METRIC: 10.0}}, base | {"filter": None})
-    return root
+def pair(tmp_path):
+    """vanilla and a better run with a filter, beside one that failed."""
+    images, plane = np.full((4, 1, 8, 8), 200, np.uint8), np.ones((1, 8, 8), np.float32)
+    plane[0, 0, 0] = 2
+    facts = {"experiment": "made <up>", "commit": "abc1234", "device": "a device", "versions": {"torch": "9.9.9"}}
+    facts |= {"checkpoint": {"file": "made_up.safetensors", "sha256": "c0ffee"}, "source": "Ho & others"}
+    add_pictures(write_run(tmp_path, 10.0, **facts, nfe=100), images)
+    add_pictures(
+        write_run(tmp_path, 8.0, statistics(5.0, 50), label="PDS <b>&λ", **facts), images, frequency=plane, space=plane
+    )
+    write_run(tmp_path, None, parametric(0.2, 1.6), state="failed", message="step <script> beyond the bound")
+    return tmp_path
 
 
-def test_image_grid_places_every_pixel() -> None:
-    images = torch.arange(3 * 3 * 4 * 5, dtype=torch.uint8).reshape(3, 3, 4, 5)
-    grid = np.asarray(image_grid(images, columns=2, scale=2))
-    assert grid.shape == (2 * (8 + 2) + 2, 2 * (10 + 2) + 2, 3)
-    third = grid[2 + 10 : 2 + 10 + 8, 2 : 2 + 10]
-    assert (third[::2, ::2] == images[2].permute(1, 2, 0).numpy()).all() and (third[1::2, 1::2] == third[::2, ::2]).all()
-    assert (grid[12:20, 14:24] == grid[0, 0]).all(), "the place without an image"
-    assert image_grid(images[:, :1], columns=3).mode == "L"
-    with pytest.raises(ValueError, match="uint8"):
-        image_grid(images.float(), columns=2)
-
-
-@pytest.mark.parametrize("shape", [(28, 28), (9, 12)])
-def test_filter_picture_shows_dc_in_the_centre(shape: tuple[int, int]) -> None:
-    frequency = np.ones((3, *shape), np.float32)
-    frequency[:, 0, 0] = 2
-    frequency[:, 0, 1] = 1.5  # one cycle a width to the right of DC
-    pixels = np.asarray(filter_picture(frequency))[..., :3].astype(int)
-    low, high = pixels_of(pixels, (22, 11, 57)), pixels_of(pixels, (252, 255, 164))
-    bar = np.diff(np.unique(low[:, 1])).argmax() + 1  # the colour bar stands apart, right of the plane
-    plane = low[low[:, 1] < np.unique(low[:, 1])[bar]]
-    dc = high[high[:, 1] <= plane[:, 1].max()]
-    top, left = plane.min(axis=0)
-    bottom, right = plane.max(axis=0) + 1
-    cell = ((bottom - top) / shape[0], (right - left) / shape[1])
-    expected = [start + (n // 2 + 0.5) * side for start, n, side in zip((top, left), shape, cell, strict=True)]
-    assert np.abs(dc.mean(axis=0) + 0.5 - expected).max() < 1
-    beside = pixels[round(expected[0]), round(expected[1] + cell[1])]
-    assert tuple(beside) not in {(22, 11, 57), (252, 255, 164)}, "frequency 1 is right of DC"
-
-
-def pixels_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    return np.argwhere((pixels == colour).all(axis=-1))
-
-
-def test_filter_picture_shows_channels_that_differ() -> None:
-    equal, different = np.ones((3, 8, 8)), np.ones((3, 8, 8))
-    different[1] = 2
-    assert filter_picture(different).width > 2 * filter_picture(equal).width
-    assert space_picture(equal).size == filter_picture(equal).size
-
-
-def test_read_runs_orders_and_keeps_failures(experiment: Path) -> None:
-    write_run(experiment, "d-4", {"label": "without a metric"}, {})
-    runs = read_runs(experiment)
-    assert [r.label for r in runs] == ["vanilla", "PDS <b>&λ", "without a metric", "b-2"]
-    assert [r.state for r in runs] == ["done", "done", "done", "failed"]
-    assert runs[-1].message == "step <script> beyond the bound" and runs[-1].config["filter"]["r"] == 0.3
-    (experiment / "a-1" / "result.json").write_text('{"label":')
-    broken = next(r for r in read_runs(experiment) if r.folder.name == "a-1")
-    assert broken.state == "failed" and "unreadable" in broken.message
-    with pytest.raises(PDSError, match="no runs"):
-        read_runs(experiment / "a-1")
-
-
-def test_table_has_a_column_a_metric_and_the_floor_last(experiment: Path) -> None:
-    write_run(experiment, "d-4", {"label": "other", "metrics": {"fid_made_up_2k": 3.25}, "floor": {}}, {})
-    table, unfinished = format_table(read_runs(experiment)).split("\n\n")
-    header, _rule, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert header == ["run", "sampler", "T", "NFE", "images", "seconds", METRIC, "fid_made_up_2k"]
-    assert len({len(line) for line in table.splitlines()}) == 1, "columns line up in a terminal"
-    cells = {row[0]: row[-2:] for row in rows}
-    assert cells["vanilla"] == ["10.00", "–"] and cells["other"] == ["–", "3.25"]
-    assert rows[-1] == ["real data (floor)", "", "", "", "", "", "1.50", "–"]
-    assert unfinished == "failed: b-2: step <script> beyond the bound"
-
-
-def test_report_is_self_contained_and_escaped(experiment: Path) -> None:
-    path = write_report(experiment)
-    page = path.read_text(encoding="utf-8")
-    assert path == experiment / "report.html" and not list(experiment.glob(".*"))
-    resources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]{0,16})""", page)
-    assert len(resources) == 4 and all(r.startswith("data:image/png;") for r in resources), "2 grids, R and A"
-    assert "<script" not in page and "<b>&" not in page and "made <up>" not in page
-    for text in (
-        "made &lt;up&gt;",
-        "PDS &lt;b&gt;&amp;λ",
-        "step &lt;script&gt; beyond the bound",
-        "a-1 &amp;&amp; true",
+def test_the_page_is_self_contained_and_escaped(pair):
+    text = report(pair)
+    assert not list(pair.glob(".*")), "no temporary file is left"
+    resources = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'>)\s]{0,16})""", text)
+    outside = [address for address in resources if not address.startswith(("data:image/png;", "#"))]
+    assert not outside and "<script" not in text and "<b>&" not in text and "made <up>" not in text
+    for words in ("made &lt;up&gt;", "PDS &lt;b&gt;&amp;λ", "step &lt;script&gt; beyond the bound", "Ho &amp; others"):
+        assert words in text
+    for fact in (
+        "real data (floor)",
+        METRIC,
+        "abc1234",
+        "c0ffee",
+        "torch 9.9.9",
+        "a device",
+        "(seed 0)",
+        "0.80×",
+        "python run.py 1",
     ):
-        assert text in page
-    for fact in ("real data (floor)", METRIC, "abc1234", "c0ffee", "9.9.9", "made-up device", "(seed 7)", "0.80×"):
-        assert fact in page
+        assert fact in text
 
 
-def test_report_marks_the_lowest_and_says_so_when_vanilla_wins(experiment: Path) -> None:
-    assert re.findall(r"<tr class=best><th[^>]*>([^<]*)", write_report(experiment).read_text()) == ["PDS &lt;b&gt;&amp;λ"]
-    result = json.loads((experiment / "a-1" / "result.json").read_text()) | {"metrics": {METRIC: 11.0}}
-    (experiment / "a-1" / "result.json").write_text(json.dumps(result))
-    page = write_report(experiment).read_text()
-    assert re.findall(r"<tr class=best><th[^>]*>([^<]*)", page) == ["vanilla"]
-    assert "No preconditioned run is closer" in page and "1.10×" in page
+def test_the_lowest_is_marked_whoever_it_is(pair):
+    def marked():
+        return re.findall(r'<tr class="best"><th[^>]*>([^<]*)', report(pair))
+
+    assert marked() == ["PDS &lt;b&gt;&amp;λ"] and "is closest to the data: fid_made_up_256 8.00" in report(pair)
+    edit(pair / "run-1", metrics={METRIC: 9.9})
+    assert "Level: fid_made_up_256 9.90 at best" in report(pair)
+    edit(pair / "run-1", metrics={METRIC: 11.0})
+    assert marked() == ["vanilla"] and "No preconditioned run is closer" in report(pair) and "1.10×" in report(pair)
+    write_run(pair, 4.0, label="other", sampler="EDM")
+    edit(pair / "run-1", metrics={METRIC: 5.0})
+    assert "but other (EDM) is closest: 4.00" in report(pair)
+    edit(pair / "run-1", nfe=80)
+    assert "×<" not in report(pair), "a ratio is to the same length"
 
 
-def test_a_ratio_needs_a_vanilla_run_of_the_same_length(experiment: Path) -> None:
-    assert "×<" in write_report(experiment).read_text()
-    result = json.loads((experiment / "a-1" / "result.json").read_text()) | {"nfe": 80}
-    (experiment / "a-1" / "result.json").write_text(json.dumps(result))
-    assert "×<" not in write_report(experiment).read_text()
+def test_verdicts_name_the_model_where_there_are_several(tmp_path):
+    for model in ("net A", "net B"):
+        write_run(tmp_path, 3.0, model=model)
+        write_run(tmp_path, 2.0, statistics(5.0, 50), model=model)
+    text = report(tmp_path)
+    assert "net A: PDS is closest to the data" in text and "net B: PDS is closest to the data" in text
 
 
-def test_report_lists_only_the_config_keys_that_differ(experiment: Path) -> None:
-    page = write_report(experiment).read_text(encoding="utf-8")
-    section = re.search(r"<h2>What differs.*?</section>", page, re.DOTALL)
-    assert section is not None
-    rows = re.findall(r'<tr><th scope="row"><code>(.*?)</code></th>(.*?)</tr>', section[0])
-    cells = {key: re.findall(r"<code>(.*?)</code>", values) for key, values in rows}
-    assert cells == {
+def test_only_keys_that_differ_are_listed(pair):
+    filters = {"run-0": "null", "run-1": "{r: 0.2, levels: [1, 2]}", "run-2": "{r: 0.3, levels: [1, 2]}"}
+    for run, filter in filters.items():
+        config = f"seed: 7\nsampler: {{step: 1.5}}\nsweep: {{number: {run[-1]}}}\nfilter: {filter}"
+        (pair / run / "config.yaml").write_text(config)
+    rows = re.findall(r'<tr><th scope="row">(filter.*?|s.*?)</th>(.*?)</tr>', section(report(pair), "What differs"), re.DOTALL)
+    assert {key: re.findall(r"<code>(.*?)</code>", row) for key, row in rows} == {
         "filter": ["null", "–", "–"],
         "filter.levels": ["–", "[1, 2]", "[1, 2]"],
         "filter.r": ["–", "0.2", "0.3"],
     }
 
 
-def test_a_large_grid_is_inlined_scaled(experiment: Path) -> None:
+def test_every_failure_is_told_once(over_r_and_lam):
+    text = report(over_r_and_lam)
+    body = text[: text.index("<h2>Distance")]
+    for message in ("no &lt;space&gt; left", "lam is too large", "weights are missing"):
+        assert body.count(message) == 1
+    assert body.count("<strong>failed</strong>") == 2 and body.count("<strong>skipped</strong>") == 1
+    assert "filter.r=0.1 filter.lam=2.0" in body and "5 points of the sweep 1 wait and 1 run" in body
+
+
+def test_a_group_of_failures_only_has_a_report(tmp_path):
+    for alpha in range(5):
+        Points(tmp_path).write(Point((f"filter.alpha={-alpha}",), 1, state="failed", message="alpha is too small"))
+    text = report(tmp_path)
+    assert "No run has finished" in text and text.count("alpha is too small") == 1 and "and 2 more" in text
+    with open(tmp_path / "summary.csv", newline="") as file:
+        assert sorted(row["filter.alpha"] for row in csv.DictReader(file)) == ["-1", "-2", "-3", "-4", "0"]
+
+
+def test_summary_has_a_row_a_run_and_a_column_a_key(over_r_and_lam):
+    write_run(over_r_and_lam, 55.5, seed=3)
+    write_report(over_r_and_lam)
+    with open(over_r_and_lam / "summary.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["state"]) for row in rows] == [(run.label, run.state) for run in read_runs(over_r_and_lam)]
+    first, second = rows[0], rows[1]
+    assert (first["name"], first["seed"], first["T"], first["NFE"], first[METRIC]) == ("run-5", "3", "50", "100", "55.5")
+    assert (second["filter.r"], second["filter.lam"], second[METRIC], second["message"]) == ("0.2", "1.6", "6.5", "")
+    (skipped,) = (row for row in rows if row["state"] == "skipped")
+    assert (skipped["filter.lam"], skipped[METRIC], skipped["message"]) == ("2.0", "", "weights are missing")
+
+
+def test_the_sweep_is_run_again_by_one_command(tmp_path):
+    for alpha in range(2, 16):
+        run = write_run(tmp_path, float(alpha), statistics(alpha, 50))
+        Points(tmp_path).write(
+            Point((f"filter.alpha={alpha}",), alpha, command="run.py -m all of <it>", state="done", run=run.name)
+        )
+    text = report(tmp_path)
+    again = section(text, "Run it again")
+    assert "The sweep has 14 points." in again and again.count("run.py -m all of &lt;it&gt;") == 1
+    assert again.index("<details>") < again.index("python run.py 0")
+    rows = section(text, "What differs")
+    assert rows.count('<th scope="row">') == 14 and "sweep.number" not in rows, "one row a run"
+    assert "The lowest are shown; all 14 runs" in text
+
+
+def test_numbers_and_states_stand_in_the_cells(over_r_and_lam):
+    write_report(over_r_and_lam)
+    (file,) = (over_r_and_lam / "figures").glob("*-over-*")
+    due = Counter(["812", "9.50", "7.25", "6.50", "failed", "failed", "skipped"])
+    assert Counter(texts(file.read_text())) & due == due
+    assert re.search(r"font: bold[^>]*>6.50<|font-weight: ?(bold|700)[^>]*>6.50<", file.read_text()), "the lowest stands out"
+
+
+def test_charts_name_their_lines_and_axes(over_alpha_and_t):
+    write_run(over_alpha_and_t, 3.0, statistics(5.0, 100), 100, seed=1)
+    text = report(over_alpha_and_t)
+    by_t, by_alpha, best = (
+        texts((over_alpha_and_t / "figures" / f"{METRIC}-{name}.svg").read_text())
+        for name in ("against-T", "against-filter.alpha", "best-alpha-against-T")
+    )
+    lines = {"vanilla", "PDS α=2.5", "T (iterations)", "NFE (score evaluations)", "seconds for 256 images", METRIC}
+    assert lines | {"real data (floor)", "25", "50", "100", "200"} <= set(by_t), "NFE is twice T"
+    assert {"PDS T=25", "vanilla T=100", "α"} <= set(by_alpha)
+    assert {"α = 5·T/100", "PDS, best α", "PDS, best α (edge of its grid: a bound)"} <= set(best)
+    assert '3.50 ± 0.71</td><td class="number">2</td>' in section(text, "Over the seeds")
+
+
+def test_charts_are_for_paper_and_follow_the_page(over_alpha_and_t):
+    text = report(over_alpha_and_t)
+    files = {path: path.read_text() for path in (over_alpha_and_t / "figures").iterdir()}
+    drawn = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert sorted(drawn) == sorted(files.values()) and len(drawn) == 4, "a chart is its file"
+    ids, used = re.findall(r'\bid="([^"]+)"', text), re.findall(r'(?:url\(|href=")#([^")]+)', text)
+    assert len(ids) == len(set(ids)) > 20 and used and set(used) <= set(ids), "each its own among those of other charts"
+    styles = text[text.index("<style>") : text.index("</style>")]
+    inks = set(re.findall(r"(?:fill|stroke): #(?:000000|555555|dddddd|a3260f)\b", "".join(drawn)))
+    assert len(inks) >= 3 and {ink for ink in inks if f'[style*="{ink}"]' not in styles} <= {"fill: #000000"}
+    for svg in drawn:
+        assert 'role="img"' in svg and "aria-label=" in svg and "background: #fff" in svg and "DejaVu Sans', sans-serif" in svg
+    write_report(over_alpha_and_t)
+    assert files == {path: path.read_text() for path in files}, "reproducible"
+
+
+def test_panels_that_may_not_be_compared_have_files_of_their_own(tmp_path):
+    for t in (25, 50):
+        write_run(tmp_path, 100.0 / t, t=t)
+        write_run(tmp_path, 900.0 / t, t=t, model="other net")
+    write_report(tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == [f"{METRIC}-against-T", f"{METRIC}-against-T-2"]
+
+
+def test_a_page_without_charts_does_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pds.lab.report.charts", None)
+    write_run(tmp_path, 30.0)
+    write_run(tmp_path, 10.0, statistics(5.0, 50))
+    text = report(tmp_path)
+    assert "cannot be shown" not in text and "<svg" not in text and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("name", ["_swept", "_verdicts", "_images", "_filters", "_table"])
+def test_a_part_that_cannot_be_made_is_a_sentence(pair, monkeypatch, name):
+    def broken(*arguments):
+        raise RuntimeError("a <defect>")
+
+    monkeypatch.setattr(page, name, broken)
+    text = report(pair)
+    assert text.count("cannot be shown: a &lt;defect&gt;") == 1 and "0.80×" in text
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((1, 8, 8), "png"), ((3, 96, 80), "jpeg")])
+def test_many_runs_show_strips_of_a_seed(tmp_path, shape, kind):
+    images = np.random.default_rng(0).integers(0, 256, (16, *shape), dtype=np.uint8)
+    for alpha in range(2, 14):
+        add_pictures(write_run(tmp_path, float(alpha), statistics(alpha, 50), seed=alpha % 2), images)
+    text = section(report(tmp_path), "Images")
+    assert text.count("data:image/png") == 12 and 'class="strips"' not in text, "grids"
+    add_pictures(write_run(tmp_path, 30.0), images)
+    text = section(report(tmp_path), "Images")
+    assert text.count(f"data:image/{kind}") == text.count("<img ") == 13
+    assert re.findall(r"<h3>Seed (\d)", text) == ["0", "1"] and text.count(f'height="{12 if kind == "png" else 68}"') == 13
+    (tmp_path / "run-3" / "samples" / "shard-00000.npz").write_bytes(b"PK")
+    text = section(report(tmp_path), "Images")
+    assert text.count("data:image/") == 12 and "run-3/samples/shard-00000.npz is not" in text
+
+
+def test_strips_are_the_first_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (16, 3, 5, 6), dtype=np.uint8)
+    add_pictures(write_run(tmp_path, 1.0), images)
+    picture = strip_of(read_runs(tmp_path).runs[0])
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.data.partition(",")[2]))))
+    assert (pixels == np.asarray(image_grid(torch.from_numpy(images[:10]), 10))).all()
+
+
+def test_a_large_grid_is_inlined_scaled(pair):
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(experiment / "a-1" / "grid.png")
-    page = write_report(experiment).read_text()
-    assert "data:image/jpeg;" in page and len(page) < 6e6 < (experiment / "a-1" / "grid.png").stat().st_size
+    Image.fromarray(noise).save(pair / "run-0" / "grid.png")
+    text = report(pair)
+    assert "data:image/jpeg;" in text and len(text) < 6e6 < (pair / "run-0" / "grid.png").stat().st_size
 
 
-def test_damaged_pictures_do_not_cost_the_report(experiment: Path) -> None:
-    (experiment / "a-1" / "filter.npz").write_bytes(b"PK")
-    grid = experiment / "c-3" / "grid.png"
+def test_damaged_pictures_cost_themselves_alone(pair):
+    (pair / "run-1" / "filter.npz").write_bytes(b"PK")
+    grid = pair / "run-0" / "grid.png"
     grid.write_bytes(grid.read_bytes()[:60])
-    page = write_report(experiment).read_text()
-    assert "grid.png cannot be read" in page and "filter.npz cannot be read" in page and page.count("data:image") == 1
+    text = report(pair)
+    assert section(text, "Images").count("This cannot be shown") == 1 and text.count("data:image") == 1
+    assert "run-1/filter.npz is not" in section(text, "Filters")
 
 
-def test_a_floor_of_fewer_images_is_shown_under_its_own_name(tmp_path: Path) -> None:
-    root = tmp_path / "made_up"
-    few = {"label": "vanilla", "vanilla": True, "metrics": {METRIC: 10.0}, "floor": {"fid_made_up_99": 2.5}}
-    write_run(root, "a", few, {})
-    expected = "real data (floor): fid_made_up_99 = 2.50"
-    assert expected in format_table(read_runs(root))
-    assert expected in write_report(root).read_text()
-    assert "| real data (floor)" not in format_table(read_runs(root))
+def plane(chart, kind="image/png"):
+    """The pixels of the first picture in a chart."""
+    data = re.search(rf"data:{kind};base64,([^\"]+)", chart.svg)[1]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
 
 
-def test_distances_that_hardly_differ_are_called_level(tmp_path: Path) -> None:
-    for slug, value in (("a", 9.9), ("b", 9.5)):
-        root = tmp_path / slug
-        write_run(root, "v", {"label": "vanilla", "vanilla": True, "metrics": {METRIC: 10.0}}, {})
-        write_run(root, "p", {"label": "PDS", "vanilla": False, "metrics": {METRIC: value}}, {"r": 1})
-        page = write_report(root).read_text()
-        assert ("Level: " in page) == (slug == "a")
-        assert ("is closest to the data" in page) == (slug == "b")
+@pytest.mark.parametrize("shape", [(28, 28), (9, 12)])
+def test_a_frequency_filter_has_dc_in_the_centre(shape):
+    frequency = np.ones((3, *shape), np.float32)
+    frequency[:, 0, 0] = 2
+    frequency[:, 0, 1] = 1.5  # one cycle a width to the right of DC
+    chart = filter_plane("f", "frequency", frequency)
+    pixels = plane(chart)
+    assert pixels.shape[:2] == shape, "its own pixels"
+    bright = pixels.sum(axis=2)
+    row, column = shape[0] // 2, shape[1] // 2
+    assert np.unravel_index(bright.argmax(), shape) == (row, column)
+    bright[row, column] = 0
+    assert np.unravel_index(bright.argmax(), shape) == (row, column + 1)
+    assert {"cycles/pixel", "−0.5", "0.25", "R", "1", "2"} <= {text.replace("-", "−") for text in texts(chart.svg)}
+
+
+def test_channels_that_differ_have_panels_on_one_scale():
+    equal, different = np.ones((3, 8, 8)), np.ones((3, 8, 8))
+    different[1] = 2
+    assert filter_plane("f", "space", equal).svg.count("<image") == 2, "the plane and its bar"
+    chart = filter_plane("f", "space", different)
+    assert chart.svg.count("<image") == 4 and {"channel 0", "channel 1", "channel 2", "A", "pixel"} <= set(texts(chart.svg))

@@ -1,0 +1,190 @@
+"""Models from their weights: files that say what they are, diffusers folders, and published checkpoints by their card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pds.data.statistics import DatasetStatistics
+from pds.errors import MissingError, OptionError, PDSError
+from pds.files import ASSETS, locate
+from pds.models.checkpoints import DIFFUSERS, DiffusersFolder
+from pds.models.diffusers_layout import DEFAULTS, described
+from pds.models.ncsn import ncsn
+from pds.models.ncsnpp import ncsnpp
+from pds.models.ncsnv2 import ncsnv2
+from pds.models.safetensors_files import read_configuration
+from pds.models.scores import Model
+from pds.models.unet2d import unet2d
+from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
+from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
+from pds.samplers.sampler import Sampler
+
+MAKERS: dict[str, Callable[..., Model]] = {"ncsn": ncsn, "ncsnv2": ncsnv2, "ncsnpp": ncsnpp}
+PROCESSES = {kind.title: kind for kind in (VarianceExploding, VariancePreserving, SubVariancePreserving)}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A published network.
+
+    Attributes:
+        make: makes the network, from its options and its weights.
+        options: arguments of `make`.
+        sampler: what its authors sample it with.
+    """
+
+    make: Callable[..., Model]
+    options: Mapping[str, Any]
+    sampler: Sampler
+
+
+def _ncsnv2(depth: str, size: int, sigma_begin: float, levels: int, iterations: int, step_size: float) -> Card:
+    """[NCSNv2] appendix A."""
+    options = {
+        "shape": (3, size, size),
+        "width": 128,
+        "depth": depth,
+        "sigma_begin": sigma_begin,
+        "sigma_end": 0.01,
+        "levels": levels,
+    }
+    return Card(ncsnv2, options, AnnealedLangevin(iterations, step_size))
+
+
+def _ncsnpp(size: int, sigma_max: float, snr: float, **options: Any) -> Card:
+    """[SDE] appendix H."""
+    levels = 1000 if size == 32 else 2000
+    process = VarianceExploding(0.01, sigma_max, levels)
+    sampler = PredictorCorrector(levels, ReverseDiffusion(), Langevin(snr))
+    return Card(ncsnpp, {"shape": (3, size, size), "process": process, **options}, sampler)
+
+
+_LARGE = {"blocks": 2, "output": "output_skip", "input": "input_skip", "dropout": 0.0}
+_256 = {"multipliers": (1, 1, 2, 2, 2, 2, 2), **_LARGE}
+_DDPMPP = {"embedding": "positional", "fir": False, "input": "none", "scale_by_sigma": False, "centred": True}
+
+CARDS: dict[str, Card] = {
+    "ncsn_mnist": Card(
+        ncsn,
+        {"shape": (1, 28, 28), "width": 64, "sigma_begin": 1.0, "sigma_end": 0.01, "levels": 10},
+        AnnealedLangevin(1000, 0.2, denoise=False),
+    ),
+    **{
+        f"ncsn_{name}": Card(
+            ncsn,
+            {"shape": (3, 32, 32), "width": 128, "sigma_begin": 1.0, "sigma_end": 0.01, "levels": 10},
+            AnnealedLangevin(1000, 0.2, denoise=False),
+        )
+        for name in ("cifar10", "celeba")
+    },
+    "ncsnv2_cifar10": _ncsnv2("base", 32, 50.0, 232, 1160, 0.062),
+    "ncsnv2_celeba": _ncsnv2("base", 64, 90.0, 500, 2500, 0.033),
+    "ncsnv2_church": _ncsnv2("deeper", 96, 140.0, 788, 3152, 0.049),
+    "ncsnv2_tower": _ncsnv2("deeper", 128, 190.0, 1086, 3258, 0.018),
+    "ncsnv2_bedroom": _ncsnv2("deeper", 128, 190.0, 1086, 3258, 0.018),
+    "ncsnv2_ffhq": _ncsnv2("deepest", 256, 348.0, 2311, 6933, 0.009),
+    "ncsnpp_cifar10": _ncsnpp(32, 50.0, 0.16),
+    "ncsnpp_cifar10_deep": _ncsnpp(32, 50.0, 0.16, blocks=8),
+    "ncsnpp_church": _ncsnpp(256, 380.0, 0.075, **_256),
+    "ncsnpp_bedroom": _ncsnpp(256, 378.0, 0.075, **_256),
+    "ncsnpp_ffhq1024": _ncsnpp(
+        1024, 1348.0, 0.15, width=16, multipliers=(1, 2, 4, 8, 16, 32, 32, 32), **_LARGE | {"blocks": 1}
+    ),
+    "ncsnpp_ffhq256": _ncsnpp(256, 348.0, 0.075, **_256),
+    "ddpmpp_cifar10": Card(
+        ncsnpp,
+        {"shape": (3, 32, 32), "process": VariancePreserving(), **_DDPMPP},
+        PredictorCorrector(1000, EulerMaruyama(), None),
+    ),
+}
+"""Published checkpoints by network and data set; `deep` has twice the blocks."""
+
+
+def load(
+    source: str | Path, *, card: str | None = None, shape: Sequence[int] | None = None, device: str | torch.device | None = None
+) -> Model:
+    """A model from its weights.
+
+    Args:
+        source: a weights file that says what it is, as "asset:mnist_ncsnpp", which ships with the package, or what
+            `experiments/train.py` wrote; a diffusers folder of a DDPM or an NCSN++; or, with a card, a published checkpoint.
+        card: which published network it is, a key of `CARDS`.
+        shape: (C, H, W) of its images, for a diffusers network that does not say it.
+        device: where to put it, as "cuda"; None for a GPU if there is one.
+
+    Raises:
+        PDSError: the file is absent, damaged or of another network, or it does not say what it is and there is no card.
+    """
+    path = _found(source)
+    if card is not None:
+        if card not in CARDS:
+            raise OptionError("card", f"must be one of {', '.join(CARDS)}, got {card!r}")
+        chosen = CARDS[card]
+        model = replace(chosen.make(**chosen.options, checkpoint=str(path)), sampler=chosen.sampler)
+    elif path.is_dir() or path.stem == DIFFUSERS:
+        model = _of_diffusers(path, shape)
+    else:
+        model = _of_ours(path)
+    if shape is not None and tuple(shape) != tuple(model.shape):
+        raise OptionError("shape", f"is {tuple(shape)}, and the network is of images of shape {tuple(model.shape)}")
+    model.score.to(torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    return model
+
+
+def _found(source: str | Path) -> Path:
+    """The file or folder; the names of ours may lack their suffix."""
+    path = locate(source)
+    named = path if path.exists() or path.suffix else path.with_name(f"{path.name}.safetensors")
+    if named.exists():
+        return named
+    ours = [file.stem for file in sorted(ASSETS.glob("*.safetensors")) if read_configuration(file).get("model")]
+    raise MissingError(
+        f"{source} does not exist: give a weights file, a diffusers folder, or asset:NAME, one of {', '.join(ours)}"
+    )
+
+
+def _of_ours(path: Path) -> Model:
+    """The model of a file that says what it is."""
+    configuration = read_configuration(path)
+    options, dataset = dict(configuration.get("model", {})), configuration.get("dataset", {})
+    kind, process = options.pop("kind", None), options.pop("process", None)
+    if kind is None:
+        problem = f"is missing, and {path} does not say which published network it is: give one of {', '.join(CARDS)}"
+        raise OptionError("card", problem)
+    if kind not in MAKERS:
+        raise PDSError(f"{path} is of a network that is not this library's ({kind}): make it, load its weights, and wrap it")
+    options.pop("checkpoint", None)
+    if process is not None:
+        options["process"] = PROCESSES[process.pop("kind")](**process)
+    model = MAKERS[kind](**options, checkpoint=str(path))
+    one_evaluation = PredictorCorrector(50, ReverseDiffusion(), None)
+    sampler = one_evaluation if kind == "ncsnpp" else AnnealedLangevin(2 * model.process.levels, 1.0)
+    file = dataset.get("statistics_file")
+    known = DatasetStatistics.load(file) if file and locate(file).is_file() else None
+    return replace(model, statistics=known, sampler=sampler)
+
+
+def _of_diffusers(path: Path, shape: Sequence[int] | None) -> Model:
+    """The model of a diffusers folder: a DDPM, or an NCSN++ where its embedding is that of a VE network."""
+    folder = DiffusersFolder.find(path)
+    config = DEFAULTS | folder.config
+    if config["time_embedding_type"] != "fourier":
+        size = config["sample_size"]
+        if size is None and shape is None:
+            raise OptionError("shape", f"is missing, and {folder.unet} does not say it: give (C, H, W)")
+        sides = size if isinstance(size, (list, tuple)) else (size, size)
+        model = unet2d(tuple(shape or (config["in_channels"], *sides)), str(path))
+        return replace(model, sampler=PredictorCorrector(model.process.levels, Ancestral(), None))
+    options = dict(described(folder.config, folder.scheduler, folder.unet).settings)
+    noise = {key.partition(".")[2]: options.pop(key) for key in list(options) if key.startswith("process.")}
+    if not noise or "shape" not in options:
+        raise OptionError("card", f"is missing, and {folder.unet} does not say its noise levels and its shape: give it")
+    process = VarianceExploding(**noise)
+    sampler = PredictorCorrector(process.levels, ReverseDiffusion(), Langevin(folder.scheduler.get("snr", 0.16)))
+    return replace(ncsnpp(**options, process=process, checkpoint=str(path)), sampler=sampler)

@@ -1,0 +1,76 @@
+"""Numbers and tables as text: Markdown that also reads well in a terminal, CSV, and the writing of both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pds.files import atomic_path
+
+MISSING = "–"
+
+
+def rounded(values: Iterable[float | None]) -> list[str]:
+    """The numbers of one column with the same count of decimals, three significant digits for the smallest."""
+    values = list(values)
+    finite = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
+    decimals = min(6, max(1, 2 - math.floor(math.log10(min(finite))))) if finite else 1
+    return [MISSING if v is None else f"{v:.{decimals}f}" for v in values]
+
+
+def significant(value: float) -> str:
+    """Three significant digits or all digits before the point, never with an exponent."""
+    size = abs(float(f"{value:.3g}"))
+    decimals = 2 - math.floor(math.log10(size)) if size and math.isfinite(size) else 0
+    return f"{value:.{min(max(0, decimals), 6)}f}"
+
+
+def decimals_of(text: str) -> int:
+    """How many decimals the number in `text` has."""
+    return len(text.partition(".")[2])
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number; a bool is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def shown(value: Any) -> str:
+    """A value of a configuration, short."""
+    if is_number(value):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def markdown_table(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str:
+    """A Markdown table of `rows`, the head first; `number` says which columns hold numbers, which stand to the right."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
+    padded = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def csv_table(rows: Iterable[Sequence[Any]]) -> str:
+    """CSV of `rows`, the head first; None is an empty cell, a list or a mapping is JSON."""
+
+    cells = ([v if v is None or isinstance(v, (int, float, str)) else json.dumps(v) for v in row] for row in rows)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(cells)
+    return out.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` in UTF-8, atomically; half a character, as file names may have, is written as its escape."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

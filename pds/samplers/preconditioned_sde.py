@@ -1,0 +1,234 @@
+"""The preconditioned reverse SDE, its linear part solved exactly. DPM-Solver++ (Lu et al., arXiv:2211.01095) is a case."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pds.errors import OptionError, PDSError
+from pds.noise import NoiseSource
+from pds.options import Range, options
+from pds.preconditioning.preconditioner import Preconditioner, Spectrum
+from pds.processes.forward import Process
+from pds.samplers.sampler import Steps, Task
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+
+Number = float | Tensor
+
+
+class Step(NamedTuple):
+    """x <- kept x + (1 - kept) (D + (D - D_before) / span) + noise z; each a number, or a tensor of one a Fourier mode.
+
+    Attributes:
+        kept: e^(-c h).
+        span: None where D alone is used.
+        noise: sigma' sqrt(1 - e^(-2 g h)).
+    """
+
+    kept: Number
+    span: Number | None
+    noise: Number
+
+
+@options
+class PreconditionedSDE(KarrasLevelsSampler):
+    """With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
+
+        dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
+
+    has the marginals of the model for every G and S. G = 0, S = 0 is the probability flow, G = I the reverse SDE; a filter is
+    PDS on the Langevin half of the equation alone. It starts at sigma_max z, which does not go through P. Let G have the
+    eigenvalue g and omega S the eigenvalue i w in a Fourier mode, c = 1 + g + i w, and h = log(sigma / sigma'). A step is
+
+        x <- e^(-c h) x + (1 - e^(-c h)) D + W (D - D_before) / h_before + sigma' sqrt(1 - e^(-2 g h)) z,
+
+    which is exact for every h where D is constant. With order 2 the slope of D enters through the last two evaluations, with
+    the weight W = h - (1 - e^(-c h)) / c ("exact", for a D that is linear in lambda; `solver_type="heun"` in diffusers) or
+    W = h / 2 (1 - e^(-c h)) ("midpoint"). With order 1, in the first iteration and in the last, to 0, W = 0. The last step
+    gives D: on a Gaussian of variance p it maps the exact law to p^2 / (p + sigma_min^2).
+
+    Between fixed ends the mean and the variance of a Gaussian converge with the order. At few steps neither weight keeps the
+    variance: see `variance`. With order 1 every omega is stable, and a large one loses variance. With order 2 the exact weight
+    is unstable from omega s h of about 1 on, s an eigenvalue of S; the midpoint's is not.
+
+    One evaluation an iteration, and one draw in each iteration, except the last, in which eta acts.
+
+    Attributes:
+        iterations, rho: see `KarrasLevelsSampler`.
+        order: 2, D extrapolated from the last two evaluations; 1, the last alone.
+        weight: "exact" or "midpoint".
+        eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE.
+        eta_from, eta_to: noise levels between which it acts; below and above, eta is 0.
+        prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
+    """
+
+    source: ClassVar[str] = "the reverse SDE preconditioned (docs/why-pds-helps.md); solved as in Lu et al., arXiv:2211.01095"
+    takes_filter: ClassVar[bool] = True
+
+    order: Literal[1, 2] = 2
+    weight: Literal["exact", "midpoint"] = "midpoint"
+    eta: Annotated[float, Range(0, 1000)] = 1.0
+    eta_from: Annotated[float, Range(0, 1e9)] = 0.0
+    eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
+    prior_norm: Literal["drawn", "exact"] = "drawn"
+
+    def __post_init__(self) -> None:
+        if self.eta_from > self.eta_to:
+            raise OptionError("eta_from", f"must be at most eta_to, got {self.eta_from:g} and {self.eta_to:g}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def title(self) -> str:
+        return f"preconditioned {'SDE' if self.eta else 'ODE'}({self.order})"
+
+    @property
+    def detail(self) -> str:
+        parts = [f"ρ={self.rho:g}"] + [f"{self.weight} weight"] * (self.order == 2) + [f"η={self.eta:g}"] * self.stochastic
+        if (self.eta_from, self.eta_to) != (0, math.inf) and self.stochastic:
+            parts.append(f"for σ in [{self.eta_from:g}, {self.eta_to:g}]")
+        return ", ".join(parts + ["prior of exact norm"] * (self.prior_norm == "exact"))
+
+    def levels(self, process: Process) -> list[Interval]:
+        """The T intervals from the process's largest noise level over its smallest to 0, at most as many as it has levels."""
+        if self.iterations > (most := len(process.ladder)):
+            raise OptionError("iterations", f"must be at most {most}, the noise levels of the model, got {self.iterations}")
+        return super().levels(process)
+
+    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
+        x = super().prior(noise, process, preconditioner)
+        if self.prior_norm == "drawn":
+            return x
+        # Of z: the scale of x is a number, and sqrt(d) the norm of z's own law.
+        sigma = process.prior_std / process.scale(torch.ones(1, dtype=torch.float64)).item()
+        return x * (sigma * x[0].numel() ** 0.5 / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True))
+
+    def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:
+        """Refuse a space filter and an omega with which the steps diverge; tell of one near that, and of an idle filter."""
+        spectrum = self._spectrum(preconditioner)
+        turns, gains = _distinct(spectrum)
+        doubts = []
+        acts = self.eta and any(self.eta_from <= sigma <= self.eta_to for sigma, _ in levels)
+        if not acts and isinstance(spectrum.gain, Tensor):
+            doubts.append("the filter changes nothing: it acts on the Langevin half of the equation, which eta leaves out here")
+        if not any(turns):
+            return doubts
+        reached = [_most_variance(self, tuple(levels), gains, tuple(factor * turn for turn in turns)) for factor in (1, 2)]
+        told = f"a Gaussian comes out with up to {{:.2g}} times its variance at T = {len(levels)} with the {self.weight} weight"
+        remedy = "take a smaller one, more iterations or weight='midpoint'"
+        if reached[0] > DIVERGED:
+            raise OptionError("omega", f"is too large for these steps: {told.format(reached[0])}; {remedy}")
+        if reached[1] > DIVERGED:
+            doubts.append(f"omega is within a factor of two of where the steps diverge, {told.format(reached[1])}: {remedy}")
+        return doubts
+
+    def _spectrum(self, preconditioner: Preconditioner) -> Spectrum:
+        spectrum = preconditioner.spectrum
+        if spectrum is None:
+            raise PDSError(f"{self.title} needs a filter that keeps the frequencies apart: leave the space filter out")
+        return spectrum
+
+    def step(self, before: float | None, sigma: float, below: float, spectrum: Spectrum) -> Step:
+        """The coefficients of a step from `sigma` to `below`; `before` is the level of the evaluation before."""
+        g = self.eta * spectrum.gain if self.eta_from <= sigma <= self.eta_to else 0.0
+        c = 1 + g if isinstance(spectrum.turn, float) and not spectrum.turn else 1 + g + 1j * spectrum.turn
+        if below == 0:
+            return Step(0.0, None, 0.0)
+        kept = (below / sigma) ** c
+        noise = below * (1 - (below / sigma) ** (2 * g)) ** 0.5
+        if self.order == 1 or before is None:
+            return Step(kept, None, noise)
+        h, h_before = math.log(sigma / below), math.log(before / sigma)
+        if self.weight == "midpoint":
+            return Step(kept, 2 * (h_before / h), noise)
+        return Step(kept, h_before / (h / (1 - kept) - 1 / c), noise)
+
+    def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
+        D_before, before = x, None
+        for iteration, (sigma, below) in enumerate(task.levels):
+            D = task.denoised(x, sigma)
+            spectrum = self._spectrum(task.preconditioner.at(iteration))
+            kept, span, noise = self.step(before, sigma, below, spectrum)
+            into, back = spectrum.transforms(x)
+            state, target = into(x), into(D)
+            if span is not None:
+                target = target + (target - into(D_before)) / _like(span, target)
+            kept = _like(kept, target)
+            state = kept * state + (1 - kept) * target
+            if isinstance(noise, Tensor) or noise:
+                state = state + _like(noise, target) * into(task.noise.normal())
+            x = back(state)
+            D_before, before = D, sigma
+            yield sigma, x
+
+    def variance(self, levels: list[Interval], power: Tensor, gain: Number = 1.0, turn: Number = 0.0) -> Tensor:
+        """What these steps make of the variance of Fourier modes with the exact score of a Gaussian, by its recursion.
+
+        Args:
+            levels: from `levels`; the last, to 0, included or not.
+            power: variance p of the data in each mode, float64.
+            gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
+
+        Returns:
+            The variance after the last step, like `power`: p + sigma^2 at its level would be exact, p^2 / (p + sigma^2) after
+            the step from sigma to 0. The start has sigma_max^2.
+        """
+        V = torch.full_like(power, levels[0].sigma ** 2)
+        # E[x D_before*] and E[D_before D_before*].
+        C, W = torch.zeros_like(power, dtype=torch.complex128), torch.zeros_like(power)
+        before = None
+        for sigma, below in levels:
+            kept, span, noise = self.step(before, sigma, below, Spectrum(gain, turn))
+            kept, slope = (torch.as_tensor(v, dtype=torch.complex128) for v in (kept, 0 if span is None else (1 - kept) / span))
+            K = power / (power + sigma**2)
+            A = kept + (1 - kept + slope) * K
+            V, C, W = (
+                A.abs() ** 2 * V + slope.abs() ** 2 * W - 2 * (A * slope.conj() * C).real + noise**2,
+                K * (A * V - slope * C.conj()),
+                K**2 * V,
+            )
+            before = sigma
+        return V
+
+
+DIVERGED = 10.0  # times the variance of a Gaussian: below, the steps are off; above, they grow from step to step
+MOST_MODES = 256
+
+
+def _distinct(spectrum: Spectrum) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(turn, gain) of some modes: the extremes and those between in even steps."""
+    gain, turn = (torch.as_tensor(v, dtype=torch.float64) for v in spectrum)
+    gain, turn = (v.flatten() for v in torch.broadcast_tensors(gain, turn.abs()))
+    order = torch.argsort(turn)
+    some = torch.linspace(0, len(order) - 1, min(len(order), MOST_MODES)).round().long()
+    chosen = torch.cat([order[some], gain.argmin()[None], gain.argmax()[None]]).unique()
+    return tuple(turn[chosen].tolist()), tuple(gain[chosen].tolist())
+
+
+@functools.lru_cache(maxsize=64)
+def _most_variance(
+    sampler: PreconditionedSDE, levels: tuple[Interval, ...], gains: tuple[float, ...], turns: tuple[float, ...]
+) -> float:
+    """The variance of a Gaussian with the exact score, in units of the exact one: the largest over modes and over powers."""
+    kept = [level for level in levels if level.below]
+    if not kept:
+        return 1.0
+    low, high = kept[-1].below ** 2, kept[0].sigma ** 2
+    power = torch.logspace(math.log10(low), math.log10(high), 61, dtype=torch.float64)
+    gain, turn = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (gains, turns))
+    grown = sampler.variance(kept, power.expand(len(gains), -1), gain, turn) / (power + low)
+    return grown.max().item() if grown.isfinite().all() else math.inf
+
+
+def _like(value: Number, spectrum: Tensor) -> Number:
+    """A coefficient on the device and in the precision of what it multiplies."""
+    if not isinstance(value, Tensor):
+        return value
+    precision = spectrum.real.dtype if not value.is_complex() else spectrum.dtype
+    return value.to(spectrum.device, precision)
