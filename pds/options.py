@@ -11,6 +11,7 @@ function or an `__init__`. `pds.lab.config` derives the configuration's schema f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -18,8 +19,9 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 from pds.errors import OptionError, escaped
@@ -68,6 +70,17 @@ class Range:
         return f", or inf ({self.infinity})" if self.infinity else ""
 
 
+@dataclass(frozen=True)
+class Length:
+    """How many items a list may have."""
+
+    low: int = 1
+    high: int = 4096
+
+    def __str__(self) -> str:
+        return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
+
+
 MOST = 1_000_000
 """The largest count of iterations, steps and levels: a larger one is a slip, and would only fail after hours."""
 
@@ -75,6 +88,8 @@ Count = Annotated[int, Range(1, MOST)]
 Positive = Annotated[float, Range(above=0, high=1e30)]
 NonNegative = Annotated[float, Range(0, 1e30)]
 Seed = Annotated[int, Range(0, 2**64 - 1)]
+Shape = Annotated[Sequence[int], Range(1, 16_384), Length(3, 3)]
+"""(C, H, W) of images."""
 
 
 @dataclass_transform(frozen_default=True)
@@ -163,89 +178,108 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(own, include_extras=True)
 
 
+class _UnfitError(Exception):
+    """A value does not fit an annotation."""
+
+
 def fitted(name: str, value: Any, annotation: Any) -> Any:
     """`value` if it fits its annotation, a whole number as float where a float is due.
 
     Raises:
         OptionError: it does not fit; the sentence says what would.
     """
+    if get_origin(annotation) in (dict, Mapping) and isinstance(value, Mapping):
+        return {key: fitted(f"{name}.{key}", item, get_args(annotation)[1]) for key, item in value.items()}
+    try:
+        return _fitted(value, annotation)
+    except _UnfitError:
+        raise OptionError(name, f"must be {described(annotation)}, got {shown(value)}") from None
+
+
+def _fitted(value: Any, annotation: Any) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        value = fitted(name, value, arguments[0])
-        for limit in arguments[1:]:
-            if isinstance(limit, Range):
-                _within(name, value, limit)
+        value = _fitted(value, arguments[0])
+        _require(all(_holds(limit, value) for limit in arguments[1:]))
         return value
     if origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in arguments):
-            raise OptionError(name, f"must be one of {', '.join(map(str, arguments))}, got {shown(value)}")
+        _require(any(value == choice and type(value) is type(choice) for choice in arguments))
         return value
     if origin in (Union, types.UnionType):
-        return _any_of(name, value, arguments)
-    if annotation is bool:
-        return _of(name, value, isinstance(value, bool), "true or false")
+        for choice in arguments:
+            with contextlib.suppress(_UnfitError):
+                return _fitted(value, choice)
+        raise _UnfitError
     if annotation is int:
-        return int(_of(name, value, isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"))
+        _require(isinstance(value, numbers.Integral) and not isinstance(value, bool))
+        return int(value)
     if annotation is float:
-        _of(name, value, isinstance(value, numbers.Real) and not isinstance(value, bool), "a number")
-        return _float(name, value)
-    if annotation is str:
-        return _of(name, value, isinstance(value, str), "text")
+        _require(isinstance(value, numbers.Real) and not isinstance(value, bool))
+        with contextlib.suppress(OverflowError):
+            return float(value)
+        raise _UnfitError
+    if annotation in (bool, str, type(None), Path):
+        _require(isinstance(value, annotation))
+        return value
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
-        return _sequence(name, value, arguments)
+        _require(isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
+        if not arguments:
+            return value
+        kinds = arguments[:1] * len(value) if origin is not tuple or arguments[1:] == (Ellipsis,) else arguments
+        _require(len(kinds) == len(value))
+        return (tuple if isinstance(value, tuple) else list)(map(_fitted, value, kinds))
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
-        _of(name, value, isinstance(value, Mapping), "a table")
-        return {key: fitted(f"{name}.{key}", item, arguments[1]) for key, item in value.items()} if arguments else value
+        _require(isinstance(value, Mapping))
+        return value
     # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
     return value
 
 
-def _any_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
-    problems = []
-    for choice in choices:
-        if choice is type(None):
-            if value is None:
-                return None
-            continue
-        try:
-            return fitted(name, value, choice)
-        except OptionError as error:
-            problems.append(error)
-    raise problems[0] if problems else OptionError(name, f"must be left out, got {shown(value)}")
+def _require(fits: bool) -> None:
+    if not fits:
+        raise _UnfitError
 
 
-def _sequence(name: str, value: Any, arguments: tuple[Any, ...]) -> Any:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
-        raise OptionError(name, f"must be a list, got {shown(value)}")
-    if not arguments:
-        return value
-    if get_origin(tuple[arguments]) is tuple and len(arguments) > 1 and arguments[1] is not Ellipsis:
-        if len(value) != len(arguments):
-            raise OptionError(name, f"must have {len(arguments)} values, got {shown(value)}")
-        return type(value)(fitted(name, item, kind) for item, kind in zip(value, arguments, strict=True))
-    return type(value)(fitted(name, item, arguments[0]) for item in value)
+def _holds(limit: Range | Length, value: Any) -> bool:
+    if isinstance(limit, Length):
+        return limit.low <= len(value) <= limit.high
+    if isinstance(limit, Range):
+        return all(limit.holds(number) for number in (value if isinstance(value, Sequence) else [value]) if number is not None)
+    return True
 
 
-def _within(name: str, value: Any, limit: Range) -> None:
-    for number in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-        if isinstance(number, (int, float)) and not limit.holds(number):
-            raise OptionError(name, f"must be {limit}, got {shown(number)}")
+WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null", Path: "a path"}
 
 
-def _of(name: str, value: Any, right: bool, what: str) -> Any:
-    if not right:
-        raise OptionError(name, f"must be {what}, got {shown(value)}")
-    return value
-
-
-def _float(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise OptionError(name, f"must be a number that fits a float, got {shown(value)}") from None
+def described(annotation: Any) -> str:
+    """What an option may be, to follow "must be"."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        said = described(arguments[0])
+        if any(isinstance(limit, Length) for limit in arguments[1:]):
+            length = next(limit for limit in arguments[1:] if isinstance(limit, Length))
+            said = said.replace("a list of", f"a list of {length}")
+        return " ".join([said, *(str(limit) for limit in arguments[1:] if isinstance(limit, Range))])
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(described(choice) for choice in arguments if choice is not type(None)) or "null"
+    if annotation in (list, tuple):
+        return "a list"
+    if origin is tuple and arguments[1:] != (Ellipsis,):
+        return f"a list of {len(arguments)} {described(arguments[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
+    if origin in (list, tuple, Sequence):
+        return f"a list of {described(arguments[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
+    if origin in (dict, Mapping) or annotation in (dict, Mapping):
+        return "a table"
+    if annotation in (int, float):
+        return f"a {WORDS[annotation]}"
+    return WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
 
 
 def _plain(bound: float) -> str:
+    if isinstance(bound, int):
+        return str(bound)
     return f"{bound:g}" if abs(bound) < 1e6 or bound != int(bound) or abs(bound) >= 1e15 else str(int(bound))
 
 

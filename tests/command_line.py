@@ -40,9 +40,10 @@ def command(script, *arguments):
 
 
 def environment(*folders, **variables):
-    """The environment of a process that finds this library and these folders."""
+    """The environment of a process that finds this library and these folders, and no service of W&B."""
     path = os.pathsep.join(filter(None, [str(ROOT), *map(str, folders), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
+    here = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    return here | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
 
 
 def started(*arguments, cwd=ROOT, **variables):

@@ -67,7 +67,7 @@ def test_arguments_of_a_function_are_checked_alike():
         return 2 * x
 
     assert double(2, 3) == 4.0
-    with pytest.raises(OptionError, match="x must be at least 0, got -1"):
+    with pytest.raises(OptionError, match="x must be a number at least 0, got -1"):
         double(-1)
     with pytest.raises(OptionError, match="name must be text, got 3"):
         double(1, name=3)

@@ -27,6 +27,10 @@ def small(seed=0):
     return ncsn((1, 8, 8), 4, 1.0, 0.3, 2).score
 
 
+def trained(**options):
+    return Trainer(**{"compile": False, **options})
+
+
 class Exact(torch.nn.Module):
     """The score of N(0, p) plus noise."""
 
@@ -58,7 +62,7 @@ class WithDropout(torch.nn.Module):
 
 
 def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
-    trainer = Trainer(iterations=12, batch_size=8, warmup=2, checkpoint_every=5, bf16=False)
+    trainer = trained(iterations=12, batch_size=8, warmup=2, checkpoint_every=5, bf16=False)
 
     class Killed(Exception):
         pass
@@ -94,7 +98,7 @@ def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
         return LadderScore.draw_sigma(score, count, generator)
 
     score.draw_sigma = draw_sigma
-    trainer = Trainer(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=True)
+    trainer = trained(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=True)
     ema, _ = trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
     expected = start
     for iteration, after in enumerate([*weights[1:], score.network.end_conv.bias.detach()]):
@@ -107,7 +111,7 @@ def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
 def test_it_learns(tmp_path):
     score = small()
     seen = []
-    Trainer(iterations=150, batch_size=16, learning_rate=5e-3, warmup=10, checkpoint_every=150, bf16=False).fit(
+    trained(iterations=150, batch_size=16, learning_rate=5e-3, warmup=10, checkpoint_every=150, bf16=False).fit(
         score, images(), tmp_path / "t.pt", torch.device("cpu"), callback=seen.append
     )
     assert [record["iteration"] for record in seen] == [50, 100, 150]
@@ -115,18 +119,12 @@ def test_it_learns(tmp_path):
 
 
 def test_impossible_settings_are_refused(tmp_path):
-    with pytest.raises(PDSError, match="at least 1"):
-        Trainer(iterations=0)
-    with pytest.raises(PDSError, match="learning_rate must be positive"):
-        Trainer(iterations=1, learning_rate=-1.0)
-    with pytest.raises(PDSError, match="ema_decay"):
-        Trainer(iterations=1, ema_decay=1.0)
     with pytest.raises(PDSError, match=r"stripes train has 64 images, fewer than trainer\.batch_size=65: give"):
-        Trainer(iterations=1, batch_size=65).fit(small(), images(), tmp_path / "t.pt", torch.device("cpu"))
+        trained(iterations=1, batch_size=65).fit(small(), images(), tmp_path / "t.pt", torch.device("cpu"))
     with pytest.raises(PDSError, match=r"loss is nan.*lower trainer.learning_rate"):
         broken = small()
         broken.network.begin_conv.weight.data.fill_(torch.nan)
-        Trainer(iterations=3, batch_size=4, bf16=False).fit(broken, images(), tmp_path / "t.pt", torch.device("cpu"))
+        trained(iterations=3, batch_size=4, bf16=False).fit(broken, images(), tmp_path / "t.pt", torch.device("cpu"))
 
 
 def test_training_shows_the_noise_that_the_network_is_for():
@@ -147,7 +145,7 @@ def test_training_shows_the_noise_that_the_network_is_for():
 
 def test_flips_mirror_about_half_of_the_images():
     source = ArrayImages("ramp", "train", np.tile(np.arange(8, dtype=np.uint8), (400, 1, 8, 1)))
-    x, _, _ = Trainer(iterations=1, batch_size=400, flip=True)._batch(0, source, small().draw_sigma)
+    x, _, _ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small().draw_sigma)
     mirrored = (x[:, 0, 0, 0] > x[:, 0, 0, -1]).sum().item()
     assert abs(mirrored - 200) < 50  # five standard deviations
     assert torch.equal(x.sort(dim=-1).values, torch.arange(8).expand(400, 1, 8, 8) / 255)
@@ -162,7 +160,7 @@ def test_a_centred_model_is_trained_on_its_own_range(tmp_path):
             return super().forward(x, sigma)
 
     score = Watched(small().network, torch.tensor([1e-6]))
-    trainer = Trainer(iterations=1, batch_size=64, bf16=False)
+    trainer = trained(iterations=1, batch_size=64, bf16=False)
     trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"), data_range=(-1.0, 1.0))
     assert sorted(set(seen[0].round().flatten().tolist())) == [-1, 1]
 

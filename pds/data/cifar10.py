@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from pds.data.folder import ImageFolder
 from pds.data.images import ArrayImages, require_file
-from pds.errors import OptionError, PDSError
+from pds.errors import PDSError
 from pds.files import open_regular, user_path
-from pds.options import shown
+from pds.options import checked, shown
 
 SOURCE = (
     "from cifar-10-python.tar.gz, MD5 c58f30108f718f92721af3b95e74349a, or cifar-10-binary.tar.gz, MD5 "
@@ -69,15 +69,14 @@ def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return rows[:, 1:], rows[:, 0]
 
 
-def cifar10(root: str | Path, split: str = "train") -> ArrayImages:
+@checked
+def cifar10(root: str | Path, split: Literal["train", "test"] = "train") -> ArrayImages:
     """CIFAR-10 as an image source of shape (3, 32, 32) with labels.
 
     Args:
         root: folder with cifar-10-batches-py or cifar-10-batches-bin in it, or one of these.
         split: "train" (50,000 images) or "test" (10,000).
     """
-    if split not in BATCHES:
-        raise OptionError("split", f"must be one of {', '.join(BATCHES)}, got {shown(split)}")
     root = user_path(root)
     folder = next((root / sub for sub in ("cifar-10-batches-py", "cifar-10-batches-bin") if (root / sub).is_dir()), root)
     images, labels = [], []
@@ -94,7 +93,8 @@ def cifar10(root: str | Path, split: str = "train") -> ArrayImages:
     return ArrayImages("cifar10", split, np.concatenate(images), np.concatenate(labels))
 
 
-def cifar10_jpeg(root: str | Path, split: str = "train") -> ArrayImages:
+@checked
+def cifar10_jpeg(root: str | Path, split: Literal["train", "test"] = "train") -> ArrayImages:
     """A copy of CIFAR-10 as JPEG files, with labels: the coding loses detail, so it is a data set of its own.
 
     Args:
@@ -104,9 +104,7 @@ def cifar10_jpeg(root: str | Path, split: str = "train") -> ArrayImages:
     Raises:
         PDSError: there are other classes, or other numbers of images, than CIFAR-10 has.
     """
-    if split not in BATCHES:
-        raise PDSError(f"CIFAR-10 has the splits {', '.join(BATCHES)}, not {split!r}")
-    root = Path(root).expanduser()
+    root = user_path(root)
     root = root / "cifar10-jpeg" if (root / "cifar10-jpeg").is_dir() else root
     files = ImageFolder(root / split, SHAPE, "cifar10_jpeg", split)
     classes, labels, counts = np.unique([Path(path).parts[0] for path in files.paths], return_inverse=True, return_counts=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pds.cache import cache_folder
 from pds.data.images import ImageSource
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import PDSError
+from pds.options import Range, Shape, checked, options
+
+StatisticsImages = Annotated[int, Range(1, 100_000_000)]
 
 
-@dataclass
+@options
 class Dataset:
     """A data set.
 
@@ -27,10 +29,10 @@ class Dataset:
     """
 
     name: str
-    shape: Sequence[int]
+    shape: Shape
     source: Callable[[], ImageSource]
     statistics_file: str | None = None
-    statistics_images: int = 200
+    statistics_images: StatisticsImages = 200
     reference: Callable[..., Any] | None = None
 
     @cached_property
@@ -56,20 +58,31 @@ class Dataset:
         return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")
 
 
+@checked
 def form_of_dataset(
     source: Callable[..., Callable[[], ImageSource]],
     *,
     name: str,
-    shape: Sequence[int],
+    shape: Shape,
+    resolution: Annotated[int, Range(1, 8192)],
+    preprocessing: Literal["ncsnv2", "score_sde"],
+    category: str | None = None,
     statistics_file: str | None = None,
-    statistics_images: int = 200,
+    statistics_images: StatisticsImages = 200,
     reference: Callable[..., Any] | None = None,
-    **form: Any,
 ) -> Dataset:
-    """A data set that comes in several forms; arguments as those of `Dataset`.
+    """A data set that comes in several forms.
 
     Args:
         source: called with the form it checks it at once, and gives what opens the files, e.g. `pds.data.lsun.LSUN`.
-        form: which form it is: resolution, preprocessing, category.
+        name: its name.
+        shape: (C, H, W) of its images.
+        resolution: height and width, in pixels.
+        preprocessing: who cut and shrank the images for the model: ncsnv2 or score_sde.
+        category: of LSUN: church, tower or bedroom.
+        statistics_file: statistics that ship with this package ("asset:..."), or None to compute them from the files.
+        statistics_images: images to compute them from; the papers use 200.
+        reference: what its samples are compared with: a maker of `pds.evaluation.reference`, or None.
     """
+    form = {"resolution": resolution, "preprocessing": preprocessing} | ({} if category is None else {"category": category})
     return Dataset(name, shape, source(**form), statistics_file, statistics_images, reference)

@@ -19,6 +19,7 @@ from torch import Tensor
 from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import open_regular, user_path
+from pds.options import Shape, checked
 
 THREADS = min(8, os.cpu_count() or 1)
 SAMPLED = 64
@@ -118,10 +119,11 @@ class ImageFolder(EncodedImages):
         preprocess: see `EncodedImages`.
     """
 
+    @checked
     def __init__(
         self,
         root: str | Path,
-        shape: Sequence[int],
+        shape: Shape,
         name: str | None = None,
         split: str = "all",
         preprocess: Preprocess | None = None,

@@ -10,13 +10,14 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from pds.data.images import ArrayImages, require_file
-from pds.errors import OptionError, PDSError
+from pds.errors import PDSError
 from pds.files import open_regular, user_path
-from pds.options import shown
+from pds.options import checked
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +65,14 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=len(header)).reshape(shape)
 
 
-def mnist(root: str | Path, split: str = "train") -> ArrayImages:
+@checked
+def mnist(root: str | Path, split: Literal["train", "test"] = "train") -> ArrayImages:
     """MNIST as an image source of shape (1, 28, 28) with labels.
 
     Args:
         root: folder of the idx files, or a folder with them in `mnist/`.
         split: "train" (60,000 images) or "test" (10,000).
     """
-    if split not in PREFIXES:
-        raise OptionError("split", f"must be one of {', '.join(PREFIXES)}, got {shown(split)}")
     prefix, count = PREFIXES[split]
     root = user_path(root)
     folder = root / "mnist" if (root / "mnist").is_dir() else root

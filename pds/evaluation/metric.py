@@ -14,6 +14,7 @@ from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.reference import Reference, shipped_reference
 from pds.files import user_path
 from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
+from pds.options import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,7 @@ def cifar10_classifier_metric(dataset: Dataset | None = None, device: str = "cpu
     return classifier_metric(ObjectClassifier, device)
 
 
+@checked
 def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | None = None) -> FrechetMetric:
     """Clean-FID to the reference of a data set, which is found or made at once.
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from pds.cache import cache_folder, fetch, make_once
 from pds.data.images import ImageSource, read_in_batches
 from pds.data.statistics import choose
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
 from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, sha256
 from pds.models.classifier import Classifier
-from pds.options import Range
+from pds.options import Range, checked, options, shown
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +191,10 @@ def _compute(images: ImageSource, features: FeatureExtractor, count: int, proven
     return Reference(FeatureStatistics.from_features(values), features.name, provenance)
 
 
+Resolution = Annotated[int, Range(1, 16_384)]
+MadeOf = Annotated[int, Range(2, 100_000_000)]
+
+
 class ReferenceMaker(Protocol):
     """Finds or makes the reference of a data set."""
 
@@ -205,31 +209,33 @@ class ReferenceMaker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class PublishedReference:
-    """Clean-FID's own statistics; attributes as in `published_reference`."""
+    """Clean-FID's own statistics, downloaded once or put into the cache folder as statistics/NAME_clean_SPLIT_RESOLUTION.npz.
+
+    Attributes:
+        name: of the data set, as clean-fid calls it: cifar10, ffhq, lsun_church, ...
+        resolution: of the images it was made of, in pixels.
+        split: e.g. train, test, trainval70k.
+    """
 
     name: str
-    resolution: int
-    split: str
+    resolution: Resolution
+    split: str = "train"
 
     def __call__(self, images: Callable[[], ImageSource], features: FeatureExtractor, cache: Path) -> Reference:
         return published_reference(self.name, self.resolution, self.split, cache)
 
 
-@dataclass(frozen=True)
+@options
 class MadeReference:
     """Statistics of the data set's own images, made once and kept under `references/`, named by all they depend on.
 
     Attributes:
-        images: how many to take, or all where there are fewer.
+        images: how many to take, chosen at random, or all where there are fewer.
     """
 
-    images: int = 50_000
-
-    def __post_init__(self) -> None:
-        if self.images < 2:
-            raise PDSError(f"dataset.reference.images must be at least 2, got {self.images}")
+    images: MadeOf = 50_000
 
     def __call__(self, images: Callable[[], ImageSource], features: FeatureExtractor, cache: Path) -> Reference:
         source = images()
@@ -245,13 +251,15 @@ class MadeReference:
         return make_reference(source, features, cache / "references" / name, count)
 
 
-def published_or_made(name: str, resolution: int, split: str | None = None, images: int = 50_000) -> ReferenceMaker:
+@checked
+def published_or_made(name: str, resolution: Resolution, split: str | None = None, images: MadeOf = 50_000) -> ReferenceMaker:
     """Clean-FID's own statistics of a data set where it has them at this resolution, else a `MadeReference`.
 
     Args:
         name: of the data set, as clean-fid calls it.
         resolution: of its images, in pixels.
-        split: of the published statistics; None for the one that clean-fid's comparisons use.
+        split: of the published statistics; None for the one that clean-fid's comparisons use: train (cifar10, lsun_church),
+            trainval70k (ffhq).
         images: how many to take where they must be made.
 
     Raises:
@@ -261,8 +269,6 @@ def published_or_made(name: str, resolution: int, split: str | None = None, imag
     if splits is None:
         return MadeReference(images)
     if split is not None and split not in splits:
-        raise PDSError(
-            f"dataset.reference.split must be one of {', '.join(splits)}, clean-fid's of {name} at {resolution} pixels, "
-            f"got {split!r}"
-        )
+        choices = f"{', '.join(splits)}, clean-fid's of {name} at {resolution} pixels"
+        raise OptionError("split", f"must be one of {choices}, got {shown(split)}")
     return PublishedReference(name, resolution, split or next(iter(splits)))

@@ -33,6 +33,7 @@ from pds.files import read_json, reading, user_path, write_json
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.runs import provenance, run_name
+from pds.lab.settings import Benchmark, settings
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.models.scores import Model, for_sampling
@@ -163,8 +164,7 @@ class Iteration:
 
     @classmethod
     def build(cls, cfg: DictConfig, device: torch.device) -> Iteration:
-        if cfg.batch_size < 1 or cfg.repeats < 1:
-            raise PDSError(f"batch_size and repeats must be at least 1, got {cfg.batch_size} and {cfg.repeats}")
+        settings(Benchmark, cfg)
         model: Model = build(cfg.model)
         filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)

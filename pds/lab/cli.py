@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from hydra import version
@@ -16,15 +15,14 @@ from omegaconf import DictConfig
 
 from pds.errors import PDSError
 from pds.lab import grammar
+from pds.lab.config import CONF
 from pds.lab.logs import show_lines
 from pds.lab.schema import register
 from pds.lab.terminal import steady_streams
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
-PLUGINS = ROOT / "experiments"
+PLUGINS = CONF.parent / "experiments"
 """Has hydra_plugins in it."""
 
 Work = Callable[[list[str]], object]

@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
 # There, ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
 OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
-SAMPLERS = Path(__file__).parents[2] / "conf" / "sampler"
+CONF = Path(__file__).resolve().parents[2] / "conf"
 # ${sampler_of:MODEL} is the sampler of the model's name, the published one, or the predictor-corrector where there is none.
 OmegaConf.register_new_resolver(
-    "sampler_of", lambda model: model if (SAMPLERS / f"{model}.yaml").is_file() else "predictor_corrector"
+    "sampler_of", lambda model: model if (CONF / "sampler" / f"{model}.yaml").is_file() else "predictor_corrector"
 )
 
 

@@ -53,8 +53,6 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
 def choose_device(name: str, threads: int | None) -> torch.device:
     """The device to sample on, with torch's CPU threads set; "auto" is "cuda" where there is a GPU, each process its own."""
     if threads is not None:
-        if threads < 1:
-            raise PDSError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")

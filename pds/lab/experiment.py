@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
-from pds.errors import PDSError
+from pds.errors import OptionError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
@@ -26,6 +26,7 @@ from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
+from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
 from pds.models.safetensors_files import state_digest
@@ -61,6 +62,7 @@ class Experiment:
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
+        settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
@@ -71,7 +73,8 @@ class Experiment:
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler = build(cfg.sampler)
-        preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
+        with keyed(cfg.filter):
+            preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         with keyed(cfg.sampler):
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
@@ -80,9 +83,7 @@ class Experiment:
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
-                raise PDSError("images must be at least 2 to measure a distance: give more, or metric=none")
-        if cfg.batch_size < 1:
-            raise PDSError(f"batch_size must be at least 1, got {cfg.batch_size}")
+                raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
         score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):

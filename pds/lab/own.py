@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from pds.files import sha256, user_path
 from pds.models.checkpoints import first_line, load_weights
 from pds.models.scores import Model
 from pds.models.wrap import Predicts, wrap
-from pds.options import checked, shown
+from pds.options import Length, Range, Shape, checked, shown
 from pds.processes.forward import Process
 
 
@@ -29,8 +29,8 @@ def own(
     make: str,
     predicts: Predicts,
     process: Process,
-    shape: Sequence[int],
-    data_range: Sequence[float],
+    shape: Shape,
+    data_range: Annotated[Sequence[float], Range(-1e6, 1e6), Length(2, 2)],
     label: str | None = None,
     checkpoint: str | None = None,
     arguments: Mapping[str, Any] = MappingProxyType({}),

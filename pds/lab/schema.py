@@ -1,17 +1,141 @@
-"""Types of every configuration key, so that a misspelt key or a value of the wrong type fails at composition.
+"""What can be chosen for each part of a run, and the types of every key, which are those of the signatures.
 
-The files in conf/ hold the values and say what each key means; `???` there is a key that has no default.
+A misspelt key or a value of the wrong type fails at composition. `MISSING` is a key that has no default. The files in conf/ add
+what is data: published configurations, experiments, tables, and which choices belong together.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-# OmegaConf reads these annotations at run time: Any stands for a group, which its own schema types.
+from pds.data.celeba import CelebA
+from pds.data.cifar10 import cifar10, cifar10_jpeg
+from pds.data.dataset import Dataset, form_of_dataset
+from pds.data.ffhq import FFHQ
+from pds.data.folder import ImageFolder
+from pds.data.lsun import LSUN
+from pds.data.mnist import mnist
+from pds.evaluation.metric import cifar10_classifier_metric, clean_fid_metric, mnist_classifier_metric, no_metric
+from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
+from pds.lab.config import CONF, defaults
+from pds.lab.own import own
+from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
+from pds.lab.tracking import NoTracker, WandbTracker
+from pds.models.ncsn import ncsn
+from pds.models.ncsnpp import ncsnpp
+from pds.models.ncsnv2 import ncsnv2
+from pds.models.unet2d import unet2d
+from pds.options import options_of
+from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_filter
+from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
+from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
+from pds.processes.schedules import LearningRates, ProcessTimes
+from pds.samplers.accelerated import DDIM, AcceleratedDeterministic, AcceleratedStochastic
+from pds.samplers.adaptive import AdaptiveSDE
+from pds.samplers.analytic import AnalyticDDIM
+from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.diffusers_schedulers import DiffusersScheduler
+from pds.samplers.dpm_solver import DPMSolver
+from pds.samplers.edm import EDM
+from pds.samplers.momentum_langevin import MomentumLangevin
+from pds.samplers.preconditioned_sde import PreconditionedSDE
+from pds.samplers.predictor_corrector import (
+    Ancestral,
+    AnnealedLangevinSteps,
+    EulerMaruyama,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    no_corrector,
+    no_predictor,
+)
+from pds.training import Trainer
+
+
+class Part(NamedTuple):
+    """A target of whose options the configuration has some only.
+
+    Attributes:
+        given: those that it does not have.
+        asked: those that it must have, whatever their default.
+        opened: whether another object calls the target, when it needs what it gives.
+    """
+
+    target: Callable[..., Any]
+    given: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    opened: bool = False
+
+
+FORM = ("resolution", "preprocessing", "category")
+
+# What each group offers. A choice of "schema/group" is the base of a file in conf/group, which adds what is no constant.
+CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
+    "schema/model": {
+        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (ncsn, ncsnv2, ncsnpp, unet2d)},
+        "own": own,
+    },
+    "schema/model/process": {"ve": VarianceExploding},
+    "model/process": {"vp": VariancePreserving, "sub_vp": SubVariancePreserving},
+    "schema/dataset": {
+        "dataset": Dataset,
+        "scenes": form_of_dataset,
+        "photographs": Part(form_of_dataset, given=("category",)),
+    },
+    "schema/dataset/source": {
+        "mnist": Part(mnist, opened=True),
+        "cifar10": Part(cifar10, opened=True),
+        "cifar10_jpeg": Part(cifar10_jpeg, opened=True),
+        "celeba": Part(CelebA, given=FORM, opened=True),
+        "lsun": Part(LSUN, given=FORM, opened=True),
+        "ffhq": Part(FFHQ, given=FORM, opened=True),
+        "folder": Part(ImageFolder, given=("split",), opened=True),
+    },
+    "schema/dataset/reference": {"published": PublishedReference, "published_or_made": published_or_made},
+    "dataset/reference": {"made": MadeReference},
+    "schema/filter": {"statistics": statistics_filter},
+    "filter": {"none": NoFilter, "parametric": ParametricFilter},
+    "solenoid": {"none": NoSolenoid, "fft": FourierSolenoid, "shift": ShiftSolenoid},
+    "sampler": {
+        "annealed_langevin": AnnealedLangevin,
+        "mild": MomentumLangevin,
+        "predictor_corrector": PredictorCorrector,
+        "edm": EDM,
+        "dpm_solver": DPMSolver,
+        "preconditioned_sde": PreconditionedSDE,
+        "adaptive": AdaptiveSDE,
+        "ddim": DDIM,
+        "analytic_ddim": AnalyticDDIM,
+        "accelerated_deterministic": AcceleratedDeterministic,
+        "accelerated_stochastic": AcceleratedStochastic,
+    },
+    "schema/sampler": {"predictor_corrector": PredictorCorrector, "diffusers": DiffusersScheduler},
+    "sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},
+    "sampler/predictor": {
+        "reverse_diffusion": ReverseDiffusion,
+        "euler_maruyama": EulerMaruyama,
+        "ancestral": Ancestral,
+        "none": no_predictor,
+    },
+    "sampler/corrector": {"none": no_corrector},
+    "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": AnnealedLangevinSteps},
+    "metric": {
+        "none": no_metric,
+        "mnist_classifier": mnist_classifier_metric,
+        "cifar10_classifier": cifar10_classifier_metric,
+        "clean_fid": clean_fid_metric,
+    },
+    "tracker": {"none": NoTracker, "wandb": WandbTracker},
+    "schema/trainer": {"default": Trainer},
+}
 
 
 @dataclass
@@ -21,89 +145,6 @@ class Sweep:
     number: int | None = None
     points: int | None = None
     since: float | None = None
-
-
-@dataclass
-class Run:
-    model: Any = MISSING
-    dataset: Any = MISSING
-    filter: Any = MISSING
-    solenoid: Any = MISSING
-    sampler: Any = MISSING
-    metric: Any = MISSING
-    tracker: Any = MISSING
-    published: Any = None
-    sweep: Sweep = field(default_factory=Sweep)
-    group: str = MISSING
-    images: int = MISSING
-    seed: int = MISSING
-    shard_size: int = MISSING
-    batch_size: int = MISSING
-    bf16: bool = MISSING
-    tf32: bool | None = None
-    compile: bool = MISSING
-    device: str = MISSING
-    threads: int | None = None
-    outputs: str = MISSING
-
-
-@dataclass
-class Train:
-    model: Any = MISSING
-    dataset: Any = MISSING
-    trainer: Any = MISSING
-    published: Any = None
-    name: str = MISSING
-    seed: int = MISSING
-    device: str = MISSING
-    threads: int | None = None
-    outputs: str = MISSING
-
-
-@dataclass
-class Benchmark:
-    model: Any = MISSING
-    dataset: Any = MISSING
-    filter: Any = MISSING
-    solenoid: Any = MISSING
-    sampler: Any = MISSING
-    published: Any = None
-    batch_size: int = MISSING
-    repeats: int = MISSING
-    bf16: bool = MISSING
-    tf32: bool | None = None
-    compile: bool = MISSING
-    device: str = MISSING
-    threads: int | None = None
-    outputs: str = MISSING
-
-
-@dataclass
-class Gaussian:
-    model: Any = MISSING
-    dataset: Any = MISSING
-    filter: Any = MISSING
-    solenoid: Any = MISSING
-    sampler: Any = MISSING
-    published: Any = None
-    iterations: list[int] = MISSING
-    vary: str = MISSING
-    over: list[float] = MISSING
-
-
-@dataclass
-class ExcessNoise:
-    model: Any = MISSING
-    dataset: Any = MISSING
-    filter: Any = MISSING
-    sampler: Any = MISSING
-    published: Any = None
-    iterations: list[int] = MISSING
-    images: int = MISSING
-    seed: int = MISSING
-    device: str = MISSING
-    threads: int | None = None
-    outputs: str = MISSING
 
 
 @dataclass
@@ -129,395 +170,119 @@ class Table:
     small: SmallForm = field(default_factory=SmallForm)
 
 
-@dataclass
-class Reproduce:
-    table: Table = field(default_factory=Table)
-    small: bool = MISSING
-    seeds: list[int] = MISSING
-    images: int | None = None
-    outputs: str = MISSING
-    checkpoints: str = MISSING
-    origins: dict[str, str] = MISSING
-
-
-@dataclass
-class Target:
-    _target_: str = MISSING
-
-
-@dataclass
-class NCSN(Target):
-    shape: list[int] = MISSING
-    width: int = MISSING
-    sigma_begin: float = MISSING
-    sigma_end: float = MISSING
-    levels: int = MISSING
-    checkpoint: str | None = MISSING
-    rescale: bool = MISSING
-
-
-@dataclass
-class NCSNv2(Target):
-    shape: list[int] = MISSING
-    width: int = MISSING
-    depth: str = MISSING
-    sigma_begin: float = MISSING
-    sigma_end: float = MISSING
-    levels: int = MISSING
-    checkpoint: str | None = MISSING
-    rescale: bool = MISSING
-
-
-@dataclass
-class VE(Target):
-    sigma_min: float = MISSING
-    sigma_max: float = MISSING
-    levels: int = MISSING
-
-
-@dataclass
-class VP(Target):
-    beta_min: float = MISSING
-    beta_max: float = MISSING
-    levels: int = MISSING
-
-
-@dataclass
-class NCSNpp(Target):
-    shape: list[int] = MISSING
-    process: Any = MISSING
-    width: int = MISSING
-    multipliers: list[int] = MISSING
-    blocks: int = MISSING
-    attention: list[int] = MISSING
-    embedding: str = MISSING
-    block: str = MISSING
-    fir: bool = MISSING
-    resample_conv: bool = MISSING
-    output: str = MISSING
-    input: str = MISSING
-    combine: str = MISSING
-    skip_rescale: bool = MISSING
-    scale_by_sigma: bool = MISSING
-    centred: bool = MISSING
-    dropout: float = MISSING
-    fourier_scale: float = MISSING
-    checkpoint: str | None = MISSING
-
-
-@dataclass
-class UNet2D(Target):
-    shape: list[int] = MISSING
-    checkpoint: str | None = MISSING
-    schedule: str | None = None
-    beta_start: float | None = None
-    beta_end: float | None = None
-    levels: int | None = None
-    prediction: str | None = None
-
-
-@dataclass
-class Own(Target):
-    make: str = MISSING
-    predicts: str = MISSING
-    process: Any = MISSING
-    shape: list[int] = MISSING
-    data_range: list[float] = MISSING
-    label: str | None = None
-    checkpoint: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class SplitSource(Target):
-    _partial_: bool = MISSING
-    root: str = MISSING
-    split: str = MISSING
-
-
-@dataclass
-class FolderSource(Target):
-    _partial_: bool = MISSING
-    root: str = MISSING
-    shape: list[int] = MISSING
-    name: str = MISSING
-
-
-@dataclass
-class Dataset(Target):
-    name: str = MISSING
-    shape: list[int] = MISSING
-    statistics_file: str | None = None
-    statistics_images: int = MISSING
-    reference: Any = MISSING
-    source: SplitSource = field(default_factory=SplitSource)
-
-
-@dataclass
-class Folder(Target):
-    name: str = MISSING
-    shape: list[int] = MISSING
-    statistics_file: str | None = None
-    statistics_images: int = MISSING
-    reference: Any = MISSING
-    source: FolderSource = field(default_factory=FolderSource)
-
-
-@dataclass
-class FormOfDataset(Dataset):
-    resolution: int = MISSING
-    preprocessing: str = MISSING
-
-
-@dataclass
-class LSUN(FormOfDataset):
-    category: str = MISSING
-
-
-@dataclass
-class PublishedReference(Target):
-    name: str = MISSING
-    resolution: int = MISSING
-    split: str = MISSING
-
-
-@dataclass
-class MadeReference(Target):
-    images: int = MISSING
-
-
-@dataclass
-class PublishedOrMade(Target):
-    name: str = MISSING
-    resolution: int = MISSING
-    split: str | None = None
-    images: int = MISSING
-
-
-@dataclass
-class Parametric(Target):
-    r: float = MISSING
-    lam: float = MISSING
-    region: str = MISSING
-
-
-@dataclass
-class AlphaReference:
-    alpha: float | None = None
-    iterations: int | None = None
-
-
-@dataclass
-class Statistics(Target):
-    alpha: Any = MISSING  # a number or "auto"
-    pixels: str = MISSING
-    iterations: int = MISSING
-    reference: AlphaReference = field(default_factory=AlphaReference)
-
-
-@dataclass
-class FourierSolenoid(Target):
-    form: str = MISSING
-    omega: float = MISSING
-
-
-@dataclass
-class ShiftSolenoid(Target):
-    operator: str = MISSING
-    omega: float = MISSING
-
-
-@dataclass
-class AnnealedLangevin(Target):
-    iterations: int = MISSING
-    step_size: float = MISSING
-    steps_per_level: int | None = None
-    denoise: bool = MISSING
-
-
-@dataclass
-class MomentumLangevin(AnnealedLangevin):
-    gamma: Any = MISSING  # a number or several
-
-
-@dataclass
-class PredictorCorrector(Target):
-    iterations: int = MISSING
-    predictor: Any = MISSING
-    corrector: Any = MISSING
-    end: float | None = None
-    denoise: bool = MISSING
-    precondition: str = MISSING
-
-
-@dataclass
-class KarrasLevels(Target):
-    iterations: int = MISSING
-    order: int = MISSING
-    rho: float = MISSING
-
-
-@dataclass
-class EDM(KarrasLevels):
-    S_churn: float = MISSING
-    S_min: float = MISSING
-    S_max: float = MISSING
-    S_noise: float = MISSING
-
-
-@dataclass
-class DPMSolver(KarrasLevels):
-    eta: float = MISSING
-
-
-@dataclass
-class PreconditionedSDE(DPMSolver):
-    weight: str = MISSING
-    eta_from: float = MISSING
-    eta_to: float = MISSING
-    prior_norm: str = MISSING
-
-
-@dataclass
-class AdaptiveSDE(Target):
-    iterations: int = MISSING
-    eps_rel: float = MISSING
-    eps_abs: float = MISSING
-
-
-@dataclass
-class DiffusersScheduler(Target):
-    iterations: int = MISSING
-    scheduler: str = MISSING
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class AcceleratedDeterministic(Target):
-    iterations: int = MISSING
-    schedule: Any = MISSING
-    denoise: bool = MISSING
-
-
-@dataclass
-class DDIM(AcceleratedDeterministic):
-    order: int = MISSING
-
-
-@dataclass
-class AnalyticDDIM(AcceleratedDeterministic):
-    training_images: int = MISSING
-
-
-@dataclass
-class AcceleratedStochastic(AcceleratedDeterministic):
-    second_noise: str = MISSING
-
-
-@dataclass
-class ProcessTimes(Target):
-    end: float | None = None
-
-
-@dataclass
-class LearningRates(Target):
-    c0: float | None = None
-    c1: float | None = None
-
-
-@dataclass
-class Discretisation(Target):
-    probability_flow: bool = MISSING
-
-
-@dataclass
-class LangevinSteps(Target):
-    snr: float = MISSING
-    steps: int = MISSING
-
-
-@dataclass
-class Langevin(LangevinSteps):
-    norms: str = MISSING
-
-
-@dataclass
-class CleanFID(Target):
-    cache: str | None = None
-
-
-@dataclass
-class Wandb(Target):
-    project: str = MISSING
-    entity: str | None = None
-    mode: str = MISSING
-    timeout: float = MISSING
-
-
-@dataclass
-class Trainer(Target):
-    iterations: int = MISSING
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    warmup: int = MISSING
-    ema_decay: float = MISSING
-    seed: int = MISSING
-    checkpoint_every: int = MISSING
-    bf16: bool = MISSING
-    compile: bool = MISSING
-    flip: bool = MISSING
-
-
-SCHEMAS: dict[str, dict[str, type]] = {
-    "schema": {
-        "run": Run,
-        "train": Train,
-        "benchmark": Benchmark,
-        "gaussian": Gaussian,
-        "excess_noise": ExcessNoise,
-        "reproduce": Reproduce,
-    },
-    "schema/model": {"ncsn": NCSN, "ncsnv2": NCSNv2, "ncsnpp": NCSNpp, "unet2d": UNet2D, "own": Own},
-    "schema/model/process": {"ve": VE, "vp": VP},
-    "schema/dataset": {"dataset": Dataset, "folder": Folder, "form": FormOfDataset, "lsun": LSUN},
-    "schema/dataset/reference": {
-        "published": PublishedReference,
-        "made": MadeReference,
-        "published_or_made": PublishedOrMade,
-    },
-    "schema/filter": {"none": Target, "parametric": Parametric, "statistics": Statistics},
-    "schema/solenoid": {"none": Target, "fft": FourierSolenoid, "shift": ShiftSolenoid},
-    "schema/sampler": {
-        "annealed_langevin": AnnealedLangevin,
-        "mild": MomentumLangevin,
-        "predictor_corrector": PredictorCorrector,
-        "edm": EDM,
-        "dpm_solver": DPMSolver,
-        "preconditioned_sde": PreconditionedSDE,
-        "adaptive": AdaptiveSDE,
-        "ddim": DDIM,
-        "analytic_ddim": AnalyticDDIM,
-        "accelerated_deterministic": AcceleratedDeterministic,
-        "accelerated_stochastic": AcceleratedStochastic,
-        "diffusers": DiffusersScheduler,
-    },
-    "schema/sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},
-    "schema/sampler/predictor": {
-        "reverse_diffusion": Discretisation,
-        "euler_maruyama": Discretisation,
-        "ancestral": Target,
-        "none": Target,
-    },
-    "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": LangevinSteps, "none": Target},
-    "schema/metric": {"none": Target, "mnist_classifier": Target, "cifar10_classifier": Target, "clean_fid": CleanFID},
-    "schema/tracker": {"none": Target, "wandb": Wandb},
-    "schema/trainer": {"trainer": Trainer},
+SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
+# The options of each program, the groups that it builds, and what else its configuration holds.
+PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type]]] = {
+    "run": (Run, (*SAMPLING, "metric", "tracker"), {"sweep": Sweep}),
+    "train": (Train, ("model", "dataset", "trainer"), {}),
+    "benchmark": (Benchmark, SAMPLING, {}),
+    "gaussian": (Gaussian, SAMPLING, {}),
+    "excess_noise": (ExcessNoise, ("model", "dataset", "filter", "sampler"), {}),
+    "reproduce": (Reproduce, (), {"table": Table}),
 }
+
+PLAIN = (bool, int, float, str, NoneType, Any, Path)
+
+
+def is_plain(annotation: Any) -> bool:
+    """Whether an option is a value, which a configuration can hold, and no object."""
+    if get_origin(annotation) in (Literal, Callable):
+        return get_origin(annotation) is Literal
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return all(is_plain(part) for part in parts if part is not Ellipsis) if parts else annotation in PLAIN
+
+
+def typed(annotation: Any) -> Any:
+    """The type of a plain option as OmegaConf knows types; where it knows none, the check at building alone tells."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return typed(arguments[0])
+    if origin is Literal:
+        return type(arguments[0])
+    if origin in (Union, UnionType):
+        kinds = {typed(kind) for kind in arguments if kind is not NoneType}
+        return Optional[kinds.pop()] if len(kinds) == 1 and NoneType in arguments else Any  # noqa: UP045
+    if origin in (list, tuple, Sequence):
+        return list[typed(arguments[0])]  # type: ignore[misc]
+    if origin in (dict, Mapping):
+        return dict[str, Any]
+    return str if annotation is Path else annotation if annotation in PLAIN[:4] else Any
+
+
+def fields_of(
+    target: Callable[..., Any], group: str = "", given: tuple[str, ...] = (), asked: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
+    """The keys of a node: name, type and default of each option that a configuration can give."""
+    made = []
+    for name, option in options_of(target).items():
+        part = f"{group}/{name}" in CHOICES or f"schema/{group}/{name}" in CHOICES
+        if name in given or not (is_plain(option.annotation) or option.required or part):
+            continue
+        default = option.default if is_plain(option.annotation) and not option.required and name not in asked else MISSING
+        if isinstance(default, (tuple, list, Mapping)):
+            default = field(
+                default_factory=lambda default=default: dict(default) if isinstance(default, Mapping) else list(default)
+            )
+        made.append((name, typed(option.annotation) if is_plain(option.annotation) else Any, default))
+    return made
+
+
+def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
+    """The choices that a node begins with, where its options are objects with groups of their own."""
+    chosen: list[Any] = []
+    for name, option in options_of(target).items():
+        offered = {**CHOICES.get(f"schema/{group}/{name}", {}), **CHOICES.get(f"{group}/{name}", {})}
+        if offered:
+            makers = {maker: choice for choice, maker in offered.items()}
+            chosen.append({name: "none" if option.default is None else makers.get(type(option.default), MISSING)})
+    return chosen
+
+
+def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
+    """The structured configuration of a class or a function."""
+    target, given, asked, opened = choice if isinstance(choice, Part) else Part(choice)
+    keys: list[tuple[str, Any, Any]] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
+    if opened:
+        keys.append(("_partial_", bool, True))
+    parts = parts_of(target, group)
+    if parts and not group.startswith("schema/"):
+        keys.insert(0, ("defaults", list[Any], field(default_factory=lambda: [*parts, "_self_"])))
+    return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, group.removeprefix("schema/"), given, asked)])
+
+
+def published(name: str, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
+    """${published:NAME}: what was published under this name for the model and the data set, else the option's own default."""
+    value = OmegaConf.select(_root_, f"published.{name}")
+    return defaults(_parent_._target_)[_node_._key()] if value is None else value
+
+
+PAPERS = {"images": 50_000, "shard_size": 500}
+
+
+def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Family, name and content of each experiment that conf/papers.yaml describes."""
+    for family, about in OmegaConf.to_container(OmegaConf.load(CONF / "papers.yaml")).items():
+        groups = {**about["choose"], "filter": "none", "metric": "clean_fid"}
+        for row, keys in about["rows"].items():
+            chosen = [{f"override /{group}": choice} for group, choice in groups.items()]
+            common = {"group": family, **PAPERS, **about.get("set", {}), "sampler": keys["sampler"]}
+            yield family, f"{row}_vanilla", {"defaults": chosen, **common}
+            filtered = [f"{family}/{row}_vanilla", {"override /filter": about["choose"]["filter"]}]
+            yield family, f"{row}_pds", {"defaults": filtered, "filter": keys["filter"]}
 
 
 def register() -> None:
-    """Make the schemas known to Hydra; call before composing."""
+    """Make the choices known to Hydra; call before composing."""
+    OmegaConf.register_new_resolver("published", published, replace=True)
     store = ConfigStore.instance()
-    for group, nodes in SCHEMAS.items():
-        for name, node in nodes.items():
-            store.store(group=group, name=name, node=node, package="_global_" if group == "schema" else None)
+    for group, choices in CHOICES.items():
+        for name, choice in choices.items():
+            store.store(group=group, name=name, node=node_of(group, choice))
+    for family, name, content in papers():
+        store.store(group=f"experiment/{family}", name=name, node=content, package="_global_")
+    for name, (program, groups, more) in PROGRAMS.items():
+        keys: list[tuple[str, Any, Any]] = [(group, Any, MISSING) for group in groups]
+        keys += [("published", Any, None)] if groups else []
+        keys += [(key, kind, field(default_factory=kind)) for key, kind in more.items()]
+        node = dataclasses.make_dataclass(program.__name__, [*keys, *fields_of(program)])
+        store.store(group="schema", name=name, node=node, package="_global_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from pds.lab.config import resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.table import write_table
-from pds.lab.schema import Reproduce
+from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show
+from pds.options import options_of
 
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
-OURS = [field.name for field in dataclasses.fields(Reproduce)]
+OURS = ["table", *options_of(Reproduce)]
 SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
 
 
@@ -65,8 +65,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     printed = config["table"]["images"]
     specs, cells = specified(config["table"], config["small"]), []
     columns: dict[str, list[list[str]]] = {column: [] for row in config["table"]["rows"].values() for column in row["columns"]}
-    if not config["seeds"]:
-        raise PDSError("seeds must name at least one seed, as in seeds=[0]")
+    settings(Reproduce, config)
     taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
     for override in given:
         if key(override) in taken or key(override) in ("group", "seed", "sweep"):

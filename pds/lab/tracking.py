@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import netrc
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from pds.errors import PDSError
+from pds.lab import wandb_service
+from pds.options import Range, options
 
 log = logging.getLogger(__name__)
 
-MODES = ("auto", "online", "offline", "disabled")
+GRACE = 10.0  # seconds beyond W&B's own timeout, which says more
 
 
 class MetricsFile:
@@ -134,57 +137,64 @@ class NoTracker:
         yield _NoRun()
 
 
-@dataclass(frozen=True)
+@options
 class WandbTracker:
     """Weights & Biases, which is imported only when a run is opened.
 
     Attributes:
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        mode: "online", "offline" (written below the run directory, uploaded later), "disabled", or "auto": what the
-            environment variable WANDB_MODE says, else online when an API key is configured and offline otherwise.
-            An online run that cannot be opened becomes an offline one.
-        timeout: seconds that opening a run online, and uploading its rest at the end, may each take.
+        mode: "online", "offline" (written below the run directory, uploaded later; nobody is contacted), "disabled", or
+            "auto": offline or disabled where W&B's own environment or settings say so, else online when an API key is
+            configured and offline otherwise. An online run that cannot be opened becomes an offline one.
+        timeout: seconds that opening a run, uploading its rest at the end, and each call between them, may take; a W&B that
+            takes longer is given up.
     """
 
-    project: str
+    project: str = "pds"
     entity: str | None = None
-    mode: str = "auto"
-    timeout: float = 60.0
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise PDSError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    timeout: Annotated[float, Range(1, 86_400)] = 60.0
 
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
         """See `Tracker.run`; a block that raises is a failed run in W&B too."""
-        run = None
+        run, opened = None, contextlib.ExitStack()
         for mode in self._modes():
             with _warn(f"opening the run {mode}"):
-                run = self._open(mode, folder, name, group, job_type, config)
+                if mode == "offline":
+                    opened.enter_context(wandb_service.offline())
+                wandb_service.forget_ended()
+                make = functools.partial(self._open, mode, folder, name, group, job_type, config)
+                run = wandb_service.within(self.timeout + GRACE, make)
+                wandb_service.end_at_exit()
                 break
-        if run is None:
-            yield _NoRun()
-            return
-        handle = _WandbRun(run, folder / "wandb")
-        exit_code = 1
-        try:
-            yield handle
-            exit_code = 0
-        finally:
-            handle.finish(exit_code)
+        with opened:
+            if run is None:
+                yield _NoRun()
+                return
+            handle = _WandbRun(run, folder / "wandb", self.timeout + GRACE)
+            exit_code = 1
+            try:
+                yield handle
+                exit_code = 0
+            finally:
+                handle.finish(exit_code)
 
     def _modes(self) -> list[str]:
         """The modes to try, in order."""
         mode = self.mode
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", mode)
         if mode == "disabled":
             return []
-        if mode == "offline" or (mode == "auto" and not has_api_key()):
-            return ["offline"]
-        return ["online", "offline"]
+        found = None
+        with _warn("reading its settings"):
+            found = wandb_service.settings().mode
+        if found is None:
+            return []
+        if mode == "auto":
+            mode = "disabled" if found == "disabled" else "offline" if found in ("offline", "dryrun") else "online"
+            mode = mode if mode != "online" or has_api_key() else "offline"
+        return {"disabled": [], "offline": ["offline"]}.get(mode, ["online", "offline"])
 
     def _open(self, mode: str, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Any:
         import wandb
@@ -214,49 +224,70 @@ class WandbTracker:
 
 
 class _WandbRun:
-    def __init__(self, run: Any, folder: Path) -> None:
+    def __init__(self, run: Any, folder: Path, seconds: float) -> None:
         self._run = run
         self._folder = folder
+        self._seconds = seconds
         self._warned: set[str] = set()
+        self._lost = False
         self._axes: set[tuple[str, str]] = set()
 
     def log(self, metrics: dict[str, float], step_name: str | None = None) -> None:
-        with _warn("logging metrics", self._warned):
+        def call() -> None:
             for name in metrics:
                 if step_name and name != step_name and (name, step_name) not in self._axes:
                     self._run.define_metric(name, step_metric=step_name)
                     self._axes.add((name, step_name))
             self._run.log(dict(metrics))
 
+        self._ask("logging metrics", call)
+
     def image(self, name: str, path: Path) -> None:
-        with _warn("logging an image", self._warned):
+        def call() -> None:
             import wandb
 
             self._run.log({name: wandb.Image(str(path))})
 
+        self._ask("logging an image", call)
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        with _warn("logging a table", self._warned):
+        def call() -> None:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(map(_cell, row)) for row in rows])
             # W&B would stage tables for a later upload in the user's home, apart from the run that needs them.
-            with _environment("WANDB_DATA_DIR", str(self._folder)):
+            with wandb_service.environment(WANDB_DATA_DIR=str(self._folder)):
                 self._run.log({name: table})
 
+        self._ask("logging a table", call)
+
     def summary(self, values: dict[str, Any]) -> None:
-        with _warn("logging the summary", self._warned):
-            self._run.summary.update(values)
+        self._ask("logging the summary", lambda: self._run.summary.update(values))
 
     def finish(self, exit_code: int) -> None:
         """Close the run, and say how to upload what is not uploaded."""
         uploaded = False
         with _warn("finishing the run"):
-            self._run.finish(exit_code=exit_code)
-            uploaded = not self._run.offline
+            if not self._lost:
+                self._within(lambda: self._run.finish(exit_code=exit_code))
+                uploaded = not self._run.offline
         if not uploaded:
             with _warn("naming the run's folder"):
                 command = shlex.join(["wandb", "sync", os.path.abspath(self._run.sync_dir)])
                 log.info("the Weights & Biases run is kept on this machine; to upload it: %s", command)
+
+    def _ask(self, action: str, call: Callable[[], object]) -> None:
+        """One call, unless W&B is given up."""
+        if not self._lost:
+            with _warn(action, self._warned):
+                self._within(call)
+
+    def _within(self, call: Callable[[], object]) -> None:
+        try:
+            wandb_service.within(self._seconds, call)
+        except TimeoutError:
+            self._lost = True
+            raise
 
 
 def _cell(value: Any) -> Any:
@@ -273,33 +304,19 @@ def _warn(action: str, warned: set[str] | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         if warned is None or action not in warned:
-            log.warning("Weights & Biases failed at %s, the run goes on: %s: %s", action, type(error).__name__, error)
+            why = " ".join(str(error).split())
+            log.warning("Weights & Biases failed at %s, the run goes on: %s: %s", action, type(error).__name__, why)
         if warned is not None:
             warned.add(action)
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def has_api_key() -> bool:
     """Whether W&B can log in without asking: the environment or a netrc file has a key."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
-        import wandb
-
-        hosts = {urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"}
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        hosts = {urlsplit(wandb_service.settings().base_url).netloc, "api.wandb.ai"}
         return any(netrc.netrc(path).authenticators(host) for host in hosts)
-    except Exception:  # no W&B, no netrc file, or an unreadable one: no key in any case
+    except Exception:  # no W&B, no home, no netrc file, or an unreadable one: no key in any case
         return False

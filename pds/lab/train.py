@@ -23,6 +23,7 @@ from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
+from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> None:
     """Build everything, then train in outputs/train/<name>."""
     config = resolved(cfg)
+    settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     model: Model = build(cfg.model)

@@ -26,6 +26,7 @@ from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.files import user_path
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device
+from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
 from pds.lab.text import write_text
 from pds.models.scores import Model
@@ -42,6 +43,7 @@ PARTS = ("filter", "solenoid", "sampler")
 def tune_by_network(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
+    settings(ExcessNoise, cfg)
     device = choose_device(cfg.device, cfg.threads)
     model: Model = build(cfg.model)
     dataset: Dataset = build(cfg.dataset)
@@ -102,8 +104,6 @@ def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: 
             "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
             "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
         )
-    if not cfg.iterations or cfg.images < 1:
-        raise PDSError("iterations must name at least one T, as in iterations=[25,50], and images must be at least 1")
     if model.checkpoint is None:
         raise PDSError("model.checkpoint=null has random weights, which see nothing: give a weights file")
     if filter.space(model.shape, lambda: dataset.statistics) is not None:
@@ -148,8 +148,7 @@ def _line(
 def tune_by_gaussian(cfg: DictConfig) -> None:
     """Distances of one sampler on a Gaussian with the data's spectrum, with every value of one key."""
     resolved(cfg)
-    if not (cfg.iterations and cfg.over):
-        raise PDSError("iterations and over must name at least one value each, as in iterations=[50] over=[2,3]")
+    settings(Gaussian, cfg)
     group, _, name = cfg.vary.rpartition(".")
     node = OmegaConf.select(cfg, group) if group else None
     if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:

@@ -130,7 +130,7 @@ def load_weights(
         PDSError: the file is absent, damaged or hostile; or it is of another network, naming the first parameter that is
             missing, unknown, of another shape or not finite, or the first option that differs; or has no such weights.
     """
-    return _load(network, _read(locate(path), _trained(network), which), path, which, options, levels)
+    return _load(network, _read(locate(path), network, which), path, which, options, levels)
 
 
 def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) -> Checkpoint:
@@ -141,16 +141,19 @@ def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) 
     Raises:
         PDSError: as `load_weights`.
     """
-    chosen = choose(_content(folder.weights)[0], _trained(network), folder.weights)
+    chosen = choose(_content(folder.weights)[0], *_parameters(network), folder.weights)
     advice = "config.json and the weights are not of one network, fetch both again"
     weights = _Weights("diffusers", None, folder.weights, current_names(chosen.state), advice=advice)
     return _load(network, weights, folder.unet, which)
 
 
-def _trained(network: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of the parameters that training changes, by name, in order; of all tensors where there are none."""
-    trained = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
-    return trained or {name: value.shape for name, value in network.state_dict().items()}
+def _parameters(network: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
+    """Shapes of the parameters by name, in order, and the names of those that training changes; of all tensors if none is."""
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    if not trained:
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        return shapes, list(shapes)
+    return {name: p.shape for name, p in network.named_parameters()}, trained
 
 
 def _content(path: Path) -> tuple[Any, dict[str, str]]:
@@ -158,7 +161,7 @@ def _content(path: Path) -> tuple[Any, dict[str, str]]:
     return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
 
 
-def _read(path: Path, trained: Mapping[str, torch.Size], which: Which) -> _Weights:
+def _read(path: Path, network: nn.Module, which: Which) -> _Weights:
     """One copy of the network, from a file or a folder."""
     if path.is_dir() or (path.is_file() and path.stem == DIFFUSERS):
         folder = DiffusersFolder.find(path)
@@ -167,7 +170,7 @@ def _read(path: Path, trained: Mapping[str, torch.Size], which: Which) -> _Weigh
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: give a weights file")
     content, metadata = _content(path)
-    layout, ema, state = choose(content, trained, path, which)
+    layout, ema, state = choose(content, *_parameters(network), path, which)
     if path.suffix != ".safetensors":
         return _Weights(layout, ema, path, state)
     if ema is None and metadata.get("weights") == "ema":

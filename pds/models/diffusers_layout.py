@@ -121,7 +121,7 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any
         high, low, levels = (settings[f"process.{name}"] for name in ("sigma_max", "sigma_min", "levels"))
         state["sigmas"] = geometric_ladder(high, low, levels)
     names = published_names(config)
-    for name, value in choose(content, dict.fromkeys(names, ()), source).state.items():
+    for name, value in choose(content, {}, list(names), source).state.items():
         if name not in names:
             raise PDSError(f"{source} has a parameter {name} that no NCSN++ has: it is a checkpoint of another network")
         # The weight of a linear layer is (out, in), that of a NIN (in, out).

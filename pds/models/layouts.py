@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,13 +25,14 @@ average where there is one."""
 
 LIST = ("model", "optimizer", "epoch", "step", "ema")  # what [NCSN] and [NCSNv2] save, without names
 AVERAGE = re.compile(r"(?<![a-z])(emas?|ewma|averag(?:e|es|ed|er|ing)|shadow|swa|polyak|(?<!exp_)avg)(?![a-z])")
-SPARE = re.compile(r"(?<![a-z])(online|collected|backup)(?![a-z])")  # raw weights beside an average that keeps them
+SPARE = re.compile(r"(?<![a-z])(online|collected|backup)(?![a-z])")  # raw weights that some averages keep
 EXACT = {"ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "shadow", "shadow_params"}
-COUNTER = "n_averaged"  # of torch's `AveragedModel`
-DEPTH, LENGTH = 5, 1000  # of tables in tables, and of the name that they give a tensor
+COUNTER = "n_averaged"  # of torch's `AveragedModel`, beside "module."
+# Of tables in tables, of the name that they give a tensor, and of tensors: a table may hold itself.
+DEPTH, LENGTH, MOST = 20, 1000, 100_000
 
 
-class Leaf(NamedTuple):
+class _Leaf(NamedTuple):
     """What is no table: a tensor, a list of them, or something else.
 
     Attributes:
@@ -43,26 +45,21 @@ class Leaf(NamedTuple):
     table: str
     value: Any
 
-    @property
-    def averaged(self) -> bool:
-        """Whether its path speaks of an average."""
-        return _averaged(self.path)
 
-
-class Copy(NamedTuple):
+class _Copy(NamedTuple):
     """A network in a file.
 
     Attributes:
         prefix: what stands before the names of its parameters.
-        averaged: whether the prefix speaks of an average.
+        averaged: whether it is an average.
         state: its tensors by name, and those beside them.
-        found: how many of the trained parameters it has.
+        whole: whether it has every trained parameter.
     """
 
     prefix: str
     averaged: bool
     state: dict[str, Any]
-    found: int
+    whole: bool
 
 
 class Chosen(NamedTuple):
@@ -79,12 +76,15 @@ class Chosen(NamedTuple):
     state: dict[str, Any]
 
 
-def choose(content: Any, trained: Mapping[str, Sequence[int]], path: Path, which: Which = None) -> Chosen:
+def choose(
+    content: Any, shapes: Mapping[str, Sequence[int]], trained: Sequence[str], path: Path, which: Which = None
+) -> Chosen:
     """The weights to load, of those that a file holds.
 
     Args:
         content: of the file: nested lists and dictionaries of tensors.
-        trained: shapes of the network's trained parameters, by name, in order.
+        shapes: of the network's parameters, by name, in order.
+        trained: names of those that training changes, in order.
         path: what messages call the file.
         which: see `Which`; an average is taken where there is nothing else.
 
@@ -92,126 +92,128 @@ def choose(content: Any, trained: Mapping[str, Sequence[int]], path: Path, which
         The best that there is, which may be of another network.
 
     Raises:
-        OptionError: it has no tensors, an average that cannot be matched, several copies, or not those that were asked for.
+        OptionError: it has no tensors, an average that cannot be matched, or several copies.
     """
-    leaves = list(_leaves(dict(zip(LIST, content, strict=False)) if isinstance(content, (list, tuple)) else content))
-    copies = _copies(leaves, trained)
+    leaves = list(islice(_leaves(dict(zip(LIST, content, strict=False)) if _is_list(content) else content), MOST))
+    if len(leaves) == MOST:
+        raise OptionError("checkpoint", f"{path} has more tables than any network: it is damaged, fetch it again")
+    copies = [*_by_name(leaves, trained), *_by_order(leaves, shapes, trained)]
     if not copies:
         inert = next((leaf.value.name for leaf in leaves if isinstance(leaf.value, Inert)), None)
         code = f" but holds code ({inert}), which is never executed here" if inert else ""
         raise OptionError("checkpoint", f"{path} has no table of tensors by name{code}: give the state_dict of a network")
     # A table alone does not tell what it is.
     alone = all(not leaf.table for leaf in leaves if isinstance(leaf.value, Tensor))
-    layout = "list" if isinstance(content, (list, tuple)) else "state dict" if alone else "dict"
-    whole = [copy for copy in copies if copy.found == len(trained)]
-    if not whole:
+    layout = "list" if _is_list(content) else "state dict" if alone else "dict"
+    raw = [copy for copy in copies if copy.whole and not copy.averaged]
+    averages = [copy for copy in copies if copy.whole and copy.averaged]
+    if not raw and not averages:
         return Chosen(layout, None, copies[0].state)
-    averages = [copy for copy in whole if copy.averaged]
-    raw = [copy for copy in whole if not copy.averaged]
-    raw = [copy for copy in raw if not SPARE.search(copy.prefix)] or raw
     if which == "raw" and raw:
-        averages = []
-    else:
-        _require_matched(leaves, whole, trained, path)
-    for found in (averages, raw):
-        # Names alone may also be those of a part of a larger network.
-        fit = [copy for copy in found if all(_shape(copy.state[name]) == list(shape) for name, shape in trained.items())]
-        found[:] = fit or found[:1]
-        if len(found) > 1:
-            names = ", ".join(shown(copy.prefix.rstrip(".")) for copy in found)
-            raise OptionError("checkpoint", f"{path} holds the network several times (under {names}): keep one of them")
+        chosen = _only(raw, shapes, trained, path).state
+        return Chosen(layout, None if alone and not averages else False, chosen)
+    _require_matched(leaves, raw, averages, trained, path)
+    if not averages:
+        return Chosen(layout, None if alone else False, _only(raw, shapes, trained, path).state)
     # Buffers and parameters that are not trained often have no average.
-    state = (raw[0].state if raw else {}) | (averages[0].state if averages else {})
-    return Chosen(layout, True if averages else None if alone and len(whole) == 1 else False, state)
+    beside = _only(raw, shapes, trained, path).state if raw else {}
+    return Chosen(layout, True, beside | _only(averages, shapes, trained, path).state)
 
 
-def _leaves(content: Any, path: str = "", depth: int = 0) -> Iterator[Leaf]:
-    if not isinstance(content, dict):
-        yield Leaf("", "", content)
-        return
-    for key, value in content.items():
+def _leaves(content: Any, path: str = "", depth: int = 0) -> Iterator[_Leaf]:
+    items = content.items() if isinstance(content, dict) else [("", content)]
+    for key, value in items:
         name = f"{path}{key}"
         if len(name) > LENGTH or value is None:
             continue
+        if _is_list(value) and any(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))
         if isinstance(value, dict) and depth < DEPTH:
             yield from _leaves(value, f"{name}.", depth + 1)
         else:
-            yield Leaf(name, path, value)
+            yield _Leaf(name, path, value)
 
 
-def _copies(leaves: list[Leaf], trained: Collection[str]) -> list[Copy]:
-    """Every whole copy, or the nearest to one; where no parameter is found at all, the largest table."""
-    names, found = set(trained), Counter[str]()
+def _by_name(leaves: list[_Leaf], trained: Collection[str]) -> list[_Copy]:
+    """Every whole copy, or the one that is nearest to it; where no parameter is found at all, the largest table."""
+    names = set(trained)
+    found: dict[str, set[str]] = {}  # names by prefix
+    holders: dict[str, set[str]] = {}  # tables by prefix
     tables: dict[str, dict[str, Any]] = {}
-    holders: dict[str, set[str]] = {}
     for leaf in leaves:
         tables.setdefault(leaf.table, {})[leaf.path] = leaf.value
         parts = leaf.path.split(".") if isinstance(leaf.value, Tensor) else []
-        for i in range(len(parts)):
-            if (name := ".".join(parts[i:])) in names:
+        for name in (".".join(parts[i:]) for i in range(len(parts))):
+            if name in names:
                 prefix = leaf.path.removesuffix(name)
-                found[prefix] += 1
+                found.setdefault(prefix, set()).add(name)
                 holders.setdefault(prefix, set()).add(leaf.table)
-    counters = [leaf.path.removesuffix(COUNTER) for leaf in leaves if leaf.path.endswith(COUNTER)]
-    # Others keep an average as a list, in the order of the parameters.
-    copies = [
-        Copy(leaf.path, True, dict(zip(trained, leaf.value, strict=True)), len(trained))
-        for leaf in leaves
-        if _averaged(leaf.path) and _listed(leaf.value) and len(leaf.value) == len(trained)
-    ]
-    if not found and tables:
-        sizes = {table: sum(isinstance(value, Tensor) for value in held.values()) for table, held in tables.items()}
-        largest = max(sizes, key=sizes.__getitem__)
-        if sizes[largest]:
-            found[largest] = 0
-            holders[largest] = {largest}
-    whole = [prefix for prefix, count in found.items() if count == len(trained)]
-    for prefix in whole or [prefix for prefix, _ in found.most_common(1)]:
+    if not found:
+        sizes = Counter(leaf.table for leaf in leaves if isinstance(leaf.value, Tensor))
+        for largest, _ in sizes.most_common(1):
+            found[largest], holders[largest] = set(), {largest}
+    counted = tuple(f"{leaf.path.removesuffix(COUNTER)}module." for leaf in leaves if leaf.path.endswith(COUNTER))
+    whole = [prefix for prefix, has in found.items() if len(has) == len(names)]
+    copies = []
+    for prefix in whole or sorted(found, key=lambda prefix: -len(found[prefix]))[:1]:
         held = {path: value for table in holders[prefix] for path, value in tables[table].items() if path.startswith(prefix)}
         state = {path.removeprefix(prefix): value for path, value in held.items()}
-        averaged = _averaged(prefix) or any(prefix.startswith(f"{before}module.") for before in counters)
-        copies.append(Copy(prefix, averaged, _tensors(state, names), found[prefix]))
+        # What is no tensor is left out, unless it stands in the place of one.
+        state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in names}
+        copies.append(_Copy(prefix, _averaged(prefix) or prefix.startswith(counted), state, prefix in whole))
+    spare = [copy for copy in copies if SPARE.search(copy.prefix)]
+    return copies if len(spare) == len(copies) else [copy for copy in copies if copy not in spare]
+
+
+def _by_order(leaves: list[_Leaf], shapes: Mapping[str, Sequence[int]], trained: Sequence[str]) -> list[_Copy]:
+    """Averages that are lists, in the order of the trained parameters, or of all of them."""
+    copies = []
+    for leaf in leaves:
+        if _averaged(leaf.path) and _is_listed(leaf.value):
+            if len(leaf.value) == len(trained):
+                copies.append(_Copy(leaf.path, True, dict(zip(trained, leaf.value, strict=True)), True))
+            elif [_shape(value) for value in leaf.value] == [tuple(shape) for shape in shapes.values()]:
+                copies.append(_Copy(leaf.path, True, dict(zip(shapes, leaf.value, strict=True)), True))
     return copies
 
 
-def _tensors(state: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """What is no tensor is left out, unless it stands in the place of one."""
-    return {name: value for name, value in state.items() if isinstance(value, Tensor) or name in names}
+def _only(copies: list[_Copy], shapes: Mapping[str, Sequence[int]], trained: Sequence[str], path: Path) -> _Copy:
+    """The one copy; of those that have the names of the network, the one that has its shapes."""
+    fit = [copy for copy in copies if all(_shape(copy.state[name]) == tuple(shapes[name]) for name in trained)]
+    if len(fit) > 1:
+        names = ", ".join(shown(copy.prefix.rstrip(".")) for copy in fit)
+        raise OptionError("checkpoint", f"{path} holds the network several times (under {names}): keep one of them")
+    return (fit or copies)[0]
 
 
-def _require_matched(leaves: list[Leaf], whole: list[Copy], trained: Collection[str], path: Path) -> None:
+def _require_matched(leaves: list[_Leaf], raw: list[_Copy], averages: list[_Copy], trained: Sequence[str], path: Path) -> None:
     """Refuse an average that is none of the copies, rather than take other weights in its place."""
     for leaf in leaves:
-        if not leaf.averaged or leaf.path.endswith(COUNTER) or SPARE.search(leaf.path):
+        if not _averaged(leaf.path) or leaf.path.endswith(COUNTER):
             continue
         parts = leaf.path.split(".")
-        ends = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
-        root = next(end for end in ends if _averaged(end))
-        last = root.rpartition(".")[2]
-        weights = leaf.value.ndim > 0 if isinstance(leaf.value, Tensor) else _listed(leaf.value) or last in EXACT
-        if isinstance(leaf.value, Inert):
-            weights = last in EXACT or _averaged(leaf.value.name)
-        if not weights or any(f"{copy.prefix}.".startswith(f"{root}.") for copy in whole):
+        root = next(root for root in (".".join(parts[: i + 1]) for i in range(len(parts))) if _averaged(root))
+        taken = any(f"{copy.prefix}.".startswith(f"{root}.") for copy in averages)
+        ours = any(leaf.path.startswith(copy.prefix) and leaf.path.removeprefix(copy.prefix) in copy.state for copy in raw)
+        if taken or ours or not _is_weights(leaf.value, root.rpartition(".")[2]):
             continue
-        if any(leaf.path.startswith(copy.prefix) and leaf.path.removeprefix(copy.prefix) in copy.state for copy in whole):
-            continue
-        if _listed(leaf.value):
+        if _is_listed(leaf.value):
             why = f"averages {len(leaf.value)} parameters where the model trains {len(trained)}"
         else:
-            tails = {x.path for x in leaves if x.path.startswith(root)}
-            missing = next(
-                (name for name in trained if not any(tail.endswith(f".{name}") for tail in tails)), next(iter(trained))
-            )
-            why = f"has no average of the parameter {missing}"
-        raise OptionError(
-            "checkpoint",
-            f"{path} {why} under {shown(root)}, and other weights are taken only if asked for",
-            {"weights": "raw"},
-        )
+            there = {other.path for other in leaves if other.path.startswith(root)}
+            absent = (name for name in trained if not any(path.endswith(f".{name}") for path in there))
+            why = f"has no average of the parameter {next(absent, trained[0])}"
+        problem = f"{path} {why} under {shown(root)}, and other weights are taken only if asked for"
+        raise OptionError("checkpoint", problem, {"weights": "raw"})
 
 
-def _shape(value: Any) -> list[int] | None:
-    return list(value.shape) if isinstance(value, Tensor) else None
+def _is_weights(value: Any, key: str) -> bool:
+    """Whether what stands under a key that speaks of an average holds weights, and is no decay rate or the like."""
+    if isinstance(value, Tensor):
+        return value.ndim > 0
+    if isinstance(value, Inert):
+        return key in EXACT or _averaged(value.name)
+    return key in EXACT or _is_listed(value)
 
 
 def _averaged(path: str) -> bool:
@@ -220,5 +222,13 @@ def _averaged(path: str) -> bool:
     return AVERAGE.search(words) is not None and SPARE.search(words) is None
 
 
-def _listed(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(item, Tensor) for item in value)
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _is_listed(value: Any) -> bool:
+    return _is_list(value) and bool(value) and all(isinstance(item, Tensor) for item in value)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None

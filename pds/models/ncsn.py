@@ -3,8 +3,9 @@ Data Distribution*, NeurIPS 2019 ([NCSN] appendix A). Parameter names and shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,12 @@ from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
 from pds.models.scores import LadderScore, Model
+from pds.options import Range, Shape, checked
 from pds.processes.forward import VarianceExploding
+from pds.processes.ladders import NoiseLevel
+
+Width = Annotated[int, Range(1, 1024)]
+Levels = Annotated[int, Range(1, 10_000)]
 
 
 class ConditionalInstanceNorm(nn.Module):
@@ -51,13 +57,14 @@ class NCSN(DilatedRefineNet):
         super().__init__(channels, width, STAGES["base"], norm, norm, _mean_pool, rescale)
 
 
+@checked
 def ncsn(
-    shape: Sequence[int],
-    width: int,
-    sigma_begin: float,
-    sigma_end: float,
-    levels: int,
-    checkpoint: str | None = None,
+    shape: Shape,
+    width: Width = 64,
+    sigma_begin: NoiseLevel = 1.0,
+    sigma_end: NoiseLevel = 0.01,
+    levels: Levels = 10,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
     rescale: bool = True,
 ) -> Model:
@@ -65,9 +72,13 @@ def ncsn(
 
     Args:
         shape: (C, H, W) of its images; H and W even.
-        width, levels, rescale: as for `NCSN`.
-        sigma_begin, sigma_end: largest and smallest noise level, in units of the data range ([NCSN]: 1 and 0.01).
-        checkpoint, weights: see `load_weights`; None for random weights.
+        width: channels of the first stage; 64 for the published MNIST network, 128 for CIFAR-10 and CelebA.
+        sigma_begin: largest noise level sigma_1, in units of the data range.
+        sigma_end: smallest noise level sigma_L.
+        levels: noise levels L, in geometric progression.
+        checkpoint: weights file; None for random weights.
+        weights: which of its weights, see `load_weights`.
+        rescale: the network maps [0, 1] to [-1, 1] inside; false for models of logits.
 
     Raises:
         PDSError: for a shape that does not fit, or a checkpoint of another network; of other images or noise levels, too, where

@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pds.errors import PDSError
+from pds.errors import OptionError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.scores import LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
-from pds.processes.forward import Process
+from pds.options import Length, Range, Shape, checked
+from pds.processes.forward import Process, VarianceExploding
 
-EMBEDDINGS = ("fourier", "positional")
-BLOCKS = ("biggan", "ddpm")
-OUTPUTS = ("none", "output_skip", "residual")
-INPUTS = ("none", "input_skip", "residual")
-COMBINES = ("sum", "cat")
+Embedding = Literal["fourier", "positional"]
+Block = Literal["biggan", "ddpm"]
+Output = Literal["none", "output_skip", "residual"]
+Input = Literal["none", "input_skip", "residual"]
+Combination = Literal["sum", "cat"]
 NEARLY_ZERO = 1e-5  # gain of layers that start as (almost) nothing
 
 
@@ -266,13 +268,13 @@ class NCSNpp(nn.Module):
         blocks: int,
         attention: Sequence[int],
         sigmas: Tensor,
-        embedding: str = "fourier",
-        block: str = "biggan",
+        embedding: Embedding = "fourier",
+        block: Block = "biggan",
         fir: bool = True,
         resample_conv: bool = True,
-        output: str = "none",
-        input: str = "residual",
-        combine: str = "sum",
+        output: Output = "none",
+        input: Input = "residual",
+        combine: Combination = "sum",
         skip_rescale: bool = True,
         scale_by_sigma: bool = True,
         conditional: bool = True,
@@ -281,20 +283,15 @@ class NCSNpp(nn.Module):
         fourier_scale: float = 16.0,
     ) -> None:
         super().__init__()
-        given = {"embedding": embedding, "block": block, "output": output, "input": input, "combine": combine}
-        for (name, value), valid in zip(given.items(), (EMBEDDINGS, BLOCKS, OUTPUTS, INPUTS, COMBINES), strict=True):
-            if value not in valid:
-                raise PDSError(f"model.{name} must be one of {', '.join(valid)}, got {value!r}")
         if fir and (output == "residual" or (block == "ddpm" and resample_conv)):
-            raise PDSError(
-                "NCSN++ has no upsampling by FIR filter and convolution: set model.fir=false, or model.output and "
-                "model.resample_conv to what needs none"
+            raise OptionError(
+                "fir",
+                "must be false for a residual output and for ddpm blocks with resample_conv: NCSN++ has no upsampling by FIR "
+                "filter and convolution",
             )
-        if width < 4 or size % 2 ** (len(multipliers) - 1):
-            raise PDSError(
-                f"NCSN++ with {len(multipliers)} levels needs model.width of 4 or more and images divisible by "
-                f"{2 ** (len(multipliers) - 1)}, got width {width} and size {size}"
-            )
+        if size % 2 ** (len(multipliers) - 1):
+            unit = 2 ** (len(multipliers) - 1)
+            raise OptionError("shape", f"must have a size divisible by {unit} for {len(multipliers)} levels, got {size}")
         self.embedding, self.scale_by_sigma, self.centred = embedding, scale_by_sigma, centred
         self.output, self.input, self.fir, self.width = output, input, fir, width
         self.size, self.skip_rescale = size, skip_rescale
@@ -434,47 +431,91 @@ class NCSNpp(nn.Module):
         return conv(F.silu(norm(h)))
 
 
+@checked
 def ncsnpp(
-    shape: Sequence[int],
-    process: Process,
-    embedding: str = "fourier",
+    shape: Shape,
+    process: Process = VarianceExploding(),
+    width: Annotated[int, Range(4, 1024)] = 128,
+    multipliers: Annotated[Sequence[int], Range(1, 64), Length(1, 12)] = (1, 2, 2, 2),
+    blocks: Annotated[int, Range(1, 64)] = 4,
+    attention: Annotated[Sequence[int], Range(1, 16_384), Length(0, 12)] = (16,),
+    embedding: Embedding = "fourier",
+    block: Block = "biggan",
+    fir: bool = True,
+    resample_conv: bool = True,
+    output: Output = "none",
+    input: Input = "residual",
+    combine: Combination = "sum",
+    skip_rescale: bool = True,
     scale_by_sigma: bool = True,
     centred: bool = False,
-    checkpoint: str | None = None,
+    dropout: Annotated[float, Range(0, below=1)] = 0.1,
+    fourier_scale: Annotated[float, Range(0.001, 1e6)] = 16.0,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
-    **architecture: Any,
 ) -> Model:
     """An NCSN++ or DDPM++ with its forward process and its weights, ready to sample or to train.
 
     Args:
         shape: (C, H, W) of its images, square.
         process: the forward process it is trained on. VE networks divide by sigma; VP and sub-VP networks predict the noise.
-        embedding, scale_by_sigma, centred: as for `NCSNpp`.
-        checkpoint, weights: see `load_weights`; None for random weights.
-        architecture: the other arguments of `NCSNpp`.
+        width: channels of the first level (`nf`); the defaults are those of CIFAR-10.
+        multipliers: width of each level in units of `width` (`ch_mult`).
+        blocks: residual blocks a level (`num_res_blocks`).
+        attention: heights with self-attention (`attn_resolutions`).
+        embedding: fourier (of log sigma), positional (of a label; VP, discrete VE).
+        block: kind of residual block (`resblock_type`).
+        fir: resample with the filter [1, 3, 3, 1].
+        resample_conv: ddpm blocks: a convolution after each resampling (`resamp_with_conv`).
+        output: how the levels make the image (`progressive`).
+        input: how the image enters the levels (`progressive_input`).
+        combine: of input_skip (`progressive_combine`).
+        skip_rescale: residual sums divided by sqrt(2).
+        scale_by_sigma: output divided by sigma: true for VE, false for VP.
+        centred: images in [-1, 1] (VP) instead of [0, 1] (VE).
+        dropout: of training.
+        fourier_scale: standard deviation of the Fourier frequencies.
+        checkpoint: weights file; None for random weights.
+        weights: which of its weights, see `load_weights`.
 
     Raises:
         PDSError: for a process and a network that do not belong together, or weights of another network or of
             other noise.
     """
-    if len(shape) != 3 or min(shape) < 1 or shape[1] != shape[2]:
-        raise PDSError(f"NCSN++ images have a shape (C, H, H) of positive numbers, got {list(shape)}")
+    if shape[1] != shape[2]:
+        raise OptionError("shape", f"must be square, (C, H, H), for NCSN++, got {list(shape)}")
     exploding = process.title == "VE"
     if scale_by_sigma != exploding:
-        raise PDSError(
-            f"model.scale_by_sigma={str(scale_by_sigma).lower()} makes a {'VE' if scale_by_sigma else 'VP'} network, but "
-            f"model.process is {process.title}: choose the process the network was trained on"
+        made, due = ("VE", "false") if scale_by_sigma else ("VP", "true")
+        raise OptionError(
+            "scale_by_sigma",
+            f"must be {due} for a {process.title} process, {str(scale_by_sigma).lower()} makes a {made} network: choose the "
+            "process that the network was trained on",
         )
     if embedding == "fourier" and not exploding:
-        raise PDSError(f"a Fourier embedding is of log sigma, a {process.title} network sees t: set model.embedding=positional")
+        raise OptionError(
+            "embedding", f"must be positional for a {process.title} network, which sees t: a Fourier embedding is of log sigma"
+        )
     network = NCSNpp(
         channels=shape[0],
         size=shape[1],
         sigmas=process.ladder,
+        width=width,
+        multipliers=multipliers,
+        blocks=blocks,
+        attention=attention,
         embedding=embedding,
+        block=block,
+        fir=fir,
+        resample_conv=resample_conv,
+        output=output,
+        input=input,
+        combine=combine,
+        skip_rescale=skip_rescale,
         scale_by_sigma=scale_by_sigma,
         centred=centred,
-        **architecture,
+        dropout=dropout,
+        fourier_scale=fourier_scale,
     ).eval()
     loaded = None
     if checkpoint is not None:

@@ -4,18 +4,23 @@ Models*, NeurIPS 2020 ([NCSNv2] technique 3 and table 3). Parameter names and sh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pds.errors import PDSError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
+from pds.models.ncsn import Levels, Width
 from pds.models.refinenet import STAGES, DilatedRefineNet, image_shape, instance_norm_plus
 from pds.models.scores import LadderScore, Model
+from pds.options import Shape, checked
 from pds.processes.forward import VarianceExploding
+from pds.processes.ladders import NoiseLevel
+
+Depth = Literal["base", "deeper", "deepest"]
 
 
 class InstanceNorm(nn.Module):
@@ -73,7 +78,7 @@ class NCSNv2(DilatedRefineNet):
 
     sigmas: Tensor
 
-    def __init__(self, channels: int, width: int, depth: str, sigmas: Tensor, rescale: bool = True) -> None:
+    def __init__(self, channels: int, width: int, depth: Depth, sigmas: Tensor, rescale: bool = True) -> None:
         super().__init__(channels, width, STAGES[depth], InstanceNorm, NoNorm, max_pool, rescale)
         self.register_buffer("sigmas", sigmas.float())
 
@@ -82,14 +87,15 @@ class NCSNv2(DilatedRefineNet):
         return super().forward(x, label) / self.sigmas[label][:, None, None, None]
 
 
+@checked
 def ncsnv2(
-    shape: Sequence[int],
-    width: int,
-    depth: str,
-    sigma_begin: float,
-    sigma_end: float,
-    levels: int,
-    checkpoint: str | None = None,
+    shape: Shape,
+    width: Width = 128,
+    depth: Depth = "base",
+    sigma_begin: NoiseLevel = 50.0,
+    sigma_end: NoiseLevel = 0.01,
+    levels: Levels = 232,
+    checkpoint: str | Path | None = None,
     weights: Which = None,
     rescale: bool = True,
 ) -> Model:
@@ -97,16 +103,18 @@ def ncsnv2(
 
     Args:
         shape: (C, H, W) of its images; H and W multiples of 2 (base), 4 (deeper) or 8 (deepest).
-        width, depth, rescale: as for `NCSNv2`.
-        sigma_begin, sigma_end: largest and smallest noise level, in units of the data range (church: 140 and 0.01).
-        levels: number of noise levels L, in geometric progression (church: 788).
-        checkpoint, weights: see `load_weights`; None for random weights.
+        width: channels of the first stage (`ngf`).
+        depth: base (CIFAR-10, CelebA), deeper (LSUN) or deepest (FFHQ).
+        sigma_begin: largest noise level sigma_1, in units of the data range.
+        sigma_end: smallest noise level sigma_L.
+        levels: noise levels L, in geometric progression.
+        checkpoint: weights file; None for random weights.
+        weights: which of its weights, see `load_weights`.
+        rescale: the network maps [0, 1] to [-1, 1] inside.
 
     Raises:
         PDSError: for a shape or depth that does not fit, or a checkpoint of another network or of other noise levels.
     """
-    if depth not in STAGES:
-        raise PDSError(f"model.depth must be one of {', '.join(STAGES)}, got {depth!r}")
     channels, height, wide = image_shape(f"NCSNv2 {depth}", shape, STAGES[depth])
     process = VarianceExploding(sigma_end, sigma_begin, levels)
     sigmas = process.ladder

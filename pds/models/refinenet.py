@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pds.errors import PDSError
+from pds.errors import OptionError
 
 Normalisation = Callable[[int], nn.Module]  # from the number of channels to a module of (x, label)
 Pooling = Callable[[Tensor], Tensor]
@@ -240,8 +240,6 @@ class DilatedRefineNet(nn.Module):
         rescale: bool,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise PDSError(f"model.width must be at least 1, got {width}")
         self.rescale = rescale
         self.begin_conv = _conv(channels, width)
         self.normalizer = norm(width)
@@ -284,11 +282,8 @@ class DilatedRefineNet(nn.Module):
 
 def image_shape(network: str, shape: Sequence[int], stages: Sequence[Stage]) -> tuple[int, int, int]:
     """`shape` as (C, H, W), refused with a PDSError where `network` of these stages cannot take images of it."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise PDSError(f"images have a shape (C, H, W) of positive numbers, got {list(shape)}")
     channels, height, width = shape
     unit = 2 ** sum(stage.halve for stage in stages)
     if height % unit or width % unit:
-        size = "even" if unit == 2 else f"multiples of {unit}"
-        raise PDSError(f"height and width of images for {network} must be {size}, got {height}x{width}")
+        raise OptionError("shape", f"must have a height and width divisible by {unit} for {network}, got {height}x{width}")
     return channels, height, width

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,7 +15,8 @@ from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
 from pds.models.diffusers_layout import DEFAULTS
 from pds.models.layouts import Which
 from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction
-from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
+from pds.options import Shape, checked
+from pds.processes.discrete import BetaSchedule, DiscreteVariancePreserving, Levels, OneBeta, beta_schedule
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +47,16 @@ class _Network(nn.Module):
         return self.unet(x, label, return_dict=False)[0]
 
 
+@checked
 def unet2d(
-    shape: Sequence[int],
-    checkpoint: str | None,
+    shape: Shape,
+    checkpoint: str | Path | None,
     weights: Which = None,
-    schedule: str | None = None,
-    beta_start: float | None = None,
-    beta_end: float | None = None,
-    levels: int | None = None,
-    prediction: str | None = None,
+    schedule: BetaSchedule | None = None,
+    beta_start: OneBeta | None = None,
+    beta_end: OneBeta | None = None,
+    levels: Levels | None = None,
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None,
 ) -> Model:
     """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
 
@@ -65,8 +68,11 @@ def unet2d(
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
         weights: see `load_weights`.
-        schedule, beta_start, beta_end, levels: see `pds.processes.discrete.beta_schedule`; linear, 1e-4, 0.02, 1000.
-        prediction: a key of `PREDICTIONS`; epsilon.
+        schedule: beta_schedule, where the folder has no scheduler; None: linear, as DDPM.
+        beta_start: first beta; None: 0.0001, as DDPM.
+        beta_end: last beta; None: 0.02, as DDPM.
+        levels: N (num_train_timesteps); None: 1000, as DDPM.
+        prediction: what the network predicts (prediction_type); None: epsilon, as DDPM.
 
     Raises:
         PDSError: without diffusers, for a folder that is not whole, for a network of other images, of another chain or of

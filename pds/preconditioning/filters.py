@@ -6,16 +6,16 @@ pixels. Both are positive, and 1 leaves the sampler as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pds.data.statistics import DatasetStatistics
-from pds.errors import PDSError
+from pds.errors import OptionError
+from pds.options import Count, Range, checked, fitted, options
 
 Shape = tuple[int, int, int]
 LazyStatistics = Callable[[], DatasetStatistics]
@@ -48,7 +48,7 @@ class NoFilter:
         return None
 
 
-@dataclass(frozen=True)
+@options
 class ParametricFilter:
     """The (r, lambda) filter: 1 in one part of the frequency plane, lambda in the rest ([IJCV] Eq. 28).
 
@@ -56,24 +56,16 @@ class ParametricFilter:
     say whether that index is DC or the highest frequency; `region` names the three readings by where lambda acts.
 
     Attributes:
-        r: radius in units of H, in (0, 0.5]; at 0.5 the disc reaches the corners of a square plane.
-        lam: lambda > 0. P divides by it: below 1 the coordinates where it acts move faster, above 1 slower.
+        r: radius in units of H; at 0.5 the disc reaches the corners of a square plane.
+        lam: lambda. P divides by it: below 1 the coordinates where it acts move faster, above 1 slower.
         region: "outside_low" (the disc is around DC; as printed, spectrum shifted), "outside_high" (the disc is around the
             highest frequency; as printed, FFT layout) or "inside_high" (lambda inside that disc, as the text on Fig. 7
             describes it).
     """
 
-    r: float
-    lam: float
+    r: Annotated[float, Range(above=0, high=0.5)] = 0.2
+    lam: Annotated[float, Range(0.001, 1000)] = 1.6
     region: Literal["outside_low", "outside_high", "inside_high"] = "outside_low"
-
-    def __post_init__(self) -> None:
-        if self.region not in REGIONS:
-            raise PDSError(f"filter.region must be one of {', '.join(REGIONS)}, got {self.region!r}")
-        if not 0 < self.r <= 0.5:
-            raise PDSError(f"filter.r must be in (0, 0.5], in units of the image height, got {self.r}")
-        if not (self.lam > 0 and math.isfinite(self.lam)):
-            raise PDSError(f"filter.lam must be positive and finite, got {self.lam}")
 
     @property
     def title(self) -> str:
@@ -92,10 +84,11 @@ class ParametricFilter:
         return None
 
 
-REGIONS = ("outside_low", "outside_high", "inside_high")
+Alpha = Annotated[float, Range(1, 1e6)]
+Pixels = Literal["none", "released", "paper"]
 
 
-@dataclass(frozen=True)
+@options
 class StatisticsFilter:
     """Filters from 200 training images in [0, 1].
 
@@ -103,19 +96,13 @@ class StatisticsFilter:
     channels and frequencies; R tends to 1 (vanilla) as alpha grows.
 
     Attributes:
-        alpha: normalisation, >= 1.
+        alpha: normalisation, the smaller the stronger; 1 itself leaves zeros where the spectrum has any, which is refused.
         pixels: the space filter: "none"; "released", that of the authors' code, E[x^2] normalised with alpha like R; or
             "paper", A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25), which has no alpha, and no inverse where the mean image is 0.
     """
 
-    alpha: float
-    pixels: Literal["none", "released", "paper"] = "none"
-
-    def __post_init__(self) -> None:
-        if not (self.alpha >= 1 and math.isfinite(self.alpha)):
-            raise PDSError(f"filter.alpha must be at least 1 and finite, got {self.alpha}")
-        if self.pixels not in PIXELS:
-            raise PDSError(f"filter.pixels must be one of {', '.join(PIXELS)}, got {self.pixels!r}")
+    alpha: Alpha = 5.0
+    pixels: Pixels = "none"
 
     @property
     def title(self) -> str:
@@ -131,27 +118,27 @@ class StatisticsFilter:
             return self._normalised(statistics().second_moment.double())
         mask = torch.log1p(statistics().mean.double())
         if mask.min() <= 0:
-            raise PDSError(
-                f"the papers' space filter log(E[x] + 1) is 0 at {int((mask <= 0).sum())} pixels of {statistics().name} and "
-                "has no inverse there: use filter.pixels=released or none"
+            raise OptionError(
+                "pixels",
+                f"must be released or none: the papers' space filter log(E[x] + 1) is 0 at {int((mask <= 0).sum())} pixels of "
+                f"{statistics().name} and has no inverse there",
             )
         return (mask / mask.max()).float()
 
     def _normalised(self, mask: Tensor) -> Tensor:
         result = (mask / mask.max() + self.alpha - 1) / self.alpha
         if result.min() <= 0:
-            raise PDSError("filter.alpha=1 leaves zeros in the filter, which then has no inverse: use a value above 1")
+            raise OptionError("alpha", f"must be above 1: {self.alpha:g} leaves zeros in the filter, which then has no inverse")
         return result.float()
 
 
-PIXELS = ("none", "released", "paper")
-
-
+@checked
 def statistics_filter(
-    alpha: float | str,
-    pixels: Literal["none", "released", "paper"],
-    iterations: int,
-    reference: Mapping[str, float | None],
+    alpha: Alpha | Literal["auto"] = 5.0,
+    pixels: Pixels = "none",
+    *,
+    iterations: Count,
+    reference: Mapping[str, Any],
 ) -> StatisticsFilter:
     """A `StatisticsFilter` whose alpha may be "auto": alpha_ref T / T_ref, the relation alpha ~ T of [IJCV].
 
@@ -165,21 +152,25 @@ def statistics_filter(
         reference: "alpha" that is known to be good at "iterations"; None where none is.
 
     Raises:
-        PDSError: "auto" without a reference, or with so few iterations that alpha would not be above 1.
+        OptionError: "auto" without a reference, or with so few iterations that alpha would not be above 1.
     """
     if alpha != "auto":
-        if not isinstance(alpha, (int, float)):
-            raise PDSError(f"filter.alpha must be a number of at least 1 or auto, got {alpha!r}")
-        return StatisticsFilter(float(alpha), pixels)
-    if not (reference["alpha"] and reference["iterations"]):
-        raise PDSError(
-            "filter.alpha=auto scales an alpha that is known to be good, and none was published for this model and data set: "
-            "set filter.reference.alpha and filter.reference.iterations, or filter.alpha to a number"
+        return StatisticsFilter(alpha, pixels)
+    if reference.get("alpha") is None or reference.get("iterations") is None:
+        raise OptionError(
+            "alpha",
+            "must be a number: auto scales an alpha that is known to be good, and none was published for this model and data "
+            "set; or give reference.alpha and reference.iterations",
         )
-    scaled = reference["alpha"] * iterations / reference["iterations"]
+    known, at = (
+        fitted("reference.alpha", reference["alpha"], Alpha),
+        fitted("reference.iterations", reference["iterations"], Count),
+    )
+    scaled = known * iterations / at
     if scaled <= 1:
-        raise PDSError(
-            f"filter.alpha=auto gives {scaled:.3g} at sampler.iterations={iterations}, and must be above 1: take more than "
-            f"{reference['iterations'] / reference['alpha']:.0f} iterations, or set filter.alpha to a number"
+        raise OptionError(
+            "alpha",
+            f"must be a number: auto gives {scaled:.3g} at {iterations} iterations, not above 1; more than {at / known:.0f} "
+            "iterations take auto",
         )
     return StatisticsFilter(scaled, pixels)

@@ -8,7 +8,6 @@ noise scale. P = I is the vanilla sampler, so samplers are written once, for any
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pds.errors import PDSError
+from pds.options import fitted
 from pds.preconditioning.filters import Filter, LazyStatistics, Shape
-from pds.preconditioning.solenoids import Solenoid
+from pds.preconditioning.solenoids import Solenoid, Weight
 
 
 class Spectrum(NamedTuple):
@@ -124,8 +124,7 @@ class FourierPreconditioner:
         R = _checked(frequency, shape, "frequency")
         _check_parity(R, +1, "frequency filter must be even, R(k) = R(-k)")
         A = _checked(space, shape, "space")
-        if not (omega >= 0 and math.isfinite(omega)):
-            raise PDSError(f"solenoid.omega must be at least 0 and finite, got {omega}")
+        omega = fitted("omega", omega, Weight)
         h = torch.zeros(self.size) if solenoid is None else solenoid
         if tuple(h.shape) != tuple(self.size):
             raise PDSError(f"a solenoid for {shape} images must have the shape {tuple(self.size)}, got {tuple(h.shape)}")

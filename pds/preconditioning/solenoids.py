@@ -14,12 +14,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.options import Range, options
 
 log = logging.getLogger(__name__)
 
@@ -58,22 +58,21 @@ SHIFTS = {"S1": (0, 1), "S2": (1, 0), "S3": (1, 1)}
 ZERO_SHIFTS = {"S4": "S1", "S5": "S2", "S6": "S3"}
 
 
-@dataclass(frozen=True)
+Weight = Annotated[float, Range(0, 10_000)]
+
+
+@options
 class ShiftSolenoid:
     """S_i = P_i - P_i^T, P_i a cyclic shift by one pixel ([IJCV] Eq. 38): h = -2 sin(2 pi <k, shift>).
 
     Attributes:
         operator: "S1" (shift along the width), "S2" (along the height), "S3" (along both), or "S4", "S5", "S6", the printed
             real parts of F S_i F^-1 (Eq. 39), which are ZERO on real images: choosing one changes nothing, and is logged.
-        omega: weight, >= 0.
+        omega: weight of S beside P P^T ([IJCV] Eq. 29); large values diverge.
     """
 
-    operator: Literal["S1", "S2", "S3", "S4", "S5", "S6"]
-    omega: float
-
-    def __post_init__(self) -> None:
-        if self.operator not in {*SHIFTS, *ZERO_SHIFTS}:
-            raise PDSError(f"solenoid.operator must be one of {', '.join((*SHIFTS, *ZERO_SHIFTS))}, got {self.operator!r}")
+    operator: Literal["S1", "S2", "S3", "S4", "S5", "S6"] = "S1"
+    omega: Weight = 0.1
 
     @property
     def title(self) -> str:
@@ -88,7 +87,7 @@ class ShiftSolenoid:
 ZERO_FORMS = {"re_f_minus_ft": "Re[F - F^T]", "re_f_minus_finv": "Re[F - F^-1]"}
 
 
-@dataclass(frozen=True)
+@options
 class FourierSolenoid:
     """A solenoid in frequency space.
 
@@ -96,15 +95,11 @@ class FourierSolenoid:
         form: "spectral", the derivative along the diagonal scaled to max |h| = 1 (a true spectral solenoid), or one of the
             printed "re_f_minus_ft" (Re[F - F^T], Eq. 29) and "re_f_minus_finv" (Re[F - F^-1], unitary norm), which are ZERO:
             choosing one changes nothing, and is logged.
-        omega: weight, >= 0.
+        omega: weight of S beside P P^T ([IJCV] Eq. 29); large values diverge.
     """
 
-    form: Literal["spectral", "re_f_minus_ft", "re_f_minus_finv"]
-    omega: float
-
-    def __post_init__(self) -> None:
-        if self.form not in {"spectral", *ZERO_FORMS}:
-            raise PDSError(f"solenoid.form must be one of {', '.join(('spectral', *ZERO_FORMS))}, got {self.form!r}")
+    form: Literal["spectral", "re_f_minus_ft", "re_f_minus_finv"] = "spectral"
+    omega: Weight = 0.1
 
     @property
     def title(self) -> str:

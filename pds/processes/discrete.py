@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
+from pds.errors import OptionError
+from pds.options import Length, Range, checked, options
 from pds.processes.forward import BetaProcess
 
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+SCHEDULES = get_args(BetaSchedule)
 MOST_LEVELS = 100_000
+Levels = Annotated[int, Range(2, MOST_LEVELS)]
+OneBeta = Annotated[float, Range(above=0, below=1)]
 
 
-def beta_schedule(schedule: str, beta_start: float, beta_end: float, levels: int) -> tuple[float, ...]:
+@checked
+def beta_schedule(schedule: BetaSchedule, beta_start: OneBeta, beta_end: OneBeta, levels: Levels) -> tuple[float, ...]:
     """beta_0, ..., beta_{N-1} as diffusers names them, in float64.
 
     Args:
         schedule: "linear" (DDPM); "scaled_linear", linear in sqrt(beta); "squaredcos_cap_v2", the cosine of Nichol & Dhariwal,
             ICML 2021, which has no other parameter.
-        beta_start, beta_end: first and last beta, 0 < beta_start <= beta_end < 1.
+        beta_start, beta_end: first and last beta, which is at least the first.
         levels: N (num_train_timesteps).
 
     Raises:
-        PDSError: for other values.
+        OptionError: for other values.
     """
-    if schedule not in SCHEDULES:
-        raise PDSError(f"the beta schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
-    if not 2 <= levels <= MOST_LEVELS:
-        raise PDSError(f"a discrete VP chain has 2 to {MOST_LEVELS} levels, got {levels}")
     if schedule == "squaredcos_cap_v2":
         abar = [math.cos((i / levels + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(levels + 1)]
         return tuple(min(1 - abar[i + 1] / abar[i], 0.999) for i in range(levels))
-    if not 0 < beta_start <= beta_end < 1:
-        raise PDSError(f"a discrete VP chain needs 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
+    if beta_start > beta_end:
+        raise OptionError("beta_start", f"must be at most beta_end, got {beta_start:g} and {beta_end:g}")
     power = 2 if schedule == "scaled_linear" else 1
     roots = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), levels, dtype=torch.float64)
     return tuple((roots**power).tolist())
 
 
-@dataclass(frozen=True)
+@options
 class DiscreteVariancePreserving(BetaProcess):
     """VP of N given levels: abar_i = prod_{j <= i} (1 - beta_j), sigma_i = sqrt(1 / abar_i - 1), i = 0, ..., N - 1.
 
@@ -55,21 +56,13 @@ class DiscreteVariancePreserving(BetaProcess):
     abar = 1 after the last (Nichol & Dhariwal, ICML 2021, section 4): any T will do.
 
     Attributes:
-        betas: beta_0, ..., beta_{N-1}, each in (0, 1); see `beta_schedule`.
+        betas: beta_0, ..., beta_{N-1}; see `beta_schedule`.
     """
 
     label: ClassVar[str] = "Nt-1"
 
-    betas: tuple[float, ...] = field(repr=False)
+    betas: Annotated[tuple[float, ...], Range(above=0, below=1), Length(2, MOST_LEVELS)] = field(repr=False)
     _on_devices: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        wrong = [beta for beta in self.betas if not 0 < beta < 1]
-        if wrong or len(self.betas) < 2:
-            raise PDSError(
-                "a discrete VP chain needs at least 2 levels and each beta in (0, 1), got "
-                + (f"{wrong[0]:g}" if wrong else f"{len(self.betas)} levels")
-            )
 
     @property
     def levels(self) -> int:

@@ -6,14 +6,18 @@ Scores know only sigma (`pds.score`): the score of the state x_t is s(x_t / m, s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
-from pds.processes.ladders import geometric_ladder
+from pds.errors import OptionError, PDSError
+from pds.options import MOST, Count, Range, checked, options
+from pds.processes.ladders import NoiseLevel, geometric_ladder
+
+Time = Annotated[float, Range(1e-9, below=1)]
+Beta = Annotated[float, Range(1e-6, 60)]
+"""Above, float32 could not hold the variance of x_1 / m(1)."""
 
 
 class Transitions(NamedTuple):
@@ -81,13 +85,14 @@ class Process(Protocol):
         ...
 
 
-def integration_times(process: Process, iterations: int, end: float | None = None) -> Tensor:
+@checked
+def integration_times(process: Process, iterations: Annotated[int, Range(2, MOST)], end: Time | None = None) -> Tensor:
     """(T,) times from 1 to `end`, both included; `end` as in the published code for N / T times fewer iterations."""
-    if iterations < 2:
-        raise PDSError(f"sampler.iterations must be at least 2, got {iterations}")
     end = process.end(process.levels / iterations) if end is None else end
     if not 0 < end < 1:
-        raise PDSError(f"sampler.end, the last time of the integration, must be in (0, 1), got {end:g}")
+        raise OptionError(
+            "end", f"must be given: the published last time of {iterations} iterations would be {end:g}, not below 1"
+        )
     return torch.linspace(1, end, iterations, dtype=torch.float64)
 
 
@@ -100,28 +105,28 @@ def _reached(t: Tensor) -> Tensor:
     return last - (last * t.double() + 1e-6).floor().long()
 
 
-@dataclass(frozen=True)
+@options
 class VarianceExploding:
     """VE: m = 1, sigma(t) = sigma_min (sigma_max / sigma_min)^t ([SDE] Eq. 30).
 
     With `levels` = L it is also the ladder of the NCSN family.
 
     Attributes:
-        sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
-        levels: N (L).
+        sigma_min: smallest noise level, in units of the data range.
+        sigma_max: largest noise level, near the largest distance between two images ([NCSNv2] technique 1).
+        levels: N (L), iterations of the published sampler.
     """
 
     title: ClassVar[str] = "VE"
     label: ClassVar[str] = "sigma"
 
-    sigma_min: float
-    sigma_max: float
-    levels: int
+    sigma_min: NoiseLevel = 0.01
+    sigma_max: NoiseLevel = 50.0
+    levels: Count = 1000
 
     def __post_init__(self) -> None:
-        geometric_ladder(self.sigma_max, self.sigma_min, self.levels)
-        if self.sigma_min == self.sigma_max:
-            raise PDSError(f"a VE process needs sigma_min below sigma_max, both are {self.sigma_min}")
+        if self.sigma_min >= self.sigma_max:
+            raise OptionError("sigma_min", f"must be below sigma_max, got {self.sigma_min:g} and {self.sigma_max:g}")
 
     @property
     def prior_std(self) -> float:
@@ -218,25 +223,23 @@ class BetaProcess:
         return 1 - self._betas(t)
 
 
-@dataclass(frozen=True)
+@options
 class VariancePreserving(BetaProcess):
     """VP with beta linear in t ([SDE] section 3.4, appendix C).
 
     Attributes:
-        beta_min, beta_max: beta at t = 0 and 1.
-        levels: N.
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+        levels: N, iterations of the published sampler.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    levels: int = 1000
+    beta_min: Beta = 0.1
+    beta_max: Beta = 20.0
+    levels: Count = 1000
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max or self.levels < 1:
-            raise PDSError(
-                f"{self.title} needs 0 < beta_min <= beta_max and at least 1 level, got {self.beta_min}, {self.beta_max} "
-                f"and {self.levels}"
-            )
+        if self.beta_min > self.beta_max:
+            raise OptionError("beta_min", f"must be at most beta_max, got {self.beta_min:g} and {self.beta_max:g}")
 
     @property
     def ladder(self) -> Tensor:
@@ -261,14 +264,15 @@ class VariancePreserving(BetaProcess):
         # The published code spreads T of them anew.
         count = len(t)
         if self.beta_max >= count:
-            raise PDSError(
-                f"beta_max / T = {self.beta_max:g} / {count} must be below 1 in a discrete VP chain: use more than "
-                f"{math.floor(self.beta_max)} sampler.iterations, or the Euler-Maruyama predictor without a corrector"
+            raise OptionError(
+                "iterations",
+                f"must be above {math.floor(self.beta_max)} for this process, whose discrete chain needs beta_max / T = "
+                f"{self.beta_max:g} / {count} below 1; the Euler-Maruyama predictor without a corrector takes fewer",
             )
         return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)[_reached(t)]
 
 
-@dataclass(frozen=True)
+@options
 class SubVariancePreserving(VariancePreserving):
     """sub-VP: the drift and scale of VP, std = 1 - m^2 ([SDE] Eq. 29)."""
 

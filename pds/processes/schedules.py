@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
-from pds.errors import PDSError
-from pds.processes.forward import Process, integration_times
+from pds.errors import OptionError
+from pds.options import Range, options
+from pds.processes.forward import Process, Time, integration_times
 
 
 class Schedule(Protocol):
@@ -26,19 +26,15 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@options
 class ProcessTimes:
     """The levels of the process at uniform times, from 1 to `end`.
 
     Attributes:
-        end: last time, in (0, 1); None for the published 1e-5 N / count (VE), 1e-3 N / count (VP).
+        end: last time; None for the published 1e-5 N / count (VE), 1e-3 N / count (VP).
     """
 
-    end: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.end is not None and not 0 < self.end < 1:
-            raise PDSError(f"sampler.schedule.end, the last time of the integration, must be in (0, 1), got {self.end:g}")
+    end: Time | None = None
 
     @property
     def detail(self) -> str:
@@ -48,7 +44,7 @@ class ProcessTimes:
         return process.sigma(integration_times(process, count, self.end))
 
 
-@dataclass(frozen=True)
+@options
 class LearningRates:
     """1 - alpha_1 = beta_1 = T^-c0, 1 - alpha_t = r min(beta_1 (1 + r)^t, 1) with r = c1 log T / T < 1, t = 2..T ([LI]).
 
@@ -58,16 +54,12 @@ class LearningRates:
     published VP process and T = 50 these are c0 <= 2.330 and, with that c0, c1 <= 4.492; at T = 1000, 1.319 and 2.625.
 
     Attributes:
-        c0, c1: positive; None for the largest that the ladder of the process allows, which makes the levels span it.
+        c0: sets the smallest level; None for the largest c0 that the ladder of the process allows, which ends at its smallest.
+        c1: sets the largest level; None for the largest c1 that the ladder of the process allows, which begins at its largest.
     """
 
-    c0: float | None = None
-    c1: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("c0", self.c0), ("c1", self.c1)):
-            if value is not None and not value > 0:
-                raise PDSError(f"sampler.schedule.{name} must be positive, or null for the largest possible, got {value:g}")
+    c0: Annotated[float, Range(0.001, 1000)] | None = None
+    c1: Annotated[float, Range(0.001, 1000)] | None = None
 
     @property
     def detail(self) -> str:
@@ -76,25 +68,26 @@ class LearningRates:
 
     def sigmas(self, process: Process, count: int) -> Tensor:
         if count < 2:
-            raise PDSError(f"learning rates need sampler.iterations of at least 2, got {count}")
+            raise OptionError("iterations", f"must be at least 2 for learning rates, got {count}")
         largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
         log_T, limit = math.log(count), math.log1p(smallest**-2) / math.log(count)
         c0 = limit if self.c0 is None else self.c0
         r = _rate(count**-c0, largest, count) if self.c1 is None else self.c1 * log_T / count
         if r >= 1:
-            raise PDSError(
-                f"the learning rate c1 log T / T must be below 1, and is not at T = {count}: use more sampler.iterations, "
-                "smaller sampler.schedule.c0 and c1, or sampler/schedule=process"
+            raise OptionError(
+                "iterations",
+                f"must be above {count} with these learning rates, whose c1 log T / T must be below 1: use more, or smaller "
+                "c0 and c1, or the times of the process",
             )
         sigmas = _sigmas(count**-c0, r, count)
         # Where c0 or c1 is the largest possible, the end is the model's own up to rounding.
         if not smallest * (1 - 1e-6) <= sigmas[-1] <= sigmas[0] <= largest * (1 + 1e-6):
             c0 = min(c0, _rounded_down(limit))
             c1 = _rounded_down(_rate(count**-c0, largest, count) * count / log_T)
-            raise PDSError(
-                f"the learning rates give noise levels from {sigmas[0]:.4g} to {sigmas[-1]:.4g}, outside those of the model, "
-                f"{largest:.4g} to {smallest:.4g}: at T = {count} use sampler.schedule.c0 up to {_rounded_down(limit):g} and "
-                f"with c0 = {c0:g} sampler.schedule.c1 up to {c1:g}, or null"
+            raise OptionError(
+                "c0" if sigmas[-1] < smallest * (1 - 1e-6) else "c1",
+                f"gives noise levels from {sigmas[0]:.4g} to {sigmas[-1]:.4g}, outside those of the model, {largest:.4g} to "
+                f"{smallest:.4g}: at T = {count} use c0 up to {_rounded_down(limit):g}, and with c0 = {c0:g} c1 up to {c1:g}",
             )
         return sigmas
 

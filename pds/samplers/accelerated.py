@@ -26,7 +26,7 @@ from pds.noise import NoiseSource
 from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
-from pds.processes.schedules import Schedule
+from pds.processes.schedules import ProcessTimes, Schedule
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class VPStateSampler(Sampler[list[VPLevel]]):
     source: ClassVar[str] = "Li et al., ICML 2024"
     levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
 
-    iterations: Annotated[int, Range(2, MOST)]
-    schedule: Schedule
+    iterations: Annotated[int, Range(2, MOST)] = 50
+    schedule: Schedule = ProcessTimes()
     denoise: bool = True
 
     @property
@@ -102,7 +102,9 @@ class DDIM(VPStateSampler):
     The first iteration, which has one evaluation only, is DDIM's.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2: with `denoise=False` and an end that is given. Denoised, they
             stop falling at an error of the order of sigma_1^2 / p, p the variance of the data.
     """
@@ -149,10 +151,14 @@ class AcceleratedDeterministic(VPStateSampler):
     Euler's step of dx = -S dsigma^2 / 2, corrected by a difference of S.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
     """
 
     title: ClassVar[str] = "accelerated deterministic"
+
+    iterations: Annotated[int, Range(2, MOST)] = 25
     stochastic: ClassVar[bool] = False
     nfe_per_iteration: ClassVar[int] = 2
     levels_above: ClassVar[int] = 1
@@ -194,7 +200,9 @@ class AcceleratedStochastic(VPStateSampler):
     errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         second_noise: "scaled", divided by sqrt(alpha); or "printed".
     """
 

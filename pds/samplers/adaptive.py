@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
 from pds.samplers.sigma_space import Interval
@@ -46,7 +46,8 @@ class AdaptiveSDE(Sampler[list[Interval]]):
     title: ClassVar[str] = "adaptive SDE (Gotta Go Fast)"
     source: ClassVar[str] = "Jolicoeur-Martineau et al., arXiv:2105.14080, Algorithm 1"
 
-    eps_rel: Annotated[float, Range(1e-9, 1)] = 0.02
+    iterations: Count = 2000
+    eps_rel: Annotated[float, Range(1e-9, 1000)] = 0.02
     eps_abs: Annotated[float, Range(1e-9, 1e3)] = 0.0039
 
     @property

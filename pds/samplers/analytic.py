@@ -61,7 +61,9 @@ class AnalyticDDIM(VPStateSampler):
     x_0 is not clamped.
 
     Attributes:
-        iterations, schedule, denoise: T, the noise levels, the end at sigma = 0; see `VPStateSampler`.
+        iterations: T.
+        schedule: the noise levels.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         training_images: how many Gamma is to be measured on.
         moments: Gamma of the model that is sampled; `pds.moments.noise_moments` finds or measures it.
     """

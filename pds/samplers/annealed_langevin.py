@@ -43,7 +43,8 @@ class AnnealedLangevin(Sampler[Tensor]):
     source: ClassVar[str] = "Song & Ermon, NeurIPS 2019, Algorithm 1; NeurIPS 2020, Algorithm 1"
     takes_filter: ClassVar[bool] = True
 
-    step_size: Annotated[float, Range(1e-12, 1e9)]
+    iterations: Count = 20
+    step_size: Annotated[float, Range(1e-12, 1e9)] = 1.0
     steps_per_level: Count | None = None
     denoise: bool = True
 

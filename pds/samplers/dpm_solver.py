@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
@@ -23,15 +23,18 @@ class DPMSolver(KarrasLevelsSampler):
     eta = 1, the reverse SDE, SDE-DPM-Solver++(2M); order 1 with eta = 0 is DDIM.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
-        eta: noise of the equation; 0 draws none, above 0 each iteration but the last makes one draw.
+        eta: noise of the equation: 1, the SDE; 0, the paper's default, the ODE, which draws none and leaves noise on the images
+            of VE networks. Above 0 each iteration but the last takes one draw.
     """
 
     source: ClassVar[str] = "Lu et al., arXiv:2211.01095, Algorithm 2 and its SDE form"
 
+    iterations: Count = 20
     order: Literal[1, 2] = 2
-    eta: Annotated[float, Range(0, 1000)] = 0.0
+    eta: Annotated[float, Range(0, 1000)] = 1.0
 
     @property
     def stochastic(self) -> bool:

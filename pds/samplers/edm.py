@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from pds.errors import OptionError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
@@ -29,18 +29,22 @@ class EDM(KarrasLevelsSampler):
     with churn takes one draw.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the Karras levels.
         order: 1, Euler; 2, Heun.
-        S_churn: noise to add over all iterations; 0 is the deterministic sampler, which draws none.
-        S_min, S_max: noise levels between which it is added. sigma^ may pass the process's largest level unless S_max, kept
-            below it by sqrt(2), prevents it.
-        S_noise: standard deviation of z, a little above 1 to make up for what networks denoise too much.
+        S_churn: noise to add over all iterations; 0, the paper's default, is the deterministic sampler, which draws none and
+            leaves noise on the images of VE networks.
+        S_min: smallest noise level at which it is added.
+        S_max: largest; sigma^ may pass the process's largest level unless S_max, kept below it by sqrt(2), prevents it.
+        S_noise: standard deviation of z, a little above 1 (the paper: up to 1.007) makes up for what networks denoise too
+            much.
     """
 
     source: ClassVar[str] = "Karras et al., NeurIPS 2022, Algorithm 2"
 
+    iterations: Count = 18
     order: Literal[1, 2] = 2
-    S_churn: Annotated[float, Range(0, 1e6)] = 0.0
+    S_churn: Annotated[float, Range(0, 1e6)] = 10.0
     S_min: Annotated[float, Range(0, 1e9)] = 0.0
     S_max: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
     S_noise: Annotated[float, Range(1e-3, 1e3)] = 1.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pds.errors import OptionError, PDSError
 from pds.noise import NoiseSource
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.forward import Process
 from pds.samplers.sampler import Steps, Task
@@ -58,17 +58,20 @@ class PreconditionedSDE(KarrasLevelsSampler):
     One evaluation an iteration, and one draw in each iteration, except the last, in which eta acts.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
         weight: "exact" or "midpoint".
         eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE.
-        eta_from, eta_to: noise levels between which it acts; below and above, eta is 0.
+        eta_from: smallest noise level at which it acts; below, eta is 0.
+        eta_to: largest noise level at which it acts; above, eta is 0.
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
     """
 
     source: ClassVar[str] = "the reverse SDE preconditioned (docs/why-pds-helps.md); solved as in Lu et al., arXiv:2211.01095"
     takes_filter: ClassVar[bool] = True
 
+    iterations: Count = 20
     order: Literal[1, 2] = 2
     weight: Literal["exact", "midpoint"] = "midpoint"
     eta: Annotated[float, Range(0, 1000)] = 1.0

@@ -16,7 +16,7 @@ from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.options import MOST, Range, options
 from pds.preconditioning.preconditioner import Identity, Preconditioner
-from pds.processes.forward import Process, Transitions, integration_times
+from pds.processes.forward import Process, Time, Transitions, integration_times
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class _LangevinSteps:
         steps: Langevin steps an iteration; each is a score evaluation.
     """
 
-    snr: Annotated[float, Range(1e-9, 1e3)]
+    snr: Annotated[float, Range(1e-9, 1e3)] = 0.16
     steps: Annotated[int, Range(1, 10_000)] = 1
 
 
@@ -221,10 +221,10 @@ class PredictorCorrector(Sampler[list[Level]]):
     source: ClassVar[str] = "Song et al., ICLR 2021, Algorithms 2-5; preconditioned: Ma et al., ECCV 2022, Algorithm 1"
     takes_filter: ClassVar[bool] = True
 
-    iterations: Annotated[int, Range(2, MOST)]
-    predictor: Predictor | None
-    corrector: Corrector | None
-    end: Annotated[float, Range(1e-12, below=1)] | None = None
+    iterations: Annotated[int, Range(2, MOST)] = 100
+    predictor: Predictor | None = ReverseDiffusion()
+    corrector: Corrector | None = Langevin()
+    end: Time | None = None
     denoise: bool = True
     precondition: Literal["everywhere", "published"] = "everywhere"
 

@@ -6,14 +6,12 @@ dx/dsigma = -sigma s(x, sigma) (Karras et al., NeurIPS 2022, section 2) or an SD
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-from pds.options import Range, options
+from pds.options import options
 from pds.processes.forward import Process
-from pds.processes.ladders import karras_levels
+from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Sampler
-
-Rho = Annotated[float, Range(0.1, 1000, infinity="levels evenly spaced in log sigma")]
 
 
 class Interval(NamedTuple):

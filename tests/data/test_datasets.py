@@ -123,8 +123,6 @@ def test_cifar10_jpeg_takes_its_labels_from_the_folders(tmp_path, monkeypatch):
     (folder / "truck" / "1.jpg").rename(folder / "ship" / "2.jpg")
     with pytest.raises(PDSError, match=r"must hold 2 images in each of airplane, .*, truck"):
         cifar10_jpeg(tmp_path, "test")
-    with pytest.raises(PDSError, match="splits train, test, not 'both'"):
-        cifar10_jpeg(tmp_path, "both")
 
 
 class Hostile:

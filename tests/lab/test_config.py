@@ -51,9 +51,9 @@ def tree(part=(), target="Whole", **whole):
 
 def test_a_refused_option_is_named_by_its_key_however_deep():
     assert build(tree()).part.steps == 1
-    with pytest.raises(OptionError, match=r"^outer\.thing\.size must be a whole number, got 'x'$"):
+    with pytest.raises(OptionError, match=r"^outer\.thing\.size must be a whole number from 1 to 1000000, got 'x'$"):
         build(tree(size="x"))
-    with pytest.raises(OptionError, match=r"^outer\.thing\.part\.steps must be from 1 to 1000000, got 0$"):
+    with pytest.raises(OptionError, match=r"^outer\.thing\.part\.steps must be a whole number from 1 to 1000000, got 0$"):
         build(tree({"steps": 0}))
     with pytest.raises(OptionError, match=r"^outer\.thing\.part\.steps must be less on cpu$"):
         build(tree(target="late"), "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import environment, started
 from PIL import Image
 
 from pds.errors import PDSError
@@ -180,3 +182,95 @@ def test_modes(tmp_path: Path) -> None:
             run.table("t", ["a"], [[1]])
             run.summary({"a": 1})
         assert not (tmp_path / "none").exists()
+
+
+# Each way to be offline in turn, in a fresh W&B, and at the end the only one that is not: what the server heard of each.
+COUNTED = """
+import json, os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+import numpy as np, wandb
+from pds.lab.tracking import WandbTracker
+
+heard = []
+class Handler(BaseHTTPRequestHandler):
+    def answer(self):
+        heard.append(f"{self.command} {self.path}")
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = answer
+    def log_message(self, *arguments): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+here, url = Path(sys.argv[1]), f"http://127.0.0.1:{server.server_port}"
+proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
+os.environ.update(proxies, WANDB_BASE_URL=url, WANDB_API_KEY="k" * 40, NO_PROXY="", no_proxy="")
+cases = {
+    "tracker": ("offline", {}, ""), "dryrun": ("auto", dict(WANDB_MODE="dryrun"), ""), "folder": ("auto", {}, "wandb"),
+    "settings": ("auto", dict(WANDB_CONFIG_DIR=str(here / "settings" / "config")), "config"),
+    "misspelt": ("auto", dict(WANDB_MODE="OFFLINE"), ""), "online": ("online", {}, ""),
+}
+contacts = {}
+for name, (mode, variables, settings) in cases.items():
+    folder = here / name
+    (folder / settings).mkdir(parents=True)
+    if settings:
+        (folder / settings / "settings").write_text("[default]\\nmode = offline\\n")
+    os.chdir(folder)
+    os.environ.update(variables)
+    heard.clear()
+    with WandbTracker("p", mode=mode, timeout=20).run(folder / "run", "n", "g", "pds", {}) as run:
+        run.log({"images_done": 1, "loss": 2.0}, step_name="images_done")
+        run.table("t", ["i", "image"], [[0, np.zeros((3, 4, 4), np.uint8)]])
+        run.summary({"fid": 1.0})
+    wandb.teardown()
+    contacts[name] = len(heard), len(list(folder.glob("run/wandb/offline-run-*")))
+    for variable in variables:
+        del os.environ[variable]
+(here / "contacts.json").write_text(json.dumps(contacts))
+"""
+
+
+def test_offline_is_without_any_contact(tmp_path: Path) -> None:
+    done = started("-c", COUNTED, str(tmp_path), HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    contacts = json.loads((tmp_path / "contacts.json").read_text())
+    online, _ = contacts.pop("online")
+    assert online > 0, "the server would see a contact"
+    assert contacts == {key: [0, 1] for key in ("tracker", "dryrun", "folder", "settings")} | {"misspelt": [0, 0]}
+
+
+# The service is killed in the first run, frozen at the end of the second, and frozen when all is done.
+BROKEN_SERVICE = """
+import os, signal, sys
+from pathlib import Path
+from pds.lab import tracking, wandb_service
+tracking.GRACE, wandb_service.LAST_CALL = 0.5, 1.0
+here = Path(sys.argv[1])
+def strike(number):
+    (here / "service").write_text(str(wandb_service._process().pid))
+    os.kill(wandb_service._process().pid, number)
+def run(name, number=None):
+    with tracking.WandbTracker("p", mode="offline", timeout=1).run(here / name, name, "g", "pds", {}) as run:
+        run.log({"loss": 1.0})
+        if number:
+            strike(number)
+        run.log({"loss": 2.0})
+        run.summary({"fid": 1.0})
+run("killed", signal.SIGKILL)
+run("frozen", signal.SIGSTOP)
+run("whole")
+strike(signal.SIGSTOP)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_service_that_is_killed_or_frozen_keeps_no_run_from_ending(tmp_path: Path) -> None:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # which a frozen service would keep open
+    command = [sys.executable, "-c", BROKEN_SERVICE, tmp_path]
+    done = subprocess.run(command, env=environment(), timeout=60, check=False, **quiet)
+    assert done.returncode == 0
+    assert len(list(tmp_path.glob("*/wandb/offline-run-*"))) == 3
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "service").read_text()), 0)

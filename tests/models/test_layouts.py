@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def wrapped(state, rng, at_most=3):
 def averages(network, rng):
     """An average of the network, in one of the forms that people save."""
     state = trained(network) if rng.random() < 0.5 else network.state_dict()
-    match rng.integers(6):
+    match rng.integers(7):
         case 0:
             return list(trained(network).values())
         case 1:
@@ -88,6 +89,8 @@ def averages(network, rng):
             # of ema_pytorch, which keeps the raw ones beside
             raw = {f"online_model.{name}": value for name, value in Small(9).state_dict().items()}
             return raw | {f"ema_model.{name}": value for name, value in state.items()} | {"initted": torch.ones(1)}
+        case 5:  # of torch_ema, with the parameters that are not trained
+            return {"shadow_params": [p.detach() for p in network.parameters()], "collected_params": None}
         case 4:
             return {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in network.state_dict().items()}
     return wrapped(state, rng)
@@ -224,3 +227,25 @@ def test_a_larger_network_of_the_same_names_beside_is_no_second_copy(tmp_path):
     network = Small()
     load_weights(network, tmp_path / "w.pth")
     assert_loaded(network, network.state_dict(), Small(1))
+
+
+def test_an_average_that_an_optimizer_keeps_is_found(tmp_path):
+    states = [{"opt": optimizer(Small(1)), "ema": list(trained(Small(2)).values()), "current_step": 3}]
+    torch.save({"state_dict": Small(1).state_dict(), "optimizer_states": states}, tmp_path / "w.pth")
+    network = Small()
+    assert load_weights(network, tmp_path / "w.pth").ema is True
+    assert_loaded(network, trained(network), Small(2))
+
+
+def test_tables_that_hold_themselves_are_refused_at_once(tmp_path):
+    inside = {"stem.weight": torch.zeros(3, 2)}
+    for _ in range(30):
+        inside = {f"model{i}": inside for i in range(8)}
+    itself = {"model": Small(1).state_dict()}
+    itself |= {f"again{i}": itself for i in range(8)}
+    for content in (inside, itself):
+        torch.save(content, tmp_path / "w.pth")
+        begun = time.process_time()
+        with pytest.raises(OptionError, match="has more tables than any network"):
+            load_weights(Small(), tmp_path / "w.pth")
+        assert time.process_time() - begun < 5

@@ -49,5 +49,5 @@ def test_a_ladder_score_picks_the_level_of_each_sigma():
 
 
 def test_odd_images_are_refused():
-    with pytest.raises(PDSError, match="must be even, got 27x28"):
+    with pytest.raises(PDSError, match="divisible by 2 for NCSN, got 27x28"):
         ncsn((1, 27, 28), 4, 1.0, 0.01, 2)

@@ -153,7 +153,7 @@ WRONG_ARGUMENTS = [
     ({"shape": (3, 0, 5)}, r"shape must be \(C, H, W\)"),
     ({"data_range": (1, -1)}, "data_range must be"),
     ({"data_range": (1, math.nan)}, "data_range must be"),
-    ({"data_range": (0, 1, 2)}, "data_range must have 2 values"),
+    ({"data_range": (0, 1, 2)}, "data_range must be a list of 2 numbers"),
     ({"data_range": 255}, "data_range must be a list"),
     ({"label": "index"}, "label must be a function of sigma or one of sigma, log_sigma/4, t, 999t, Nt-1, got 'index'"),
     (

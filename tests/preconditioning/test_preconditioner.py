@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pds.errors import PDSError
-from pds.preconditioning.filters import REGIONS, NoFilter, ParametricFilter
+from pds.preconditioning.filters import NoFilter, ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity, build_preconditioner
 from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 
@@ -124,7 +124,7 @@ def test_the_printed_zero_solenoids_are_zero_by_their_own_definition(caplog):
     assert caplog.text.count("zero operator") == 5
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("region", ["outside_low", "outside_high", "inside_high"])
 @pytest.mark.parametrize("size", [(28, 28), (27, 31), (96, 96), (12, 20)])
 def test_parametric_filters_are_even_and_on_the_side_they_name(region, size):
     R = ParametricFilter(0.2, 1.6, region).frequency((2, *size))
@@ -170,11 +170,6 @@ def test_refusals_name_the_fault():
         (lambda: FourierPreconditioner(shape, solenoid=torch.ones(8, 8), omega=1.0), "odd"),
         (lambda: FourierPreconditioner(shape, omega=-1.0), "omega"),
         (lambda: FourierPreconditioner(shape, omega=float("nan")), "omega"),
-        (lambda: ParametricFilter(0.2, 0.0), "filter.lam must be positive"),
-        (lambda: ParametricFilter(0.6, 1.5), r"filter.r must be in \(0, 0.5\]"),
-        (lambda: ParametricFilter(0.2, 1.5, "everywhere"), "outside_low, outside_high, inside_high"),
-        (lambda: ShiftSolenoid("S7", 1.0).spectrum((8, 8)), "S1, S2, S3, S4, S5, S6"),
-        (lambda: FourierSolenoid("curl", 1.0).spectrum((8, 8)), "spectral, re_f_minus_ft, re_f_minus_finv"),
     ]
     for build, says in cases:
         with pytest.raises(PDSError, match=says) as error:

@@ -35,7 +35,7 @@ def test_the_largest_constants_are_those_that_the_documentation_names(T, c0, c1)
     process = VariancePreserving()
     LearningRates(c0, c1).sigmas(process, T)
     for wider in (LearningRates(c0 + 0.001, c1), LearningRates(c0, c1 + 0.002)):
-        says = rf"outside those of the model, 152.2 to 0.01049: at T = {T} use .*c0 up to {c0} .*c1 up to {c1}, or null"
+        says = rf"outside those of the model, 152.2 to 0.01049: at T = {T} use .*c0 up to {c0}, .*c1 up to {c1}$"
         with pytest.raises(PDSError, match=says) as error:
             wider.sigmas(process, T)
         assert "\n" not in str(error.value)
@@ -56,13 +56,7 @@ def test_uniform_times_are_those_of_the_process():
 def test_impossible_schedules_are_refused():
     process = VariancePreserving()
     for schedule, T in ((LearningRates(), 10), (LearningRates(c1=20.0), 50), (LearningRates(c0=9.0), 50)):
-        with pytest.raises(
-            PDSError, match=rf"must be below 1, and is not at T = {T}: use more .*, smaller .*, or sampler/schedule"
-        ):
+        with pytest.raises(PDSError, match=rf"iterations must be above {T} .* must be below 1: use more, or smaller c0 and c1"):
             schedule.sigmas(process, T)
-    with pytest.raises(PDSError, match=r"sampler.schedule.c0 must be positive"):
-        LearningRates(c0=-1.0)
-    with pytest.raises(PDSError, match="iterations of at least 2"):
+    with pytest.raises(PDSError, match="iterations must be at least 2"):
         LearningRates().sigmas(process, 1)
-    with pytest.raises(PDSError, match=r"sampler.schedule.end.*must be in \(0, 1\), got 1.5"):
-        ProcessTimes(1.5)

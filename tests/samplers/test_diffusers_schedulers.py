@@ -55,7 +55,7 @@ def own_ddim(score, x, levels, *given):
 def own_solver(**options):
     def run(score, x, levels, *given):
         intervals = [Interval(level.sigma, level.below) for level in levels]
-        return DPMSolver(len(levels), **options)(score, x, intervals, *given)
+        return DPMSolver(len(levels), **{"eta": 0, **options})(score, x, intervals, *given)
 
     return run
 

@@ -31,7 +31,7 @@ def karras(i, rho=7):
 )
 def test_mean_and_variance_follow_the_exact_recursion(order, churn, churned):
     power, mean = natural_power(SIZE), 0.4
-    sampler = EDM(T, order=order, **churn)
+    sampler = EDM(T, order=order, **{"S_churn": 0, **churn})
     low, high = churn.get("S_min", 0), churn.get("S_max", math.inf)
     steps = [i for i in range(T) if churn and low <= karras(i) <= high]
     assert len(steps) == churned
@@ -55,7 +55,7 @@ def test_mean_and_variance_follow_the_exact_recursion(order, churn, churned):
 @pytest.mark.parametrize("process", [VarianceExploding(0.01, 50.0, 100), VP, SUB_VP], ids=lambda process: process.title)
 def test_many_steps_reach_the_data_of_every_process(process):
     power = natural_power(SIZE) / 4
-    mean, variance = exact_moments(EDM(200), process, power, 0.4, draws=1)
+    mean, variance = exact_moments(EDM(200, S_churn=0), process, power, 0.4, draws=1)
     torch.testing.assert_close(variance, power, rtol=0.01, atol=0)
     assert mean == pytest.approx(0.4, abs=0.02)
 
@@ -63,11 +63,11 @@ def test_many_steps_reach_the_data_of_every_process(process):
 @pytest.mark.parametrize("rho", [7.0, math.inf])
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_order_of_convergence(order, rho):
-    assert measured_orders(lambda T: EDM(T, rho, order=order), VE) == pytest.approx([order, order], abs=0.1)
+    assert measured_orders(lambda T: EDM(T, rho, order=order, S_churn=0), VE) == pytest.approx([order, order], abs=0.1)
 
 
 def test_euler_is_ddim():
-    x, sampler = 4 * ImageNoise(0, torch.arange(3), (1, 1, 2)).normal().double(), EDM(6, order=1)
+    x, sampler = 4 * ImageNoise(0, torch.arange(3), (1, 1, 2)).normal().double(), EDM(6, order=1, S_churn=0)
     for process in (VE, VP):
         expected = ddim(MixtureTarget(), x, process, sampler)
         final = sampler(MixtureTarget(), x, sampler.levels(process), Identity(), None)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -25,7 +24,7 @@ from pds.lab.report.table import Grid, timing
 from pds.lab.text import shown, significant
 
 _SOFT, _GRID, _BAD, _ON_SHADE = "#555555", "#dddddd", "#a3260f", "#010101"
-"""page.html replaces these and black on the page, all but the last, which is the ink on a pale cell."""
+"""The page's style sheet replaces the first three and black. The last is the ink on a pale cell and stays."""
 _RAMP = ("#2f7fd1", "#4b74dc", "#7266dc", "#9458cf", "#b04cb8", "#c2458f", "#cb4868", "#cd5340", "#c4651c", "#a87a00")
 """From blue to ochre at one lightness that reads on white and on near-black."""
 _QUIET = ("#7d8794", "#6f8f96", "#8b83a0", "#a08383", "#94895f")
@@ -45,17 +44,15 @@ _STYLE = {
 _LOG_RANGE = 10
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawn figure: its file's `name` without extension, the file, and its `width` on a page in pixels."""
+class Chart(NamedTuple):
+    """A drawn figure."""
 
-    name: str
-    svg: str
-    width: float
+    name: str  # of its file, without extension
+    svg: str  # the file
+    width: float  # on a page, in pixels
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """An axis to the right."""
 
     head: str
@@ -63,25 +60,15 @@ class Column:
     log_range: float = _LOG_RANGE  # of values, beyond which it is logarithmic
 
 
-@dataclass(frozen=True)
-class Series:
-    """One line of a chart.
+class Series(NamedTuple):
+    """One line of a chart."""
 
-    Attributes:
-        label: its name in the legend; empty where it has none.
-        xs: its places, a sequence a column of the chart.
-        ys: its heights.
-        style: as of `Axes.plot`.
-        reach: how far bars go below and above each height.
-        bars: as of `Axes.errorbar`.
-    """
-
-    label: str
-    xs: Sequence[Sequence[float]]
+    label: str  # in the legend; empty where it has none
+    xs: Sequence[Sequence[float]]  # a sequence a column of the chart
     ys: Sequence[float]
-    style: dict[str, Any]
-    reach: tuple[Sequence[float], Sequence[float]] | None = None
-    bars: dict[str, Any] = field(default_factory=dict)
+    style: dict[str, Any]  # as of `Axes.plot`
+    reach: tuple[Sequence[float], Sequence[float]] | None = None  # of bars below and above each y
+    bars: dict[str, Any] | None = None  # as of `Axes.errorbar`
 
 
 def lines(
@@ -93,7 +80,7 @@ def lines(
     floor: float | None = None,
     **layout: Any,
 ) -> Chart:
-    """Curves in columns that share their heights.
+    """Draw curves in columns that share the vertical axis.
 
     Args:
         name: of the chart's file.
@@ -112,7 +99,7 @@ def lines(
             for one in series:
                 axes.plot(one.xs[i], one.ys, label=one.label or "_", **one.style)
                 if one.reach and any(map(any, one.reach)):
-                    bars = {"elinewidth": 1, "capsize": 2.5, "ecolor": one.style["color"], "zorder": 2, **one.bars}
+                    bars = {"elinewidth": 1, "capsize": 2.5, "ecolor": one.style["color"], "zorder": 2, **(one.bars or {})}
                     axes.errorbar(one.xs[i], one.ys, one.reach, fmt="none", **bars)
             _finish_x(axes, [x for one in series for x in one.xs[i]], column)
             if layout.get("descending"):
@@ -125,7 +112,7 @@ def lines(
 
 
 def against(name: str, panel: Panel, curves: Curves) -> Chart:
-    """Distance against one swept number, with levels of vanilla without it; against T also by NFE and seconds, side by side."""
+    """Draw distance against one swept number, with vanilla as level lines; T is joined by NFE and seconds, side by side."""
     settings = [s for line in curves.lines for s in line.settings]
     if curves.x == T:
         heads = {"iterations": "T (iterations)", "nfe": "NFE (score evaluations)"}
@@ -139,9 +126,8 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
     for line, marker in zip(curves.lines, _MARKERS * len(curves.lines), strict=False):
         style = {"color": _SOFT, "dashes": next(quiet)} if line.vanilla else {"color": next(strong)}
         xs = [[s.mean(key) for s in line.settings] for key in ("iterations", "nfe", "seconds")]
-        series.append(
-            _series(line, xs if curves.x == T else [[s.values[curves.x] for s in line.settings]], {"marker": marker, **style})
-        )
+        xs = xs if curves.x == T else [[s.values[curves.x] for s in line.settings]]
+        series.append(_series(line, xs, {"marker": marker, **style}))
     ends = [min(s.values[curves.x] for s in settings), max(s.values[curves.x] for s in settings)]
     for level, dashes in zip(curves.levels, _DASHES * len(curves.levels), strict=False):
         style = {"color": _SOFT, "linewidth": 1.2, "dashes": dashes}
@@ -151,7 +137,7 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
 
 
 def rows(name: str, grid: Grid) -> Chart:
-    """Distance of every row of a grid against NFE and against seconds, named in the order of the last distances.
+    """Draw the distance of every row of a grid against NFE and seconds; the legend follows the order of the last distances.
 
     Preconditioned rows are strong and coloured; each other row has its own pair of quiet tone and dashes, up to 25.
     """
@@ -174,7 +160,7 @@ def rows(name: str, grid: Grid) -> Chart:
 
 
 def best_alphas(name: str, panel: Panel) -> Chart:
-    """The best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
+    """Draw the best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
     found, pairs, series = panel.best_alphas(), panel.references(), []
     for (label, bests), tone, marker in zip(found, ramp(len(found)), _MARKERS * len(found), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
@@ -193,7 +179,7 @@ def best_alphas(name: str, panel: Panel) -> Chart:
 
 
 def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
-    """Distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
+    """Draw distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
     columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
     width, height = 62, 42 if panel.several_seeds else 34
     inner = (max(len(columns) * width, 170), len(rows) * height)
@@ -222,31 +208,32 @@ def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -
 
 
 def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
-    """A filter: R ("frequency", in FFT layout), zero frequency in the centre, or A ("space").
+    """Draw a filter: R ("frequency") with zero frequency in the centre, or A ("space").
 
     Args:
         name: of the chart.
         kind: "frequency" or "space".
-        values: (C, H, W); one panel where all channels are equal, else one panel a channel on a common scale.
+        values: (C, H, W), a frequency filter in FFT layout. Equal channels share one panel, others have one each on one scale.
     """
-    height, width = values.shape[-2:]
-    unit, ticks = "pixel", [(np.array([0, n // 2, n - 1]), [0, n // 2, n - 1]) for n in (width, height)]
+    sides, unit, names = values.shape[:0:-1], "pixel", [[0, n // 2, n - 1] for n in values.shape[:0:-1]]
+    places = names
     if kind == "frequency":
         values, unit, f = np.fft.fftshift(values, axes=(-2, -1)), "cycles/pixel", np.array([-0.5, -0.25, 0, 0.25, 0.5])
-        ticks = [(n // 2 + f * n, [f"{x:g}" for x in f]) for n in (width, height)]
+        names, places = [[f"{x:g}" for x in f]] * 2, [np.clip(n // 2 + f * n, -0.5, n - 0.5) for n in sides]
     panels = values[:1] if np.allclose(values, values[:1]) else values
     with matplotlib.rc_context({**_STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure = Figure(figsize=((90 + 190 * len(panels)) / 72, 250 / 72), layout="constrained")
+        figure = Figure(figsize=((100 + 190 * len(panels)) / 72, (60 + 185 * sides[1] / sides[0]) / 72), layout="constrained")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
             drawn = axes.imshow(panel, _SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
-            axes.set_xticks(*ticks[0])
-            axes.set_yticks(*ticks[1])
-            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "", xlim=(-0.5, width - 0.5))
-        bar = figure.colorbar(drawn, ax=list(all_axes), label="R" if kind == "frequency" else "A")
+            axes.set_xticks(places[0], names[0])
+            axes.set_yticks(places[1], names[1])
+            axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "")
+        bar = figure.colorbar(drawn, cax=all_axes[-1].inset_axes((1.06, 0, 0.06, 1)))
+        bar.ax.set_title("R" if kind == "frequency" else "A", fontsize=10)
         # 1 leaves a coordinate as it is.
-        marks = {panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set())
-        bar.set_ticks(sorted(marks), labels=[f"{mark:.3g}" for mark in sorted(marks)])
+        marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
+        bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
         return _chart(name, f"{kind} filter", figure)
 
 
@@ -272,12 +259,12 @@ def _series(line: Line, xs: Sequence[Sequence[float]], style: dict[str, Any]) ->
 
 
 def ramp(count: int) -> list[str]:
-    """So many colours, as far apart as they can be."""
+    """Return `count` colours, spread over the ramp."""
     return [_RAMP[round(i * (len(_RAMP) - 1) / max(1, count - 1)) if count > 1 else 5] for i in range(count)]
 
 
 def _finish_x(axes: Axes, values: Sequence[float], column: Column) -> None:
-    """A log scale where the values span much, and the ticks of the column where they have room."""
+    """Set a log scale where the values span much, and the column's ticks where they have room."""
     axes.set_xlabel(column.head)
     logarithmic = min(values) > 0 and max(values) > column.log_range * min(values)
     ticks = sorted(set(column.ticks))
@@ -317,7 +304,7 @@ def _plain_log(axis: Axis) -> None:
 
 
 def _upright(head: str) -> dict[str, Any]:
-    """How to place the name of a vertical axis: a symbol is not turned on its side."""
+    """Place the name of a vertical axis; a short symbol stays upright."""
     return {"rotation": 0, "va": "center", "labelpad": 8} if len(head) < 3 else {}
 
 
@@ -330,6 +317,6 @@ def _chart(name: str, title: str, figure: Figure) -> Chart:
         ElementTree.register_namespace(prefix, uri)
     root = ElementTree.fromstring(buffer.getvalue())
     for group in root.iter("{http://www.w3.org/2000/svg}g"):
-        group.attrib.pop("id", None)  # which nothing refers to
+        group.attrib.pop("id", None)  # nothing refers to it
     root.attrib |= {"role": "img", "aria-label": title, "style": "background: #fff"}
     return Chart(name, ElementTree.tostring(root, encoding="unicode"), 1.25 * 72 * figure.get_figwidth())

@@ -160,6 +160,18 @@ def test_the_sweep_is_run_again_by_one_command(tmp_path):
     assert "The lowest are shown; all 14 runs" in text
 
 
+def test_a_long_table_shows_the_lowest_of_vanilla_and_of_others_first(tmp_path):
+    for number in range(8):
+        write_run(tmp_path, 50.0 + number, t=10 + number)
+        write_run(tmp_path, 5.0 + number, statistics(2.0 + number, 50))
+    shown = report(tmp_path).split("<details>")[0]
+    assert re.findall(r'data-name="fid_made_up_256">([\d.]+)', shown) == [
+        *("50.00", "51.00", "52.00", "53.00"),
+        *("5.00", "6.00", "7.00", "8.00"),
+        "1.50",
+    ]
+
+
 def test_numbers_and_states_stand_in_the_cells(over_r_and_lam):
     write_report(over_r_and_lam)
     (file,) = (over_r_and_lam / "figures").glob("*-over-*")
@@ -253,6 +265,14 @@ def test_a_large_grid_is_inlined_scaled(pair):
     Image.fromarray(noise).save(pair / "run-0" / "grid.png")
     text = report(pair)
     assert "data:image/jpeg;" in text and len(text) < 6e6 < (pair / "run-0" / "grid.png").stat().st_size
+
+
+def test_filters_say_what_they_are_and_equal_ones_are_shown_once(pair):
+    told = [words for words in texts(section(report(pair), "Filters")) if words in ("R", "A", "pixel", "cycles/pixel")]
+    notes = re.findall(r'class="note">(.), (\w+) plane<', section(report(pair), "Filters"))
+    assert (notes, told) == ([("R", "frequency"), ("A", "pixel")], ["cycles/pixel", "R", "pixel", "A"])
+    add_pictures(write_run(pair, 9.0), np.zeros((4, 1, 8, 8), np.uint8), **np.load(pair / "run-1" / "filter.npz"))
+    assert section(report(pair), "Filters").count("<svg") == 2
 
 
 def test_damaged_pictures_cost_themselves_alone(pair):

@@ -1,0 +1,155 @@
+"""The options of the programs themselves; those of what they build stand at what is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from pds.options import MOST, Length, Range, Seed, options, options_of
+
+Images = Annotated[int, Range(1, 100_000_000)]
+Batch = Annotated[int, Range(1, 65_536)]
+Iterations = Annotated[Sequence[int], Range(2, MOST), Length(1, 100)]
+
+
+@options
+class Machine:
+    """Where a program computes, and where it writes.
+
+    Attributes:
+        device: auto (a GPU where there is one), cpu, cuda, cuda:N.
+        threads: CPU threads of torch; null leaves its default (beside other busy processes, OMP_WAIT_POLICY=passive helps).
+        outputs: where run folders go.
+    """
+
+    device: str = "auto"
+    threads: Annotated[int, Range(1, 1024)] | None = None
+    outputs: str = "outputs"
+
+
+@options
+class Precision(Machine):
+    """How a network computes.
+
+    Attributes:
+        bf16: bfloat16 autocast of the network; the images change by its rounding.
+        tf32: float32 on a GPU: true rounds to TensorFloat-32 in convolutions and products, false nowhere, null as torch has it
+            (convolutions).
+        compile: torch.compile the network: seconds to minutes at the start, then faster; images change by rounding alone.
+    """
+
+    bf16: bool = False
+    tf32: bool | None = None
+    compile: bool = False
+
+
+@options
+class Run(Precision):
+    """Sampling: python experiments/run.py [group=choice ...] [key=value ...]; -m sweeps over comma-separated values.
+
+    Attributes:
+        group: of runs that are compared: outputs/<group>/<run>, one report each; "runs", or what a sweep is called.
+        images: images to sample and to measure the distance on.
+        seed: seed of all noise: image i depends on (seed, i) alone.
+        shard_size: images a file of samples/: the unit of resume and of work shared by processes.
+        batch_size: images sampled at once, of several shards where it is larger; changes speed and memory, not the images.
+            (With corrector.norms=batch it does, and is at most shard_size: a restart must have the same batches.)
+    """
+
+    group: str = "runs"
+    images: Images = 256
+    seed: Seed = 0
+    shard_size: Annotated[int, Range(1, 1_000_000)] = 64
+    batch_size: Batch = 64
+
+
+@options
+class Train(Machine):
+    """Training: python experiments/train.py [key=value ...]. Killed and started again, it goes on from its last checkpoint.
+
+    Attributes:
+        name: of the run folder and the weights file: outputs/train/<name>/<name>.safetensors.
+        seed: seed of the initial weights.
+    """
+
+    name: str = "mnist_ncsn"
+    seed: Seed = 0
+
+
+@options
+class Benchmark(Precision):
+    """Cost of PDS here: python experiments/tools/benchmark.py [key=value ...]. It needs neither a checkpoint nor data.
+
+    Attributes:
+        batch_size: images sampled at once.
+        repeats: of each timing, after the warm-up.
+    """
+
+    batch_size: Batch = 1
+    repeats: Annotated[int, Range(1, 10_000)] = 5
+
+
+@options
+class Gaussian:
+    """A sampler on a Gaussian with the data set's mean and power spectrum, exactly: python experiments/tools/gaussian.py.
+
+    It needs neither a checkpoint nor a GPU, except for model=ddpm, whose folder says its noise. At 28² it takes seconds to a
+    minute: it computes T + 2 images in float64 at once.
+
+    Attributes:
+        iterations: T, a line each.
+        vary: the key whose value differs between columns.
+        over: its values.
+    """
+
+    iterations: Iterations = (25, 50, 100, 200)
+    vary: str = "filter.alpha"
+    over: Annotated[Sequence[float], Range(-1e9, 1e9), Length(1, 1000)] = (1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 40)
+
+
+@options
+class ExcessNoise(Machine):
+    """How much excess noise a network sees, and what a sampler leaves: python experiments/tools/excess_noise.py.
+
+    Attributes:
+        iterations: T, a line each.
+        images: of the data set for the response, and of the sampler for the noise in its images.
+        seed: of the sampled images.
+    """
+
+    iterations: Iterations = (25, 50, 100)
+    images: Images = 32
+    seed: Seed = 10
+
+
+@options
+class Reproduce:
+    """The papers' tables and figures: python experiments/reproduce.py table=... [small=true] [key=value ...].
+
+    Attributes:
+        small: the table's small form, on what this repository ships, in minutes on 2 CPU cores.
+        seeds: one block of images for each; several give mean and standard deviation.
+        images: images of every cell; null: as printed, or as many as the table's small form asks for.
+        outputs: where run folders go.
+        checkpoints: folder of the official checkpoints, each called (or linked) by its name in `origins` with .pth or
+            .safetensors, or a diffusers folder.
+        origins: where each checkpoint is published.
+    """
+
+    small: bool = False
+    seeds: Annotated[Sequence[int], Range(0, 2**64 - 1), Length(1, 1000)] = (0,)
+    images: Images | None = None
+    outputs: str = "outputs"
+    checkpoints: str = "checkpoints"
+    origins: Mapping[str, str] | None = None
+
+
+Kind = TypeVar("Kind")
+
+
+def settings(kind: type[Kind], cfg: Mapping[str, Any] | DictConfig) -> Kind:
+    """The options of a program in its configuration, checked; an `OptionError` names the first that cannot be."""
+    given = {name: cfg[name] for name in options_of(kind)}
+    return kind(**{name: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for name, value in given.items()})

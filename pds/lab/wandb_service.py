@@ -1,0 +1,132 @@
+"""The process that Weights & Biases runs beside ours: asked with a deadline, kept from the network where it must be, ended."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+
+LAST_CALL = 10.0
+"""Seconds that the service may take to end, when all its runs have ended."""
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables of this process's environment, while the block runs."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def settings() -> Any:
+    """What W&B found in the environment, in its settings files and in the folder."""
+    from wandb.sdk import wandb_setup
+
+    with environment(WANDB_SILENT="true"):
+        return wandb_setup.singleton().settings
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """No contact while the block runs: neither of the service, if it starts in it, nor of W&B's telemetry."""
+    found = settings()
+    before = found.mode
+    with environment(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false"):
+        found.mode = "offline"
+        try:
+            yield
+        finally:
+            found.mode = before
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises; one that does not return in time is given up, and the service ended.
+
+    Raises:
+        TimeoutError: it did not return in time.
+    """
+    asked, service = _Asked(call), _process()
+    asked.join(seconds)
+    if asked.is_alive():
+        for process in {service, _process()} - {None}:
+            process.kill()
+        # The next run starts another service.
+        _Asked(_teardown).join(LAST_CALL)
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return asked.answer()
+
+
+class _Asked(threading.Thread, Generic[T]):
+    """A call in a thread that this process does not wait for when it ends."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        super().__init__(name="pds-wandb", daemon=True)
+        self.call = call
+        self.start()
+
+    def run(self) -> None:
+        self.result: T | None = None
+        self.error: BaseException | None = None
+        try:
+            self.result = self.call()
+        except BaseException as error:
+            self.error = error
+
+    def answer(self) -> T:
+        """What the call returned or raised; what would end this process ends nothing."""
+        if self.error is not None:
+            raise self.error if isinstance(self.error, Exception) else RuntimeError(repr(self.error))
+        return cast(T, self.result)
+
+
+def _process() -> subprocess.Popen[bytes] | None:
+    """The service, if this process started one."""
+    from wandb.sdk import wandb_setup
+
+    with contextlib.suppress(AttributeError):
+        return wandb_setup.singleton()._connection._proc._process
+    return None
+
+
+def _teardown() -> None:
+    import wandb
+
+    wandb.teardown()
+
+
+def end_at_exit() -> None:
+    """Have the service end with this process, in time; W&B itself would wait for it however long it takes."""
+    # Hooks run in the reverse order: this one before that of the service that was started last.
+    atexit.unregister(_end)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    service = _process()
+    with contextlib.suppress(Exception):
+        within(LAST_CALL, _teardown)
+    if service is not None:
+        try:
+            service.wait(LAST_CALL)
+        except subprocess.TimeoutExpired:
+            service.kill()
+
+
+def forget_ended() -> None:
+    """Let the next run start another service where this one was ended by someone else."""
+    service = _process()
+    if service is not None and service.poll() is not None:
+        _Asked(_teardown).join(LAST_CALL)

@@ -1,0 +1,139 @@
+"""Every choice of every group, and every program: what an option cannot be is refused by name, at once, whatever it is."""
+
+import inspect
+import math
+import random
+import time
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pytest
+
+from pds.errors import OptionError, PDSError
+from pds.lab.schema import CHOICES, PROGRAMS, Part, is_plain
+from pds.options import Length, Range, fitted, options_of
+from pds.processes.forward import VarianceExploding
+
+# Of options that have no default, and small ones of networks.
+VALID: dict[str, Any] = {
+    "shape": [1, 8, 8],
+    "process": VarianceExploding(),
+    "width": 4,
+    "blocks": 1,
+    "multipliers": [1],
+    "attention": [],
+    "name": "images",
+    "root": "nowhere",
+    "resolution": 8,
+    "preprocessing": "ncsnv2",
+    "category": "church",
+    "source": lambda **form: lambda: None,
+    "iterations": 50,
+    "reference": {},
+    "scheduler": "DDIMScheduler",
+    "make": "math:sqrt",
+    "predicts": "score",
+    "data_range": [0.0, 1.0],
+    "checkpoint": None,
+}
+SPLITS = {"FFHQ": "all"}
+
+
+def targets():
+    for choices in CHOICES.values():
+        for choice in choices.values():
+            yield choice.target if isinstance(choice, Part) else choice
+    yield from (program for program, _, _ in PROGRAMS.values())
+
+
+TARGETS = sorted(set(targets()), key=lambda target: target.__name__)
+EACH = [pytest.param(target, name, id=f"{target.__name__}.{name}") for target in TARGETS for name in options_of(target)]
+PLAIN = [case for case in EACH if is_plain(options_of(case.values[0])[case.values[1]].annotation)]
+
+
+def valid(target):
+    """Arguments that the target takes, for its options without a default and those that would cost time."""
+    stated = options_of(target)
+    given = {name: value for name, value in VALID.items() if name in stated and (stated[name].required or name == "width")}
+    if target.__name__ == "ncsnpp":
+        given |= {name: VALID[name] for name in ("blocks", "multipliers", "attention")}
+    if "split" in stated and stated["split"].required:
+        given["split"] = SPLITS.get(target.__name__, "train")
+    return given
+
+
+def wrong_values(rng):
+    """At least fifty values of every kind that people and programs put where something else is due."""
+    fixed = [True, False, None, "", "abc", "\x1b[2J", "1", "nan", b"1", 1j, object(), {}, {1: 2}, set(), lambda: 0]
+    numbers = [math.nan, math.inf, -math.inf, 1e308, -1e308, 1e-320, -1e-320, 0, -0.0, 0.5]
+    numbers += [10**12, -(10**12), 10**400, -(10**400)]
+    numbers += [sign * rng.random() * 10.0 ** rng.randrange(-300, 300) for sign in (-1, 1) for _ in range(8)]
+    numbers += [rng.randrange(-(10**20), -1) for _ in range(4)] + [rng.randrange(10**9, 10**30) for _ in range(4)]
+    lists = [[value] for value in (None, "a", True, math.nan, math.inf, -1, 1e308, 10**400, [1])]
+    return [*fixed, *numbers, *lists, [], (), list(range(10_000)), range(3)]
+
+
+def refusal(target, arguments):
+    """The error with which a target refuses its arguments, if it does."""
+    parameters = inspect.signature(target).parameters.values()
+    dataset = SimpleNamespace(name="images", reference=None)
+    by_position = [dataset for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    try:
+        target(*by_position, **arguments)
+    except PDSError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(("target", "name"), PLAIN)
+def test_what_an_option_cannot_be_is_refused_by_name_at_once(target, name):
+    annotation, base = options_of(target)[name].annotation, valid(target)
+    values = wrong_values(random.Random(f"{target.__name__}.{name}"))
+    assert len(values) >= 50
+    refused = 0
+    for value in values:
+        begun = time.perf_counter()
+        error = refusal(target, base | {name: value})
+        assert time.perf_counter() - begun < 5, value
+        said = str(error or "")
+        assert said.isprintable() and len(said) < 500, (value, said)
+        try:
+            fitted(name, value, annotation)
+        except OptionError:
+            refused += 1
+            assert isinstance(error, OptionError) and error.name == name, value
+    assert refused >= 20
+
+
+def limits(annotation, found=()):
+    """Every number type in an annotation, with the limits that stand around it."""
+    if get_origin(annotation) is Annotated:
+        kind, *more = get_args(annotation)
+        yield from limits(kind, (*found, *more))
+    elif annotation in (int, float):
+        yield annotation, found
+    elif get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from limits(part, found)
+
+
+@pytest.mark.parametrize(("target", "name"), PLAIN)
+def test_every_number_has_a_range_and_every_count_an_end(target, name):
+    for kind, found in limits(options_of(target)[name].annotation):
+        ranges = [limit for limit in found if isinstance(limit, Range)]
+        assert ranges, f"{name}: {kind.__name__} without a range"
+        assert kind is float or math.isfinite(ranges[0].high)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
+def test_every_default_is_one_that_its_own_statement_takes(target):
+    for name, option in options_of(target).items():
+        if not option.required:
+            fitted(name, option.default, option.annotation)
+
+
+def test_a_length_is_part_of_the_statement():
+    with pytest.raises(OptionError, match="a list of 3 whole numbers from 1 to 9, got"):
+        fitted("shape", [1, 2], Annotated[list[int], Range(1, 9), Length(3, 3)])
+    with pytest.raises(OptionError, match="a list of 1 to 2 numbers"):
+        fitted("gammas", [], Annotated[list[float] | tuple[float, ...], Length(1, 2)])
