@@ -44,8 +44,7 @@ def write_report(folder: Path) -> Path:
         Path of the page.
 
     Raises:
-        PDSError: there is neither a run nor a sweep in `folder`.
-        OSError: the files cannot be written.
+        PDSError: there is neither a run nor a sweep in `folder`, or the files cannot be written.
     """
     runs = read_runs(folder)
     done, states, notes = runs.done, Counter(point.state for point in runs.points), []
@@ -57,8 +56,6 @@ def write_report(folder: Path) -> Path:
         """Make one part; its failure must not cost the rest of the page."""
         try:
             return make(*arguments)
-        except OSError:
-            raise
         except Exception as error:
             log.warning("%s cannot be shown", what, exc_info=True)
             notes.append(f"{what} cannot be shown: {error}")

@@ -14,6 +14,7 @@ import torch
 from made_runs import METRIC, edit, parametric, statistics, write_run
 from PIL import Image
 
+from pds.errors import PDSError
 from pds.lab.points import Point, Points
 from pds.lab.report import page, read_runs, write_report
 from pds.lab.report.charts import filter_plane
@@ -234,6 +235,17 @@ def test_a_part_that_cannot_be_made_is_a_sentence(pair, monkeypatch, name):
     monkeypatch.setattr(page, name, broken)
     text = report(pair)
     assert text.count("cannot be shown: a &lt;defect&gt;") == 1 and "0.80×" in text
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "report.html", "figures"])
+def test_a_file_that_cannot_be_written_is_one_sentence(over_alpha_and_t, name):
+    file = over_alpha_and_t / name
+    if name == "figures":
+        file.write_bytes(b"")
+    else:
+        (file / "in the way").mkdir(parents=True)
+    with pytest.raises(PDSError, match=rf"cannot write .*{name}.*: make room"):
+        write_report(over_alpha_and_t)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((1, 8, 8), "png"), ((3, 96, 80), "jpeg")])
