@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def cifar10_classifier_metric(dataset: Dataset | None = None, device: str = "cpu
 
 
 @checked
-def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | None = None) -> FrechetMetric:
+def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> FrechetMetric:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
     Args:

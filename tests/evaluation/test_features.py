@@ -291,7 +291,7 @@ def test_a_reference_is_made_of_a_folder_once(tmp_path: Path, monkeypatch: pytes
     (folder / "079.png").rename(folder / "080.png")
     assert ImageFolder(folder, (1, 28, 28), "digits").fingerprint != changed.fingerprint
     (folder / "050.png").write_bytes(b"no image")
-    with pytest.raises(PDSError, match=r"050\.png cannot be read"):
+    with pytest.raises(PDSError, match=r"050\.png is no PNG"):
         replace(maker, images=80)(lambda: ImageFolder(folder, (1, 28, 28), "digits"), features, cache)
     (tmp_path / "one").mkdir()
     with pytest.raises(PDSError, match="digits all has 1 image"):
