@@ -14,7 +14,7 @@ from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, Incept
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.reference import Reference, shipped_reference
 from pds.files import user_path
-from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
+from pds.models.classifier import Classifier, DigitClassifier
 from pds.options import checked
 
 
@@ -70,11 +70,6 @@ def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
 def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> FrechetMetric:
     """The offline metric for MNIST."""
     return classifier_metric(DigitClassifier, device)
-
-
-def cifar10_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> FrechetMetric:
-    """The offline metric for CIFAR-10; classifier and reference are of its JPEG copy."""
-    return classifier_metric(ObjectClassifier, device)
 
 
 @checked
