@@ -17,7 +17,7 @@ from pds.cache import cache_folder, make_once
 from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
 from pds.data.statistics import choose
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.files import json_digest, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
@@ -178,6 +178,9 @@ def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:
     """What tells the images from others."""
     images = dataset.images
     if training_images > len(images):
-        raise PDSError(f"{images.name} {images.split} has {len(images)} images: set sampler.training_images to {len(images)}")
+        raise OptionError(
+            "training_images",
+            f"must be at most {len(images)}, the images of {images.name} {images.split}, got {training_images}",
+        )
     chosen = choose(images, training_images, SEED)
     return {"split": images.split, "images_sha256": image_digest(read_in_batches(images, chosen))}

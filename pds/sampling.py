@@ -24,12 +24,12 @@ from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
 from pds.samplers.analytic import NoiseMoments
-from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
+from pds.samplers.predictor_corrector import PredictorCorrector
 from pds.samplers.sampler import Callback, Sampler, no_callback
 
 log = logging.getLogger(__name__)
 
-DEFAULT = PredictorCorrector(100, ReverseDiffusion(), Langevin(0.16))
+DEFAULT = PredictorCorrector()
 """What samples a model that has no sampler of its own."""
 
 

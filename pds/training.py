@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pds.data.images import ImageSource, to_unit
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.files import atomic_path, reading
 from pds.models.scores import NetworkScore
 from pds.models.torch_files import read_torch
@@ -90,9 +90,9 @@ class Trainer:
             PDSError: there are fewer than a batch, or one cannot be read.
         """
         if len(images) < self.batch_size:
-            raise PDSError(
-                f"{images.name} {images.split} has {len(images)} images, fewer than trainer.batch_size={self.batch_size}: give "
-                "it more, or lower trainer.batch_size"
+            raise OptionError(
+                "batch_size",
+                f"must be at most {len(images)}, the images of {images.name} {images.split}, got {self.batch_size}",
             )
         images.read(range(self.batch_size))
 
@@ -150,7 +150,7 @@ class Trainer:
                 value = loss.item()
                 if not math.isfinite(value):
                     raise PDSError(
-                        f"training loss is {value} at iteration {iteration}: lower trainer.learning_rate "
+                        f"training loss is {value} at iteration {iteration}: lower learning_rate "
                         f"(now {self.learning_rate}); the last checkpoint is kept in {checkpoint}"
                     )
                 running = value if running is None else 0.98 * running + 0.02 * value

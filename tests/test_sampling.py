@@ -100,7 +100,7 @@ def test_a_filter_needs_statistics():
 def test_what_cannot_be_sampled_is_said():
     with pytest.raises(pds.OptionError, match=r"sampler needs the moments .* on 256 images.*pds\.moments\.noise_moments"):
         pds.sample(gaussian(), pds.AnalyticDDIM(5, pds.ProcessTimes()))
-    with pytest.raises(pds.PDSError, match="images must be from 1"):
+    with pytest.raises(pds.PDSError, match="images must be a whole number from 1"):
         pds.sample(gaussian(), images=0)
     with pytest.raises(pds.PDSError, match="seed must be"):
         pds.sample(gaussian(), seed=-1)

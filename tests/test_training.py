@@ -121,7 +121,7 @@ def test_it_learns(tmp_path):
 def test_impossible_settings_are_refused(tmp_path):
     with pytest.raises(PDSError, match=r"stripes train has 64 images, fewer than trainer\.batch_size=65: give"):
         trained(iterations=1, batch_size=65).fit(small(), images(), tmp_path / "t.pt", torch.device("cpu"))
-    with pytest.raises(PDSError, match=r"loss is nan.*lower trainer.learning_rate"):
+    with pytest.raises(PDSError, match=r"loss is nan.*lower learning_rate"):
         broken = small()
         broken.network.begin_conv.weight.data.fill_(torch.nan)
         trained(iterations=3, batch_size=4, bf16=False).fit(broken, images(), tmp_path / "t.pt", torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 import ast
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,50 @@ def _for_checkers(path, name):
     ]
     inside = {f"{node.module}.{alias.name}" for block in blocks for node in block.body for alias in node.names}
     return name in inside
+
+
+# A group of the configuration with one of its keys, or with what is chosen for it.
+KEY = re.compile(r"\b(model|dataset|filter|solenoid|sampler|metric|tracker|trainer|published)(([./][A-Za-z_]+)+|(?==))")
+
+
+def messages(path):
+    """The strings of a file that its user may read: all of them, except docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(body[0].value)
+        for body in (node.body for node in ast.walk(tree) if isinstance(node, documented))
+        if body and isinstance(body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            docstrings.add(id(node.value))  # of an attribute
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+def test_the_library_speaks_of_no_configuration_key():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted((ROOT / "pds").rglob("*.py"))
+        if path.relative_to(ROOT / "pds").parts[0] not in ("lab", "integrations")
+        for line, text in messages(path)
+        if KEY.search(text)
+    ]
+    assert not found, "\n".join(["", *found])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("set model.checkpoint to a file", True),
+        ("use filter=none", True),
+        ("sampler/corrector=none", True),
+        ("the filter must be positive", False),
+        ("sampler. And", False),
+        ("pds.models.scores", False),
+    ],
+)
+def test_what_counts_as_a_configuration_key(text, told):
+    assert bool(KEY.search(text)) == told

@@ -41,7 +41,7 @@ class Dataset:
         images = self.source()
         if tuple(images.shape) != tuple(self.shape):
             found, asked = list(images.shape), list(self.shape)
-            raise PDSError(f"{self.name} images are {found}, not {asked}: set dataset.shape={found} or take other images")
+            raise PDSError(f"{self.name} images are {found}, not {asked}: set its shape to {found} or take other images")
         return images
 
     @cached_property
@@ -51,8 +51,8 @@ class Dataset:
             statistics = DatasetStatistics.load(self.statistics_file)
             if statistics.provenance["images"] != self.statistics_images:
                 raise PDSError(
-                    f"{self.statistics_file} is of {statistics.provenance['images']} images, dataset.statistics_images is "
-                    f"{self.statistics_images}: set dataset.statistics_file=null to compute them from the data set"
+                    f"{self.statistics_file} is of {statistics.provenance['images']} images, and statistics_images is "
+                    f"{self.statistics_images}: set statistics_file to null to compute them from the data set"
                 )
             return statistics
         return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")

@@ -76,8 +76,8 @@ def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:
     """(count,) indices of distinct images, the same for the same (len(images), count, seed)."""
     if not 1 <= count <= len(images):
         raise PDSError(
-            f"{images.name} {images.split} has {len(images)} images, cannot take {count} of them: give it more, or set "
-            "dataset.statistics_images"
+            f"{images.name} {images.split} has {len(images)} images, cannot take {count} of them: give it more, or ask "
+            "for fewer"
         )
     return np.random.default_rng(seed).choice(len(images), count, replace=False)
 

@@ -74,7 +74,7 @@ def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | N
         cache: folder of downloaded and made files; the project's by default.
     """
     if dataset.reference is None:
-        raise PDSError(f"{dataset.name} names no reference for Clean-FID: set dataset/reference=made or published")
+        raise PDSError(f"{dataset.name} names no reference for Clean-FID: choose one that is made or published")
     folder = cache_folder() if cache is None else user_path(cache)
     features = InceptionFeatures(device, folder)
     reference = dataset.reference(lambda: dataset.images, features, folder)

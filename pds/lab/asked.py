@@ -1,4 +1,4 @@
-"""What a table of a paper asks for, in one small file beside its runs."""
+"""The file table.json beside a group's runs: the cells that a table of a paper asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """What a table asks for; `table.json` in the folder of its runs."""
+    """The cells of a table and their origin; `table.json` in the folder of its runs."""
 
     title: str
     source: str  # the paper that prints it
@@ -40,12 +40,12 @@ class Table:
     missing: list[str] = field(default_factory=list)  # where the missing files are published and belong
 
     def write(self, folder: Path) -> None:
-        """Put it into the folder of its runs."""
+        """Write it into the folder of its runs."""
         write_json(folder / FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Table | None:
-        """The table of a folder, where there is one.
+        """Read the table of a folder; None without one.
 
         Raises:
             PDSError: its file is damaged.
@@ -58,7 +58,7 @@ class Table:
             return _made(cls, {**values, "cells": cells})
 
     def about(self) -> list[str]:
-        """What a reader must know beside the numbers."""
+        """Return the sentences a reader needs beside the numbers."""
         note = [sentence(self.note)] if self.note and not self.another_model else []
         origin = "Printed" if any(cell.printed is not None for cell in self.cells) else "Source"
         return [f"{origin}: {self.source}.", *note, *(f"Missing: {line}." for line in self.missing)]

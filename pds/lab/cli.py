@@ -14,11 +14,11 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from omegaconf import DictConfig
 
 from pds.errors import PDSError
-from pds.lab import grammar
+from pds.lab import grammar, reference
 from pds.lab.config import CONF
 from pds.lab.logs import show_lines
 from pds.lab.schema import register
-from pds.lab.terminal import steady_streams
+from pds.lab.terminal import show, steady_streams
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def tell(error: Exception, said: str | None) -> None:
 
 def leads() -> bool:
     """Whether this process is alone, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def prepare() -> None:
@@ -111,6 +111,9 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
 
     def work(arguments: list[str]) -> None:
         prepare()
+        if told := reference.asked(name, arguments):
+            show(told)
+            return
         # Hydra then raises what it would print, and `status` tells it.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         version.setbase("1.3")

@@ -85,14 +85,15 @@ class Experiment:
             if cfg.images < 2:
                 raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        score = for_sampling(model.score, device, cfg.bf16, cfg.compile)
+        remedied, remedy = (model, "") if cfg.remedy is None else (build(cfg.remedy, model, dataset), _told(cfg.remedy))
+        score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
             score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
-        label = ", ".join(part for part in (what, sampler.detail, "bf16" if cfg.bf16 else "") if part)
+        label = ", ".join(part for part in (what, sampler.detail, remedy, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
 
     @property
@@ -139,6 +140,12 @@ class Experiment:
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """What a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
+
+
+def _told(remedy: DictConfig) -> str:
+    """What tables call a remedy: its name and its options."""
+    options = (f"{key}={value}" for key, value in remedy.items() if key != "_target_")
+    return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
 
 
 def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], None] = lambda name, done: None) -> None:

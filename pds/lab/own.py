@@ -7,20 +7,21 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Annotated, Any
+from typing import Any
 
 from torch import nn
 
 from pds.errors import OptionError
 from pds.files import sha256, user_path
 from pds.models.checkpoints import first_line, load_weights
+from pds.models.layouts import Which
 from pds.models.scores import Model
-from pds.models.wrap import Predicts, wrap
-from pds.options import Length, Range, Shape, checked, shown
+from pds.models.wrap import DataRange, Predicts, wrap
+from pds.options import Shape, checked, shown
 from pds.processes.forward import Process
 
 
@@ -30,9 +31,10 @@ def own(
     predicts: Predicts,
     process: Process,
     shape: Shape,
-    data_range: Annotated[Sequence[float], Range(-1e6, 1e6), Length(2, 2)],
+    data_range: DataRange,
     label: str | None = None,
     checkpoint: str | None = None,
+    weights: Which = None,
     arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> Model:
     """A network of one's own, ready to sample or to train.
@@ -45,6 +47,7 @@ def own(
         data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1].
         label: what it is shown of the noise level: sigma, log_sigma/4, t, 999t or Nt-1; null for that of its process.
         checkpoint: weights file, in any layout of `pds.models.checkpoints`; null for random weights.
+        weights: see `load_weights`.
         arguments: of `make`, by name.
 
     Raises:
@@ -56,10 +59,10 @@ def own(
         raise OptionError("make", f"must be FILE.py:NAME or module:NAME, got {shown(make)}")
     module = _file(user_path(source)) if source.endswith(".py") else _module(source)
     network = _called(_named(module, name, source), f"{source}:{name}", arguments)
-    weights = None if checkpoint is None else load_weights(network, checkpoint)
-    model = wrap(network, predicts=predicts, process=process, shape=shape, data_range=tuple(data_range), label=label)
+    loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
+    model = wrap(network, predicts=predicts, process=process, shape=shape, data_range=data_range, label=label)
     code = inspect.getsourcefile(module)
-    return replace(model, checkpoint=weights, beside_weights={"code": sha256(Path(code))} if code else {})
+    return replace(model, checkpoint=loaded, beside_weights={"code": sha256(Path(code))} if code else {})
 
 
 def _file(path: Path) -> ModuleType:

@@ -38,6 +38,7 @@ from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_f
 from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
+from pds.remedies import band_correction, epsilon_scaling, seen_noise, time_shift
 from pds.samplers.accelerated import DDIM, AcceleratedDeterministic, AcceleratedStochastic
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.analytic import AnalyticDDIM
@@ -45,6 +46,7 @@ from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
+from pds.samplers.er_sde import ERSDE
 from pds.samplers.momentum_langevin import MomentumLangevin
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import (
@@ -57,6 +59,8 @@ from pds.samplers.predictor_corrector import (
     no_corrector,
     no_predictor,
 )
+from pds.samplers.restart import Restart
+from pds.samplers.sa_solver import SASolver
 from pds.training import Trainer
 
 
@@ -110,6 +114,9 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "edm": EDM,
         "dpm_solver": DPMSolver,
         "preconditioned_sde": PreconditionedSDE,
+        "er_sde": ERSDE,
+        "sa_solver": SASolver,
+        "restart": Restart,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,
@@ -126,6 +133,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     },
     "sampler/corrector": {"none": no_corrector},
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": AnnealedLangevinSteps},
+    "remedy": {remedy.__name__: remedy for remedy in (epsilon_scaling, time_shift, band_correction, seen_noise)},
     "metric": {"none": no_metric, "mnist_classifier": mnist_classifier_metric, "clean_fid": clean_fid_metric},
     "tracker": {"none": NoTracker, "wandb": WandbTracker},
     "schema/trainer": {"default": Trainer},
@@ -165,9 +173,10 @@ class Table:
 
 
 SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
-# The options of each program, the groups that it builds, and what else its configuration holds.
-PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type]]] = {
-    "run": (Run, (*SAMPLING, "metric", "tracker"), {"sweep": Sweep}),
+# The options of each program, the groups that it builds, and what else its configuration holds: None for a group that is left
+# out unless it is chosen.
+PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
+    "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "sweep": Sweep}),
     "train": (Train, ("model", "dataset", "trainer"), {}),
     "benchmark": (Benchmark, SAMPLING, {}),
     "gaussian": (Gaussian, SAMPLING, {}),
@@ -277,6 +286,6 @@ def register() -> None:
     for name, (program, groups, more) in PROGRAMS.items():
         keys: list[tuple[str, Any, Any]] = [(group, Any, MISSING) for group in groups]
         keys += [("published", Any, None)] if groups else []
-        keys += [(key, kind, field(default_factory=kind)) for key, kind in more.items()]
+        keys += [(key, Any, None) if kind is None else (key, kind, field(default_factory=kind)) for key, kind in more.items()]
         node = dataclasses.make_dataclass(program.__name__, [*keys, *fields_of(program)])
         store.store(group="schema", name=name, node=node, package="_global_")

@@ -1,4 +1,4 @@
-"""Numbers and tables as text: Markdown that also reads well in a terminal, CSV, and the writing of both."""
+"""Turn numbers and tables into text: Markdown that also reads well in a terminal, and CSV."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISSING = "–"
 
 
 def rounded(values: Iterable[float | None]) -> list[str]:
-    """The numbers of one column with the same count of decimals, three significant digits for the smallest."""
+    """Return the numbers of one column with equally many decimals; the smallest has three significant digits."""
     values = list(values)
     finite = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
     decimals = min(6, max(1, 2 - math.floor(math.log10(min(finite))))) if finite else 1
@@ -24,36 +24,36 @@ def rounded(values: Iterable[float | None]) -> list[str]:
 
 
 def significant(value: float) -> str:
-    """Three significant digits or all digits before the point, never with an exponent."""
+    """Return three significant digits, or all digits before the point, never with an exponent."""
     size = abs(float(f"{value:.3g}"))
     decimals = 2 - math.floor(math.log10(size)) if size and math.isfinite(size) else 0
     return f"{value:.{min(max(0, decimals), 6)}f}"
 
 
 def decimals_of(text: str) -> int:
-    """How many decimals the number in `text` has."""
+    """Count the decimals of the number in `text`."""
     return len(text.partition(".")[2])
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number; a bool is none."""
+    """Return whether `value` is a finite number; a bool is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shown(value: Any) -> str:
-    """A value of a configuration, short."""
+    """Return a value of a configuration, short."""
     if is_number(value):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def sentence(text: str) -> str:
-    """`text` with a capital and a full stop."""
+    """Return `text` with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def markdown_table(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str:
-    """A Markdown table of `rows`, the head first; `number` says which columns hold numbers, which stand to the right."""
+    """Return a Markdown table of `rows`, the head first; `number` says which columns stand to the right."""
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
@@ -62,7 +62,7 @@ def markdown_table(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str
 
 
 def csv_table(rows: Iterable[Sequence[Any]]) -> str:
-    """CSV of `rows`, the head first; None is an empty cell, a list or a mapping is JSON."""
+    """Return CSV of `rows`, the head first. None is an empty cell; lists and mappings are JSON."""
 
     cells = ([v if v is None or isinstance(v, (int, float, str)) else json.dumps(v) for v in row] for row in rows)
     out = io.StringIO()
@@ -71,6 +71,6 @@ def csv_table(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `path` in UTF-8, atomically; half a character, as file names may have, is written as its escape."""
+    """Write `path` atomically in UTF-8; half a surrogate pair is written as its escape."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))

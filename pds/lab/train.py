@@ -19,7 +19,7 @@ from torch import Tensor
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, write_json
-from pds.lab.config import build, resolved
+from pds.lab.config import build, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
@@ -48,7 +48,8 @@ def train(cfg: DictConfig) -> None:
     if trainer.compile:
         require_compiler("trainer.compile")
     images = dataset.images
-    trainer.check(images)
+    with keyed(cfg.trainer):
+        trainer.check(images)
     folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}

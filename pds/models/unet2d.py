@@ -67,7 +67,7 @@ def unet2d(
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
-        weights: see `load_weights`.
+        weights: which of its weights, see `load_weights`.
         schedule: beta_schedule, where the folder has no scheduler; None: linear, as DDPM.
         beta_start: first beta; None: 0.0001, as DDPM.
         beta_end: last beta; None: 0.02, as DDPM.
@@ -79,7 +79,7 @@ def unet2d(
             another kind.
     """
     if checkpoint is None:
-        raise PDSError("the network of model=ddpm is that of a diffusers folder: set model.checkpoint=/path/to/folder")
+        raise OptionError("checkpoint", "must be a diffusers folder, which has the network itself")
     folder = DiffusersFolder.find(locate(checkpoint))
     _check(folder, shape)
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
@@ -96,9 +96,9 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
     """Refuse what diffusers would build and nothing here can sample."""
     source, config = folder.unet, DEFAULTS | folder.config
     if config.get("_class_name") != "UNet2DModel":
-        raise PDSError(f"{source} holds a {config.get('_class_name')}: model=ddpm reads a UNet2DModel")
+        raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel can be read")
     if config["time_embedding_type"] == "fourier":
-        raise PDSError(f"{source} has a fourier embedding, as VE networks have: model=ncsnpp reads those of Skip blocks")
+        raise PDSError(f"{source} has a fourier embedding, as VE networks have: the model ncsnpp reads those of Skip blocks")
     if config["time_embedding_type"] != "positional":
         raise PDSError(
             f"{source} has a {config['time_embedding_type']} embedding, which knows nothing between two levels: only "
@@ -170,7 +170,7 @@ def _build(folder: DiffusersFolder) -> nn.Module:
     try:
         from diffusers import UNet2DModel
     except ImportError:
-        raise MissingError("model=ddpm needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
+        raise MissingError("DDPM networks need diffusers: install it with pip install 'pds-lab[diffusers]'") from None
     try:
         return UNet2DModel.from_config(folder.config).eval()
     except Exception as error:  # A configuration that is none fails in any way that building a network can fail.

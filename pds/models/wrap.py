@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
 from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
-from pds.options import checked, shown
+from pds.options import Length, Range, Shape, checked, shown
 from pds.processes.forward import Process
 
 Predicts = Literal["score", "noise", "v", "data"]
+DataRange = Annotated[Sequence[float], Range(-1e6, 1e6), Length(2, 2)]
+"""Pixel values of black and white."""
+
 PREDICTIONS: dict[Predicts, type[Prediction]] = {
     "score": ScorePrediction,
     "noise": NoisePrediction,
@@ -40,8 +43,8 @@ def wrap(
     *,
     predicts: Predicts,
     process: Process,
-    shape: Annotated[Sequence[int], "(C, H, W)"],
-    data_range: tuple[float, float],
+    shape: Shape,
+    data_range: DataRange,
     label: str | Callable[[Tensor], Tensor] | None = None,
 ) -> Model:
     """A pretrained network as a model that every sampler here can sample.
@@ -66,8 +69,6 @@ def wrap(
     """
     if not callable(network):
         raise OptionError("network", f"must be a torch.nn.Module or a function of (x, label), got {shown(network)}")
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise OptionError("shape", f"must be (C, H, W), three positive whole numbers, got {shown(shape)}")
     black, white = data_range
     if not black < white:
         raise OptionError("data_range", f"must be (black, white) with black below white, got {shown(data_range)}")

@@ -146,9 +146,9 @@ def statistics_filter(
     every level, and the filter cancels it with 1/R^2 - 1, which falls as 1/alpha.
 
     Args:
-        alpha: a number, see `StatisticsFilter`, or "auto".
-        pixels: see `StatisticsFilter`.
-        iterations: T.
+        alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto".
+        pixels: the space filter A: none, released (the authors' code) or paper ([ECCV] Eqs. 24-25).
+        iterations: T, which auto follows.
         reference: "alpha" that is known to be good at "iterations"; None where none is.
 
     Raises:

@@ -21,7 +21,9 @@ FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
 
 @options
 class AdaptiveSDE(Sampler[list[Interval]]):
-    """Stochastic improved Euler steps of the reverse SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g^2 = d sigma^2 / dt:
+    """Adaptive steps for the reverse SDE, each image its own.
+
+    Stochastic improved Euler steps of the reverse SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^t, g^2 = d sigma^2 / dt:
 
         x' = x + h g(t)^2 s(x, sigma(t)) + sqrt(h) g(t) z
         x~ = x + h g(t - h)^2 s(x', sigma(t - h)) + sqrt(h) g(t - h) z

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 @options
 class AnnealedLangevin(Sampler[Tensor]):
-    """x <- x + P P^T f + omega S f + sqrt(2 a) P z with f = a s(x, sigma) and a = step_size * sigma^2.
+    """Annealed Langevin dynamics.
+
+    x <- x + P P^T f + omega S f + sqrt(2 a) P z with f = a s(x, sigma) and a = step_size * sigma^2.
 
     The papers write a_i = step_lr (sigma_i / sigma_L)^2, so `step_size` is step_lr / sigma_L^2: the step relative to the
     noise variance, the same at every level (0.2 for the published MNIST and CIFAR-10 settings of [NCSN]).

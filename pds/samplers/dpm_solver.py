@@ -15,7 +15,9 @@ from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 @options
 class DPMSolver(KarrasLevelsSampler):
-    """`PreconditionedSDE` without a filter, with the midpoint weight. With lambda = -log sigma and r = h_before / h:
+    """DPM-Solver++(2M) and SDE-DPM-Solver++(2M).
+
+    `PreconditionedSDE` without a filter, with the midpoint weight. With lambda = -log sigma and r = h_before / h:
 
         x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) (D + (D - D_before) / (2 r)) + sigma' sqrt(1 - e^(-2 eta h)) z
 

@@ -18,7 +18,9 @@ MOST_CHURN = math.sqrt(2) - 1  # gamma: an iteration adds at most as much noise 
 
 @options
 class EDM(KarrasLevelsSampler):
-    """From sigma to sigma': x^ = x + S_noise sqrt(sigma^2 (1 + gamma)^2 - sigma^2) z at sigma^ = (1 + gamma) sigma, then a step
+    """Euler's and Heun's method with Karras levels and churn.
+
+    From sigma to sigma': x^ = x + S_noise sqrt(sigma^2 (1 + gamma)^2 - sigma^2) z at sigma^ = (1 + gamma) sigma, then a step
     of dx/dsigma = d(x, sigma) = -sigma s(x, sigma):
 
         Euler  x <- x^ + (sigma' - sigma^) d(x^, sigma^), which is DDIM's step

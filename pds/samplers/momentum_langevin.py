@@ -16,7 +16,9 @@ from pds.samplers.sampler import Steps, Task
 
 @options
 class MomentumLangevin(AnnealedLangevin):
-    """v <- gamma v + f, x <- x + v + sqrt(2 a) P z with f = (P P^T + omega S) a s(x + gamma v, sigma), a = step_size sigma^2.
+    """Momentum-imbued Langevin dynamics.
+
+    v <- gamma v + f, x <- x + v + sqrt(2 a) P z with f = (P P^T + omega S) a s(x + gamma v, sigma), a = step_size sigma^2.
 
     v starts at 0 and is kept across levels; there is no noise in it; the final denoising leaves it out.
 
@@ -31,7 +33,6 @@ class MomentumLangevin(AnnealedLangevin):
     eigenvalues are inside the unit circle for c < 2 (1 + gamma) / (1 + 2 gamma). With a solenoid, c complex, a guide.
 
     Attributes:
-        iterations, step_size, steps_per_level, denoise: see `AnnealedLangevin`, which this is at gamma = 0.
         gamma: momentum in [0, 1), 0.38 for the published CIFAR-10 setting with one step a level, 0.1 with five; or several
             values, interpolated linearly over the iterations.
     """

@@ -15,7 +15,7 @@ from pds.options import Count, Range, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.forward import Process
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, Rho
 
 Number = float | Tensor
 
@@ -36,7 +36,9 @@ class Step(NamedTuple):
 
 @options
 class PreconditionedSDE(KarrasLevelsSampler):
-    """With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
+    """The preconditioned reverse SDE with its linear part solved exactly.
+
+    With lambda = -log sigma, D the denoised image, G = eta P P^T and a skew S,
 
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
@@ -62,7 +64,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
         weight: "exact" or "midpoint".
-        eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE.
+        eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE. The
+            defaults of eta and rho are what measured best on the shipped VE network at 20 evaluations.
         eta_from: smallest noise level at which it acts; below, eta is 0.
         eta_to: largest noise level at which it acts; above, eta is 0.
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
@@ -72,9 +75,10 @@ class PreconditionedSDE(KarrasLevelsSampler):
     takes_filter: ClassVar[bool] = True
 
     iterations: Count = 20
+    rho: Rho = 4.0
     order: Literal[1, 2] = 2
     weight: Literal["exact", "midpoint"] = "midpoint"
-    eta: Annotated[float, Range(0, 1000)] = 1.0
+    eta: Annotated[float, Range(0, 1000)] = 2.0
     eta_from: Annotated[float, Range(0, 1e9)] = 0.0
     eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
     prior_norm: Literal["drawn", "exact"] = "drawn"
@@ -126,7 +130,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         told = f"a Gaussian comes out with up to {{:.2g}} times its variance at T = {len(levels)} with the {self.weight} weight"
         remedy = "take a smaller one, more iterations or weight='midpoint'"
         if reached[0] > DIVERGED:
-            raise OptionError("omega", f"is too large for these steps: {told.format(reached[0])}; {remedy}")
+            raise PDSError(f"omega is too large for these steps, {told.format(reached[0])}: {remedy}")
         if reached[1] > DIVERGED:
             doubts.append(f"omega is within a factor of two of where the steps diverge, {told.format(reached[1])}: {remedy}")
         return doubts

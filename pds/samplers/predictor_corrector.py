@@ -71,7 +71,11 @@ def _reverse(f: Tensor, variance: Tensor, probability_flow: bool) -> Transitions
 
 @options
 class ReverseDiffusion:
-    """The forward process's own discretisation, reversed ([SDE] appendix E; with `probability_flow`, the ODE)."""
+    """The forward process's own discretisation, reversed ([SDE] appendix E).
+
+    Attributes:
+        probability_flow: take the deterministic ODE.
+    """
 
     title: ClassVar[str] = "reverse diffusion"
     published_with_filter: ClassVar[bool] = True
@@ -84,7 +88,11 @@ class ReverseDiffusion:
 
 @options
 class EulerMaruyama:
-    """Euler-Maruyama's step of size 1 / T ([SDE] section 4.1; with `probability_flow`, Euler's step of the ODE)."""
+    """Euler-Maruyama's step of size 1 / T ([SDE] section 4.1).
+
+    Attributes:
+        probability_flow: take Euler's step of the deterministic ODE.
+    """
 
     title: ClassVar[str] = "Euler-Maruyama"
     published_with_filter: ClassVar[bool] = False
@@ -155,7 +163,9 @@ class _LangevinSteps:
 
 @options
 class Langevin(_LangevinSteps):
-    """a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
+    """Langevin steps sized by the ratio of noise and score norms.
+
+    a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
 
     Attributes:
         norms: "image", norms of each image; or "batch", the published norms averaged over the batch, which make an image
@@ -183,7 +193,9 @@ class Langevin(_LangevinSteps):
 
 @options
 class AnnealedLangevinSteps(_LangevinSteps):
-    """a = 2 alpha (r std)^2: the step of annealed Langevin dynamics, as a corrector ([SDE] appendix G)."""
+    """Langevin steps sized by the noise level.
+
+    a = 2 alpha (r std)^2: the step of annealed Langevin dynamics, as a corrector ([SDE] appendix G)."""
 
     title: ClassVar[str] = "annealed Langevin"
     published_with_filter: ClassVar[bool] = False
@@ -206,7 +218,9 @@ def no_corrector() -> None:
 
 @options
 class PredictorCorrector(Sampler[list[Level]]):
-    """At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
+    """Predictor-corrector sampling.
+
+    At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
 
     Attributes:
         iterations: T.

@@ -13,12 +13,14 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from PIL import Image
 
+from pds.cards import CARDS
 from pds.errors import PDSError
 from pds.lab.config import build, resolved
 from pds.lab.devices import choose_device, choose_precision
 from pds.lab.experiment import Experiment
 from pds.lab.runs import provenance, run_name
-from pds.lab.schema import CHOICES, papers, register
+from pds.lab.schema import CHOICES, PROGRAMS, node_of, papers, register
+from pds.options import options_of
 from pds.preconditioning.filters import NoFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.samplers.annealed_langevin import AnnealedLangevin
@@ -75,6 +77,11 @@ def test_a_row_of_the_papers_is_what_its_name_and_its_rule_say(name):
     assert (pds.images, pds.metric._target_.rsplit(".")[-1]) == (50_000, "clean_fid_metric")
 
 
+def plain(network):
+    """The options that a network keeps."""
+    return {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, float, str))}
+
+
 # What the authors published for a model and a data set: parameters (tests/golden/keys), N, step or snr, data range.
 PUBLISHED = {
     "ncsn mnist": ("ncsn_mnist", 1000, 0.2, 28),
@@ -93,6 +100,10 @@ PUBLISHED = {
     "ncsnpp ffhq dataset.resolution=256": ("ncsnpp_ve_ffhq_256_ncsnpp_continuous", 2000, 0.075, 256),
     "ddpmpp cifar10": ("ncsnpp_vp_cifar10_ddpmpp_continuous", 1000, None, 32),
 }
+
+
+# Their cards in the library, in the same order.
+CARD = dict(zip(PUBLISHED, (name for name in CARDS if name != "ncsn_celeba"), strict=True))
 
 
 @pytest.mark.parametrize("choice", PUBLISHED)
@@ -124,6 +135,15 @@ def test_model_and_data_set_choose_what_was_published(choice):
         assert sampler.denoise == model_name.startswith("ncsnv2")
     else:
         assert (sampler.corrector.snr if sampler.corrector else None) == step
+    card = CARDS[CARD[choice]]
+    with torch.device("meta"):
+        carried = card.make(**card.options)
+    assert (carried.title, carried.process, carried.shape) == (model.title, model.process, model.shape)
+    assert (carried.data_range, card.sampler) == (model.data_range, sampler)
+    assert plain(carried.score.network) == plain(model.score.network)
+    assert {name: value.shape for name, value in carried.score.network.state_dict().items()} == {
+        name: value.shape for name, value in state.items()
+    }
 
 
 GROUPS = ["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug"]
@@ -247,7 +267,7 @@ IMPOSSIBLE = [
     ),
     (["model=ncsn", "model.checkpoint=/nowhere/x.pth"], "/nowhere/x.pth does not exist: give a weights file"),
     (["model=ddpm", "dataset=cifar10", "model.checkpoint=/nowhere"], "does not exist: give a diffusers folder"),
-    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "of a diffusers folder: set model.checkpoint="),
+    (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "model.checkpoint must be a diffusers folder"),
     (["dataset=cifar10", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"], "CIFAR-10 train batch"),
     (["dataset=cifar10", "model.checkpoint=null"], "mnist_classifier features need"),
     (["dataset=lsun", "dataset.category=castle", "model.checkpoint=null"], "dataset.category must be one of church, tower"),
@@ -268,7 +288,7 @@ IMPOSSIBLE = [
     (["batch_size=0"], "^batch_size must be a whole number from 1 to 65536, got 0$"),
     (["seed=-1"], "^seed must be a whole number from 0 to 18446744073709551615, got -1$"),
     (["dataset.shape=[28,28]"], r"shape must be a list of 3 whole numbers from 1 to 16384, got \[28, 28\]"),
-    (["filter=statistics", "dataset.statistics_images=100"], "set dataset.statistics_file=null"),
+    (["filter=statistics", "dataset.statistics_images=100"], "set statistics_file to null"),
     (["device=meta"], "device must be auto, cpu, cuda"),
     (["device=tpu9000"], "device must be auto, cpu, cuda"),
     (["threads=0"], "^threads must be a whole number from 1 to 1024, got 0$"),
@@ -375,7 +395,7 @@ def test_too_few_or_unreadable_images_fail_before_anything_is_written(tmp_path, 
     for asked in (["filter=statistics", "dataset.statistics_images=3", "metric=none"], ["metric=clean_fid"]):
         with pytest.raises(PDSError, match=r"1\.png is no PNG"):
             Experiment.build(composed(*data, *asked))
-    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.rglob("*.npz"))
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])
@@ -448,3 +468,74 @@ def test_the_training_configuration_builds():
 def test_auto_scales_alpha_with_the_iterations(choice, alpha):
     cfg = composed(*choice.split(), "filter=statistics", "filter.alpha=auto", "model.checkpoint=null")
     assert build(cfg.filter).alpha == pytest.approx(alpha, rel=2e-3)
+
+
+# Files of data: what was published, what experiments and tables are, and what goes beside a run.
+DATA = {"published", "experiment", "table", "debug", "hydra", "local"}
+GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] not in DATA)
+
+
+def merged(outer, inner):
+    return outer | {
+        k: merged(outer[k], v) if isinstance(v, dict) and isinstance(outer.get(k), dict) else v for k, v in inner.items()
+    }
+
+
+def stated(group, name):
+    """The values that a choice has, of its file and of all that the file builds on, as far as they stand in this group."""
+    file = CONF / group / f"{name}.yaml"
+    if not file.exists():
+        prefix, nested = (
+            ("", group) if group in CHOICES and name in CHOICES[group] else ("schema/", group.removeprefix("schema/"))
+        )
+        node = OmegaConf.to_container(OmegaConf.structured(node_of(group, CHOICES[f"{prefix}{nested}"][name])))
+        return {key: value for key, value in node.items() if key != "defaults"}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    return merged(inherited(group, content), {key: value for key, value in content.items() if key != "defaults"})
+
+
+def inherited(group, content):
+    """The values that a file builds on."""
+    found = {}
+    for entry in content.get("defaults", []):
+        base, _, package = entry.partition("@") if isinstance(entry, str) else ("", "", "")
+        if package == "_here_":
+            *above, name = base.strip("/").split("/")
+            found = merged(found, stated("/".join(above), name))
+        elif package:
+            *above, name = base.strip("/").split("/")
+            found = merged(found, {package: stated("/".join(above), name)})
+        elif isinstance(entry, str) and entry != "_self_":
+            found = merged(found, stated(group, entry))
+    return found
+
+
+def literals(node, prefix=()):
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from literals(value, (*prefix, key))
+        elif not (isinstance(value, str) and ("${" in value or value == "???")):
+            yield (*prefix, key), value
+
+
+def at(node, place):
+    for key in place:
+        node = node.get(key, {}) if isinstance(node, dict) else {}
+    return node
+
+
+@pytest.mark.parametrize("file", GROUP_FILES, ids=str)
+def test_no_file_repeats_a_default_and_the_file_of_a_constructor_contradicts_none(file):
+    group, name = str(file.parent), file.stem
+    content = OmegaConf.to_container(OmegaConf.load(CONF / file))
+    if group == "." and name == "papers":
+        return
+    program = PROGRAMS.get(name) if group == "." else None
+    base = {key: option.default for key, option in options_of(program[0]).items()} if program else inherited(group, content)
+    own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
+    # The one file of a constructor says nothing of what has a default; a variant of it departs.
+    only = name in CHOICES.get(f"schema/{group}", {}) or program
+    for place, value in literals(own):
+        default = at(base, place)
+        assert value != default or default == {}, f"{'.'.join(map(str, place))} repeats {default!r}"
+        assert not only or default in ({}, "???", None), f"{'.'.join(map(str, place))}={value!r} contradicts {default!r}"

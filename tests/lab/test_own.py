@@ -11,6 +11,8 @@ from test_configurations import composed
 
 import pds
 from pds.lab.config import build
+from pds.lab.schema import CHOICES, Part
+from pds.sampling import DEFAULT
 
 CODE = """
 import scaling  # what lies beside it
@@ -111,8 +113,20 @@ def test_a_module_and_its_arguments(network, monkeypatch):
 
 def test_the_sampler_is_that_of_the_model_or_the_predictor_corrector():
     assert composed("model=ncsn_small").sampler._target_ == "pds.samplers.annealed_langevin.AnnealedLangevin"
+    assert build(composed("model=own").sampler) == DEFAULT
     assert composed("model=own").sampler == composed("model=own", "sampler=predictor_corrector").sampler
     assert composed("model=own", "sampler=edm").sampler._target_ == "pds.samplers.edm.EDM"
+
+
+OFFERED = ("model/process", "filter", "solenoid", "sampler", "sampler/schedule", "sampler/predictor", "sampler/corrector")
+
+
+def test_what_the_command_line_offers_the_library_offers():
+    choices = [choice for group in OFFERED for base in (group, f"schema/{group}") for choice in CHOICES.get(base, {}).values()]
+    classes = {choice.target if isinstance(choice, Part) else choice for choice in choices}
+    classes = {choice for choice in classes if isinstance(choice, type)}
+    assert len(classes) > 20
+    assert {choice for choice in classes if getattr(pds, choice.__name__, None) is not choice} == set()
 
 
 REFUSED = {
@@ -128,7 +142,7 @@ REFUSED = {
     "other prediction": ({"model.predicts": "epsilon"}, "model.predicts must be one of score, noise, v, data, got 'epsilon'"),
     "v of VE": ({"model.predicts": "v"}, "model.predicts v is defined for variance-preserving states"),
     "other label": ({"model.label": "index"}, "model.label must be .*one of sigma"),
-    "other range": ({"model.data_range": "[1]"}, "model.data_range must have 2 values"),
+    "other range": ({"model.data_range": "[1]"}, "model.data_range must be a list of 2 numbers"),
     "other weights": ({"model.checkpoint": "asset:mnist_ncsn.safetensors"}, "has no parameter layers.0.weight"),
     "other channels": ({"dataset.shape": "[3,28,28]"}, r"Tiny\(x, label\) fails for x of shape \(2, 3, 28, 28\)"),
 }

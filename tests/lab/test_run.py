@@ -41,7 +41,7 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
     sweep += ["debug=tiny", f"outputs={tmp_path}"]
     first = command("run.py", *sweep)
     assert first.returncode == 1, first.stderr
-    assert first.stderr.count("error: sampler.iterations=15 does not fit 10 noise levels") == 2
+    assert first.stderr.count("error: sampler.iterations must be a multiple of 10 from 10 on") == 2
     assert "Traceback" not in first.stderr
     runs = sorted(path.parent for path in tmp_path.glob("debug/*/result.json"))
     assert [path.name.rsplit("-", 1)[0] for path in runs] == [
@@ -234,7 +234,7 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["trainer.batch_size=5"], "has 4 images, fewer than trainer.batch_size=5"),
+        (["trainer.batch_size=5"], "trainer.batch_size must be at most 4, the images of .*, got 5"),
         (["trainer.batch_size=4"], r"3\.png is no PNG, .* image"),
         (["trainer.batch_size=2", "trainer.compile=true"], r"trainer\.compile=true needs .* no no-such-compiler here: install"),
     ],

@@ -429,7 +429,11 @@ DDPM = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"]
 @pytest.mark.parametrize(
     ("network", "changed", "says"),
     [
-        ({}, DDPM, "is a UNet2DModel of DownBlock2D, UpBlock2D with a positional embedding, as DDPM has, .*: set model=ddpm"),
+        (
+            {},
+            DDPM,
+            "is a UNet2DModel of DownBlock2D, UpBlock2D with a positional embedding, as DDPM has, .*: choose the model ddpm",
+        ),
         ({}, {"time_embedding_type": "positional"}, "with a positional embedding"),
         ({}, {"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel"),
         ({}, {"norm_eps": 1e-5}, "norm_eps=1e-05, which makes it another network"),

@@ -132,8 +132,8 @@ def test_older_files_and_pickles(tmp_path, unet):
 
 # Refused before diffusers is imported, which takes seconds.
 EARLY = [
-    ({"_class_name": "UNet2DConditionModel"}, {}, {}, "holds a UNet2DConditionModel: model=ddpm reads a UNet2DModel"),
-    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: model=ncsnpp reads"),
+    ({"_class_name": "UNet2DConditionModel"}, {}, {}, "holds a UNet2DConditionModel: only a UNet2DModel"),
+    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: the model ncsnpp reads"),
     ({"time_embedding_type": "learned"}, {}, {}, "learned embedding, .* only positional"),
     ({"class_embed_type": "timestep"}, {}, {}, r"conditioned on classes \(class_embed_type=timestep\)"),
     ({"num_class_embeds": 10}, {}, {}, r"conditioned on classes \(num_class_embeds=10\)"),
@@ -179,7 +179,7 @@ def test_a_scheduler_without_betas_is_refused(tmp_path):
 
 def test_without_diffusers_the_message_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(PDSError, match=r"needs diffusers: install it with pip install 'pds-lab\[diffusers\]'"):
+    with pytest.raises(PDSError, match=r"need diffusers: install it with pip install 'pds-lab\[diffusers\]'"):
         unet2d(SHAPE, saved(tmp_path, {"a": torch.zeros(1)}, beta_end=0.02))
 
 
@@ -236,7 +236,7 @@ def test_broken_and_hostile_folders_give_one_sentence(tmp_path, unet, monkeypatc
         "/nowhere": "/nowhere does not exist: give a diffusers folder",
         str(tmp_path): "no diffusers folder",
         f"{tmp_path}/0/unet/config.json": "no diffusers folder",
-        None: "set model.checkpoint=/path/to/folder",
+        None: "checkpoint must be a diffusers folder",
     }.items():
         with pytest.raises(PDSError, match=sentence):
             unet2d(SHAPE, checkpoint)

@@ -184,7 +184,7 @@ def test_they_are_measured_once_and_anew_for_anything_else(tmp_path, monkeypatch
         noise_moments(random, dataset(), 5, CPU)
         assert random.score.images == calls * 5 * LEVELS
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 6
-    with pytest.raises(PDSError, match=r"noise train has 6 images: set sampler\.training_images to 6"):
+    with pytest.raises(PDSError, match=r"training_images must be at most 6, the images of noise train"):
         noise_moments(net, dataset(), 7, CPU)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison looked like: pictures, tables and one self-contained page, from the files that the runs left."""
+"""Compare runs by the files they left: tables, charts and one self-contained page."""
 
 from pds.lab.report.page import write_report
 from pds.lab.report.runs import Run, Runs, read_runs

@@ -24,7 +24,7 @@ from pds.lab.report.table import Grid, timing
 from pds.lab.text import shown, significant
 
 _SOFT, _GRID, _BAD, _ON_SHADE = "#555555", "#dddddd", "#a3260f", "#010101"
-"""page.html replaces these and black on the page, all but the last, which is the ink on a pale cell."""
+"""The page's style sheet replaces the first three and black. The last is the ink on a pale cell and stays."""
 _RAMP = ("#2f7fd1", "#4b74dc", "#7266dc", "#9458cf", "#b04cb8", "#c2458f", "#cb4868", "#cd5340", "#c4651c", "#a87a00")
 """From blue to ochre at one lightness that reads on white and on near-black."""
 _QUIET = ("#7d8794", "#6f8f96", "#8b83a0", "#a08383", "#94895f")
@@ -80,7 +80,7 @@ def lines(
     floor: float | None = None,
     **layout: Any,
 ) -> Chart:
-    """Curves in columns that share their heights.
+    """Draw curves in columns that share the vertical axis.
 
     Args:
         name: of the chart's file.
@@ -112,7 +112,7 @@ def lines(
 
 
 def against(name: str, panel: Panel, curves: Curves) -> Chart:
-    """Distance against one swept number, with levels of vanilla without it; against T also by NFE and seconds, side by side."""
+    """Draw distance against one swept number, with vanilla as level lines; T is joined by NFE and seconds, side by side."""
     settings = [s for line in curves.lines for s in line.settings]
     if curves.x == T:
         heads = {"iterations": "T (iterations)", "nfe": "NFE (score evaluations)"}
@@ -137,7 +137,7 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
 
 
 def rows(name: str, grid: Grid) -> Chart:
-    """Distance of every row of a grid against NFE and against seconds, named in the order of the last distances.
+    """Draw the distance of every row of a grid against NFE and seconds; the legend follows the order of the last distances.
 
     Preconditioned rows are strong and coloured; each other row has its own pair of quiet tone and dashes, up to 25.
     """
@@ -160,7 +160,7 @@ def rows(name: str, grid: Grid) -> Chart:
 
 
 def best_alphas(name: str, panel: Panel) -> Chart:
-    """The best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
+    """Draw the best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
     found, pairs, series = panel.best_alphas(), panel.references(), []
     for (label, bests), tone, marker in zip(found, ramp(len(found)), _MARKERS * len(found), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
@@ -179,7 +179,7 @@ def best_alphas(name: str, panel: Panel) -> Chart:
 
 
 def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
-    """Distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
+    """Draw distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
     columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
     width, height = 62, 42 if panel.several_seeds else 34
     inner = (max(len(columns) * width, 170), len(rows) * height)
@@ -208,12 +208,12 @@ def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -
 
 
 def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
-    """A filter: R ("frequency", in FFT layout), zero frequency in the centre, or A ("space").
+    """Draw a filter: R ("frequency") with zero frequency in the centre, or A ("space").
 
     Args:
         name: of the chart.
         kind: "frequency" or "space".
-        values: (C, H, W); one panel where all channels are equal, else one panel a channel on a common scale.
+        values: (C, H, W), a frequency filter in FFT layout. Equal channels share one panel, others have one each on one scale.
     """
     sides, unit, names = values.shape[:0:-1], "pixel", [[0, n // 2, n - 1] for n in values.shape[:0:-1]]
     places = names
@@ -259,12 +259,12 @@ def _series(line: Line, xs: Sequence[Sequence[float]], style: dict[str, Any]) ->
 
 
 def ramp(count: int) -> list[str]:
-    """So many colours, as far apart as they can be."""
+    """Return `count` colours, spread over the ramp."""
     return [_RAMP[round(i * (len(_RAMP) - 1) / max(1, count - 1)) if count > 1 else 5] for i in range(count)]
 
 
 def _finish_x(axes: Axes, values: Sequence[float], column: Column) -> None:
-    """A log scale where the values span much, and the ticks of the column where they have room."""
+    """Set a log scale where the values span much, and the column's ticks where they have room."""
     axes.set_xlabel(column.head)
     logarithmic = min(values) > 0 and max(values) > column.log_range * min(values)
     ticks = sorted(set(column.ticks))
@@ -304,7 +304,7 @@ def _plain_log(axis: Axis) -> None:
 
 
 def _upright(head: str) -> dict[str, Any]:
-    """How to place the name of a vertical axis: a symbol is not turned on its side."""
+    """Place the name of a vertical axis; a short symbol stays upright."""
     return {"rotation": 0, "va": "center", "labelpad": 8} if len(head) < 3 else {}
 
 
@@ -317,6 +317,6 @@ def _chart(name: str, title: str, figure: Figure) -> Chart:
         ElementTree.register_namespace(prefix, uri)
     root = ElementTree.fromstring(buffer.getvalue())
     for group in root.iter("{http://www.w3.org/2000/svg}g"):
-        group.attrib.pop("id", None)  # which nothing refers to
+        group.attrib.pop("id", None)  # nothing refers to it
     root.attrib |= {"role": "img", "aria-label": title, "style": "background: #fff"}
     return Chart(name, ElementTree.tostring(root, encoding="unicode"), 1.25 * 72 * figure.get_figwidth())

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, to look at, to keep and to send."""
+"""Write report.html: one file that needs nothing else, to look at, to keep and to send."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ Made = TypeVar("Made")
 LEVEL = 0.03
 """Relative difference of two distances below which the page calls them level."""
 MANY = 12
-"""Runs beyond which a page shows strips instead of grids, and folds its long tables."""
+"""With more runs than this a page shows strips instead of grids, and folds its long tables."""
 BARS = " Bars are a standard deviation over the seeds."
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html, atomically: the comparison of all runs of the experiment in `folder`.
+    """Write `folder`/report.html atomically: it compares all runs of the experiment in `folder`.
 
-    The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting. Beside it
-    go summary.csv, one row a run, the charts as `figures/*.svg`, and, where the runs fill a paper's table, that as table.md
-    and table.csv. A part that cannot be made is a sentence on the page.
+    The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting. Beside it stand
+    summary.csv, with one row a run, and the charts as `figures/*.svg`. Runs that fill a paper's table also get table.md and
+    table.csv. A part that cannot be made becomes a sentence on the page.
 
     Returns:
         Path of the page.
 
     Raises:
-        PDSError: there is neither a run nor a sweep in `folder`.
-        OSError: the files cannot be written.
+        PDSError: there is neither a run nor a sweep in `folder`, or the files cannot be written.
     """
     runs = read_runs(folder)
     done, states, notes = runs.done, Counter(point.state for point in runs.points), []
@@ -54,11 +53,9 @@ def write_report(folder: Path) -> Path:
         notes.append(f"Of the {len(runs.points)} points of the sweep {counts}.")
 
     def part(what: str, empty: Made, make: Callable[..., Made], *arguments: Any) -> Made:
-        """Nothing that only shows something may cost the rest of the page."""
+        """Make one part; its failure must not cost the rest of the page."""
         try:
             return make(*arguments)
-        except OSError:
-            raise
         except Exception as error:
             log.warning("%s cannot be shown", what, exc_info=True)
             notes.append(f"{what} cannot be shown: {error}")
@@ -116,7 +113,7 @@ def _chart(kind: str, *arguments: Any) -> Chart:
 
 
 def _summary(runs: Runs) -> list[list[Any]]:
-    """One row a run in their order: what it is, every metric by its full name, every swept key."""
+    """Return one row a run: its facts, every metric by its full name, every swept key."""
     heads = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
     keys = swept_keys(runs)
     rows = [["name", "label", "state", "seed", *heads, *runs.metrics, *keys, "message"]]
@@ -141,7 +138,7 @@ def _summed_up(done: Runs) -> str:
 
 
 def _verdicts(done: Runs) -> Iterator[str]:
-    """What the numbers of each metric say of each model, whichever way they fall."""
+    """Say for each model and metric whether PDS is closer to the data, whichever way the numbers fall."""
     for model in done.models:
         of_model = done.where(lambda run, model=model: run.model == model)
         for metric in of_model.metrics:
@@ -150,7 +147,7 @@ def _verdicts(done: Runs) -> Iterator[str]:
 
 
 def _verdict(done: Runs, metric: str) -> str:
-    """Empty without a run to compare with."""
+    """Return the sentence of one metric; empty without a run to compare with."""
     ranked, texts = done.ranked(metric), done.texts(metric)
     pds, first = next((run for run in ranked if not run.vanilla), None), ranked[0]
     reference = done.baseline(pds, metric) if pds else None
@@ -176,7 +173,7 @@ def _verdict(done: Runs, metric: str) -> str:
 
 
 def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
-    """The labels of what has no result by state and message; those of a sweep that run or wait are counted elsewhere."""
+    """Return the labels of runs without a result, by state and message; waiting and running points are counted elsewhere."""
     bad = ("failed", "damaged")
     others = runs.where(lambda run: run.state == "skipped" or (run.state not in ("done", *bad) and not run.overrides))
     groups = {"failed": runs.where(lambda run: run.state in bad), "skipped": others}
@@ -184,7 +181,7 @@ def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
 
 
 def _table(folder: Path) -> dict[str, Any]:
-    """The table that the runs fill, and where it is a grid whose rows are curves, their chart."""
+    """Return the table that the runs fill, and its chart where the rows of a grid are curves."""
     table, lines = write_table(folder) or (None, [])
     grid, cells = Grid.of(table, lines) if table else None, long_form(lines) if lines else []
     # A figure of images has nothing printed, and a table that waits nothing measured.
@@ -196,19 +193,19 @@ def _table(folder: Path) -> dict[str, Any]:
 
 
 def _foremost(done: Runs) -> set[Path]:
-    """The lowest runs of each model and metric, of vanilla ones and of others."""
+    """Return the folders of the lowest runs of each model and metric, vanilla ones and others apart."""
     kinds = itertools.product(done.metrics, done.models, (True, False))
     ranked = [[r for r in done.ranked(name) if (r.model, r.vanilla) == (model, vanilla)] for name, model, vanilla in kinds]
     return {run.folder for runs in ranked for run in runs[: MANY // 3]}
 
 
 def _swept(runs: Runs, without: Collection[str]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """The sections that show what the group was swept over: title, note, and parts; no curves over the keys `without`."""
+    """Return a title, a note and parts for each section about the sweep; the keys `without` get no curves."""
     found, names = panels(runs), Counter()
     several, seeds = len(runs.done.models) > 1, any(panel.several_seeds for panel in found)
 
     def name(text: str) -> str:
-        """Of a file: metrics of several models share one."""
+        """Name a file; metrics of several models share a name, so a number follows."""
         text = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
         names[text] += 1
         return text if names[text] == 1 else f"{text}-{names[text]}"
@@ -264,13 +261,13 @@ def _means(panel: Panel) -> list[tuple[str, str, int]]:
 
 
 def _images(done: Runs, picture: Callable[[Run], Picture | None]) -> dict[Any, list[tuple[Run, Picture | str]]]:
-    """Images of every run, its grid or a strip; strips by seed."""
+    """Return the picture of every run, strips by seed."""
     found = [(run, _seen(picture, run)) for run in done]
     return grouped((run.result["seed"] * (picture is strip_of), (run, seen)) for run, seen in found if seen is not None)
 
 
 def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
-    """What `read` finds, or the sentence that says why it finds nothing: a damaged picture costs that picture alone."""
+    """Read a picture; a damaged one becomes a sentence and costs no other."""
     try:
         return read(run)
     except Exception as error:  # Pillow raises anything
@@ -278,7 +275,7 @@ def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
 
 
 def _filters(done: Runs) -> list[tuple[str, str, Chart | None]]:
-    """The filters R and A of the runs, equal ones once."""
+    """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
         planes = _seen(filters_of, run)
@@ -305,7 +302,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _comparison(labels: list[str], rows: dict[str, list[Any]]) -> dict[str, Any]:
-    """A table of values by key and run, the longer of the two downwards; folded where there are many runs."""
+    """Arrange values by key and run, the longer of the two downwards; many runs are folded."""
     summary = f"{len(labels)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}" if len(labels) > MANY else ""
     down, heads, sides, cells = len(labels) <= len(rows), labels, list(rows), list(rows.values())
     if not down:

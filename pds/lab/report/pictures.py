@@ -1,4 +1,4 @@
-"""The page's pictures: grids and strips of generated images from the same noise, each in its own file as data."""
+"""Pictures for the page: grids and strips of generated images, as data addresses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pds.lab.report.runs import Run
 from pds.pictures import GAP, image_grid
 
 _LONGEST = 1600
-"""Longest side in pixels of an inlined grid: larger ones are shown scaled, their file is beside the report."""
+"""Longest side of a grid on the page, in pixels; larger grids are scaled down, and their files stay as they are."""
 _STRIP_IMAGES, _STRIP_SIDE = 10, 64
 _FEW_PIXELS = 32
-"""Side up to which images are shown as pixels, and strips of them kept exactly."""
+"""Images up to this side are shown pixel by pixel, and their strips are kept exactly."""
 _PLANE = Array("float", ("C", "H", "W"), optional=True)
 FILTERS = {"frequency": _PLANE, "space": _PLANE}
 SHARD = {"images": Array("uint8", ("n", "C", "H", "W"))}
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def grid_of(run: Run) -> Picture | None:
-    """The first images of a run; None where there is no file."""
+    """Return the grid of a run's first images; None without a file."""
     path = run.folder / "grid.png"
     if not path.exists():
         return None
@@ -51,7 +51,7 @@ def grid_of(run: Run) -> Picture | None:
 
 
 def strip_of(run: Run) -> Picture | None:
-    """The very first images of a run in one row; None where there is no file."""
+    """Return a run's very first images in one row; None without a file."""
     path = run.folder / "samples" / "shard-00000.npz"
     if not path.exists():
         return None
@@ -68,7 +68,7 @@ def strip_of(run: Run) -> Picture | None:
 
 
 def filters_of(run: Run) -> dict[str, np.ndarray]:
-    """R ("frequency") and A ("space") of a run, those that there are."""
+    """Return R ("frequency") and A ("space") of a run, as far as it has them."""
     path: Path = run.folder / "filter.npz"
     return (
         read_npz(path, FILTERS, "the filters of a run", "delete it; nothing but its picture is lost") if path.exists() else {}

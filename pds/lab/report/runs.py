@@ -1,4 +1,4 @@
-"""The record of a run as its folder tells it, and what differs between runs."""
+"""Read run folders into one record each, and say what differs between runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from pds.options import fitted
 FLOOR = "real data (floor)"
 STATES = ("done", "failed", "damaged", "skipped")
 BESIDE = ("seed.", "shard_size.", "name.", "published.", "metric.", "fingerprint.", "filter.reference.")
-"""What does not count as a difference of settings, besides what only says where and how fast (`pds.lab.runs.identity`): seeds
-repeat a measurement, and the other keys are of the measuring or follow from what counts."""
+"""These keys make no difference of settings. Neither do the keys that only say where and how fast (`pds.lab.runs.identity`).
+Seeds repeat a measurement; the other keys belong to the measuring, or follow from keys that count."""
 OF_T = ("sampler.end", "filter.iterations")
-"""Does not count either where it has one value at each T: configurations compute it from T."""
+"""These make none either where each T has one value: configurations compute them from T."""
 
 _NEEDED = (
     *("name", "label", "vanilla", "sampler", "iterations", "nfe"),
     *("images", "seconds", "seed", "model", "metrics", "floor"),
 )
-"""Of a result; those of older versions lack others."""
+"""A result has these keys; older versions wrote no others."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Run:
 
     @property
     def checkpoint(self) -> dict[str, Any]:
-        """What is known of the weights file."""
+        """The facts about the weights file, as far as they are known."""
         return self.result.get("checkpoint") or {}
 
     def number(self, key: str) -> float:
-        """A metric by its full name, or a number of result.json."""
+        """Return a metric by its full name, or a number of result.json."""
         return float(self.metrics[key] if key in self.metrics else self.result[key])
 
     @cached_property
@@ -88,13 +88,13 @@ class Run:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Distances of runs of one kind may be compared: model, weights and reference are the same."""
+        """Model, weights and reference; only runs that share all three may be compared."""
         weights = self.flat.get("fingerprint.weights") or self.checkpoint.get("sha256")
         return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """What counts of the configuration by dotted key: all of it, or as much as the command line of its point gave."""
+        """The configuration by dotted key, without `BESIDE`. A point without a folder gives what its command line says."""
         flat = identity(self.config) if self.config else dict(map(_override, self.overrides))
         return {k: v for k, v in flat.items() if v is not None and not f"{k}.".startswith(BESIDE)}
 
@@ -115,18 +115,18 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def token(value: Any) -> float | str:
-    """Equal for two values of a configuration if and only if they are the same: 1 is 1.0, and is not true."""
+    """Return a stand-in for a value; equal values share it. 1 equals 1.0 and does not equal true."""
     return float(value) if is_number(value) else json.dumps(value, sort_keys=True)
 
 
 def differing(values: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The keys on which dictionaries differ, each with a value a dictionary (`MISSING` where absent)."""
+    """Return the keys on which dictionaries differ, each with one value a dictionary (`MISSING` where absent)."""
     rows = {key: [flat.get(key, MISSING) for flat in values] for key in dict.fromkeys(key for flat in values for key in flat)}
     return {key: row for key, row in rows.items() if len(set(map(token, row))) > 1}
 
 
 def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
-    """The second of each pair by the first."""
+    """Return lists of the second of each pair, by the first."""
     groups: dict[Any, list[Any]] = {}
     for key, value in pairs:
         groups.setdefault(key, []).append(value)
@@ -151,17 +151,17 @@ class Runs:
         return len(self.runs)
 
     def where(self, keep: Callable[[Run], bool]) -> Runs:
-        """Those that `keep` takes."""
+        """Return the runs that `keep` takes."""
         return Runs(tuple(filter(keep, self.runs)), self.points)
 
     @cached_property
     def done(self) -> Runs:
-        """The finished ones."""
+        """The finished runs."""
         return self.where(lambda run: run.state == "done")
 
     @cached_property
     def models(self) -> list[str]:
-        """What the finished ones sampled."""
+        """The models that the finished runs sampled."""
         return list(dict.fromkeys(run.model for run in self.done))
 
     @cached_property
@@ -176,26 +176,26 @@ class Runs:
 
     @property
     def other_floors(self) -> list[str]:
-        """One line for each floor that no run's metric is named like, since there are fewer real images than samples."""
+        """One line for each floor whose name no metric has; fewer real images than samples were at hand."""
         others = {name: value for name, value in self.floors.items() if name not in self.metrics}
         return [f"{FLOOR}: {name} = {rounded([value])[0]}" for name, value in others.items()]
 
     def common(self, key: str) -> Any:
-        """The value of result.json that all share, or None."""
+        """Return the value of result.json that all runs share, or None."""
         values = {token(run.result.get(key)): run.result.get(key) for run in self}
         return next(iter(values.values())) if len(values) == 1 else None
 
     def texts(self, metric: str) -> dict[float | None, str]:
-        """The text of every distance of one metric, rounded alike wherever it appears; `MISSING` where there is none."""
+        """Return the text of every distance of one metric, rounded alike wherever it appears; None reads `MISSING`."""
         values = [run.metrics.get(metric) for run in self] + [self.floors.get(metric)]
         return dict(zip(values, rounded(values), strict=True))
 
     def ranked(self, metric: str) -> list[Run]:
-        """Those with a distance, the lowest first."""
+        """Return the runs with a distance, the lowest first."""
         return sorted((run for run in self if metric in run.metrics), key=lambda run: run.metrics[metric])
 
     def baseline(self, run: Run, metric: str) -> float | None:
-        """Distance of the best vanilla run that `run` may be compared with: same kind, metric, sampler, NFE and seed."""
+        """Return the lowest vanilla distance with the kind, metric, sampler, NFE and seed of `run`; None without one."""
 
         def alike(other: Run) -> bool:
             same = ("sampler", "nfe", "seed")
@@ -206,7 +206,7 @@ class Runs:
 
 
 def read_runs(folder: Path) -> Runs:
-    """All runs of the experiment in `folder`, and each point of its sweeps that failed or was skipped, once.
+    """Read all runs of the experiment in `folder`, and each failed or skipped point of its sweeps once.
 
     Raises:
         PDSError: there is neither a run nor a sweep in `folder`.
@@ -246,7 +246,7 @@ def read_runs(folder: Path) -> Runs:
 
 
 def _read_run(folder: Path) -> Run:
-    """A folder that cannot be read is a damaged run that says so: it must not hide the others."""
+    """Read one folder; a damaged one becomes a run that says so, and hides no other."""
     config, result = {}, {}
     try:
         if os.path.exists(folder / "config.yaml"):

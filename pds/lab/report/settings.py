@@ -1,4 +1,4 @@
-"""Settings and their seeds: axes, curves, heat maps and the best α for each T, from the configurations alone."""
+"""Group runs into settings, and settings into curves, heat maps and best α for each T, by their configurations alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Setting:
-    """Finished runs that differ in nothing but their seed, one a seed, with their values of the keys that were swept.
+    """Finished runs that differ in their seed alone, one a seed, with their values of the swept keys.
 
     `quantity` is what is measured: a metric by its full name, or "seconds".
     """
@@ -32,12 +32,12 @@ class Setting:
     values: Values = field(default_factory=dict)
 
     def mean(self, key: str) -> float:
-        """Mean over the seeds of a number of the runs."""
+        """Return the mean over the seeds of a number of the runs."""
         return math.fsum(run.number(key) for run in self.runs) / len(self.runs)
 
     @cached_property
     def number(self) -> float:
-        """What is measured, its mean over the seeds."""
+        """The mean of `quantity` over the seeds."""
         return self.mean(self.quantity)
 
     @cached_property
@@ -67,7 +67,7 @@ class Line(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What is measured against the swept key `x`."""
+    """Curves over the swept key `x`."""
 
     x: str
     lines: list[Line]
@@ -76,7 +76,7 @@ class Curves(NamedTuple):
 
 
 class HeatMap(NamedTuple):
-    """What is measured over the swept numbers `x` and `y`, all else held."""
+    """Cells over the swept numbers `x` and `y`, all else held."""
 
     x: str
     y: str
@@ -149,12 +149,12 @@ class Panel:
         return sorted((key for key in axes if key not in followed), key=lambda key: key != T)
 
     def _families(self, *keys: str) -> list[list[Setting]]:
-        """The settings with numbers for all of `keys`, apart where anything that is not a number differs, or is not there."""
+        """Group the settings that have numbers for all of `keys`; a group shares every value that is no number."""
         found = _with(self.settings, *keys)
         return list(grouped((_key({k: "" if is_number(v) else v for k, v in s.values.items()}), s) for s in found).values())
 
     def _apart(self, *keys: str) -> list[tuple[list[Setting], set[str]]]:
-        """The settings with numbers for all of `keys` that agree in all else, and what besides follows from `keys`."""
+        """Group the settings that agree in all but `keys`; with each group come the keys that follow from `keys`."""
         found = []
         for family in self._families(*keys):
             follow = set().union(*(_following(family, key) for key in keys))
@@ -164,7 +164,7 @@ class Panel:
         return found
 
     def label(self, settings: Sequence[Setting], without: Iterable[str] = (), following: Iterable[str] = ()) -> str:
-        """What `settings` have in common that others have not: "PDS α=5", "vanilla, T=50"."""
+        """Name `settings` by the values that tell them from others: "PDS α=5", "vanilla T=50"."""
         words, values = ["vanilla" if all(s.vanilla for s in settings) else "PDS"], settings[0].values
         for key in sorted(values.keys() - set(without), key=lambda k: (not k.startswith(_PRECONDITIONER), self.keys.index(k))):
             part = key.startswith(_PRECONDITIONER)
@@ -184,10 +184,10 @@ class Panel:
         return [(not is_number(v), v if is_number(v) else 0, str(v)) for v in values]
 
     def curves(self, x: str, most: int = 10) -> Curves | None:
-        """What is measured against `x`; None without a line.
+        """Return the curves over `x`; None without a line.
 
-        Where there are more than `most` lines, those with the lowest numbers, single points last, and neither the vanilla
-        nor the preconditioned ones crowd out the others.
+        Of more than `most` lines those with the lowest numbers are kept, single points last. Neither vanilla nor preconditioned
+        lines crowd out the others.
         """
         apart = [(sorted(group, key=lambda s: s.values[x]), follow) for group, follow in self._apart(x)]
         lines = [Line(self.label(group, (x,), follow), group) for group, follow in apart]
@@ -207,9 +207,9 @@ class Panel:
         return Curves(x, kept, [Line(self.label([s]), [s]) for s in levels], len(lines) - len(kept))
 
     def heat_maps(self, x: str, y: str, most: int = 6) -> tuple[list[HeatMap], int]:
-        """What is measured over `x` and `y` for each value of all else, where 2 x 2 cells are filled.
+        """Return a map for each value of all else that has 2 x 2 filled cells, and the number of maps left out.
 
-        Where there are more than `most` maps, those with the lowest numbers; and the number of those left out.
+        Of more than `most` maps those with the lowest numbers are kept.
         """
 
         def place(values: Values) -> Place:
@@ -228,7 +228,7 @@ class Panel:
         return kept, len(maps) - len(kept)
 
     def _held(self, group: Sequence[Setting], held: str, without: Iterable[str]) -> str:
-        """`held` with T and the sampler, which a reader asks for even where the whole group shares them."""
+        """Add T and the sampler to `held`: a reader asks for them even where the whole group shares them."""
         lengths = {s.mean("iterations") for s in group} if T not in {*without, *self.keys} else set()
         facts = [
             held,
@@ -238,7 +238,7 @@ class Panel:
         return ", ".join(filter(None, facts))
 
     def _lost_beside(self, setting: Setting, *keys: str) -> list[Run]:
-        """What was lost with numbers for `keys` and, as far as is known, `setting`'s values for all else."""
+        """Return the lost runs that have numbers for `keys` and, as far as is known, the values of `setting` for all else."""
         shared = {k: v for k, v in self.runs.runs[0].values.items() if k not in {*self.keys, *OF_T}}
         alike = {k: token(v) for k, v in {**shared, **setting.values}.items() if k not in keys}
         return [
@@ -248,7 +248,7 @@ class Panel:
         ]
 
     def best_alphas(self) -> list[tuple[str, list[Best]]]:
-        """The best α for each T that was measured at several α, by label of all else; only where there are two such T."""
+        """Return the best α of each T with several α, by label of all else; a label needs two such T."""
         found = []
         for group, follow in self._apart(ALPHA, T):
             bests = []
@@ -262,14 +262,14 @@ class Panel:
         return found
 
     def references(self) -> list[Place]:
-        """The pairs (α_ref, T_ref) that the configurations name for α ∝ T."""
+        """Return the pairs (α_ref, T_ref) that the configurations name for α ∝ T."""
         keys = ("filter.reference.alpha", "filter.reference.iterations")
         pairs = {tuple(map(run.flat.get, keys)) for run in self.runs}
         return sorted((float(a), float(t)) for a, t in pairs if is_number(a) and is_number(t))
 
 
 def panels(runs: Runs) -> list[Panel]:
-    """The finished runs apart where their distances may not be compared, in the order of the table."""
+    """Part the finished runs into panels whose distances may be compared, in the order of the table."""
     lost = runs.where(lambda run: run.state in ("failed", "damaged", "skipped"))
     known = runs.done.where(lambda run: bool(run.config))
     kinds = dict.fromkeys((name, run.kind) for name in runs.metrics for run in known if name in run.metrics)
@@ -279,13 +279,13 @@ def panels(runs: Runs) -> list[Panel]:
 
 
 def swept_keys(runs: Runs) -> list[str]:
-    """The keys that differ between runs that may be compared; where none is finished, between those that are not."""
+    """Return the keys that differ within a panel; without a finished run, those that differ between all runs."""
     found = panels(runs)
     return list(dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs]))
 
 
 def symbol(key: str) -> str:
-    """The papers' symbol of a key, or its own name."""
+    """Return the papers' symbol of a key, or its own name."""
     return _SYMBOLS.get(key, key.removesuffix("._target_").rpartition(".")[2])
 
 
@@ -294,7 +294,7 @@ def _key(values: Values) -> frozenset[tuple[str, float | str]]:
 
 
 def _with(items: Iterable[Any], *keys: str) -> list[Any]:
-    """The settings or runs that have numbers for all of `keys`."""
+    """Return the settings or runs that have numbers for all of `keys`."""
     return [item for item in items if all(is_number(item.values.get(key)) for key in keys)]
 
 
@@ -303,7 +303,7 @@ def _varies(settings: Sequence[Setting], key: str) -> bool:
 
 
 def _following(settings: Sequence[Setting], x: str) -> set[str]:
-    """The other numbers that are given together with `x`: each value of theirs at one x and at each x one value."""
+    """Return the other keys whose numbers pair one to one with those of `x`."""
     found = set()
     for key in settings[0].values:
         if key != x and len(_with(settings, x, key)) == len(settings):

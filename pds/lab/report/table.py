@@ -1,4 +1,4 @@
-"""The comparison of a group of runs as a table, and a paper's table beside what was measured here."""
+"""Compare a group of runs in a table, and fill a paper's table with the numbers measured here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting"
 
 
 def format_table(runs: Runs) -> str:
-    """The comparison as a Markdown table that also reads well in a terminal.
+    """Compare runs in a Markdown table that also reads well in a terminal.
 
-    One column a metric, under its full name; then a row for real data against real data, where known, and a line for each
-    run that has no result, with its message.
+    Each metric has a column under its full name. The last row is real data against real data, where known. A line follows for
+    each run without a result, with its message.
     """
     done, names = runs.done, runs.done.metrics
     unfinished = "\n".join(f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done")
@@ -44,7 +44,7 @@ def format_table(runs: Runs) -> str:
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
-    """What tables say of finished runs besides their names and distances; `more` keys only where they differ."""
+    """Return the plain columns of finished runs; the keys `more` only where they differ."""
     keys = {"model": "model"} if len(done.models) > 1 else {}
     keys |= {"sampler": "sampler", "T": "iterations", "NFE": "nfe", **{key: key for key in more if done.common(key) is None}}
     columns = {head: [str(run.result[key]) for run in done] for head, key in {**keys, "images": "images"}.items()}
@@ -52,7 +52,7 @@ def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
 
 
 def timing(runs: Runs) -> str:
-    """What the seconds of some runs are of, by all their image counts and devices."""
+    """Say how many images the seconds are for, and on how many kinds of device."""
     of = f"seconds for {runs.common('images'):,} images" if runs.common("images") else "seconds"
     devices = {run.result.get("device") for run in runs}
     return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
@@ -68,12 +68,12 @@ class Measured:
     alike: bool = False  # whether measured and printed are of one kind
 
     def known(self, key: str) -> Any:
-        """What result.json of its first seed has; None without one."""
+        """Return an entry of the first seed's result.json; None without a seed."""
         return self.setting and self.setting.runs[0].result.get(key)
 
     @property
     def record(self) -> dict[str, Any]:
-        """Its facts by the heads of table.csv; None where there is none."""
+        """The facts by the heads of table.csv; None where unknown."""
         cell, setting = self.cell, self.setting
         number, spread = (setting.number, setting.spread) if setting else (None, None)
         return {
@@ -87,7 +87,7 @@ class Measured:
 
 
 def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[Measured]:
-    """Every cell with what `runs` measured, `points` being those of the table's sweep."""
+    """Join every cell with the runs that measured it; `points` are those of the table's sweep."""
     by_digest = {point.digest: point for point in points}
     done = {run.folder.name: run for run in runs if run.state == "done"}
     return [_fill(table, cell, [by_digest.get(digest) for digest in cell.points], done) for cell in table.cells]
@@ -118,7 +118,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
 
 
 def long_form(lines: Sequence[Measured]) -> list[list[str]]:
-    """One row a cell, under a row of heads."""
+    """Return one row a cell, under a row of heads."""
     records = [line.record for line in lines]
     columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
     columns["printed"] = [MISSING if r["printed"] is None else f"{r['printed']:g}" for r in records]
@@ -134,7 +134,7 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table that is read across and down: one line a row, one column a column, nothing printed to compare with.
+    """A table to read across and down: it has nothing printed to compare with.
 
     `lines` are its cells by row and column, in the table's order.
     """
@@ -144,7 +144,7 @@ class Grid:
 
     @classmethod
     def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
-        """None where one line a cell says more: with printed numbers, or with rows that share few columns."""
+        """Return None where one line a cell says more: with printed numbers, or with rows that share few columns."""
         places = {(line.cell.row, line.cell.column): line for line in lines}
         counts = [Counter(place[side] for place in places) for side in (0, 1)]
         shared = all(sum(count > 1 for count in side.values()) > 1 for side in counts)
@@ -161,7 +161,7 @@ class Grid:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """What is measured by now."""
+        """The settings measured by now."""
         return [line.setting for line in self.lines.values() if line.setting]
 
     @cached_property
@@ -170,7 +170,7 @@ class Grid:
 
     @property
     def quantity(self) -> str:
-        """Full name of what was measured; empty where that differs or is not known yet."""
+        """The full name of the measured quantity; empty where cells differ or none is measured."""
         names = {setting.quantity for setting in self.settings}
         return names.pop() if len(names) == 1 else ""
 
@@ -184,9 +184,9 @@ class Grid:
         return any(setting.spread is not None for setting in self.settings)
 
     def blocks(self) -> dict[str, list[list[tuple[str, str, str]]]]:
-        """What stands in its cells, by what it is: the quantity measured, then the seconds where they are worth it.
+        """Return the contents of the cells by quantity: the measured one, then the seconds.
 
-        Rows of cells (text, deviation over the seeds, kind), the kind being "best" of its column, "failing", "soft" or "".
+        A cell is (text, deviation over the seeds, kind); the kind is "best" of its column, "failing", "soft" or "".
         """
         timed = self.settings and self.table.quantity != "seconds"
         heads = {self.quantity or self.table.quantity: self._number, **({"seconds": self._seconds} if timed else {})}
@@ -210,7 +210,7 @@ class Grid:
 
     @cached_property
     def lowest(self) -> set[tuple[str, str]]:
-        """Where the lowest number of each column stands, of those columns that can be compared."""
+        """The places of the lowest number in each column; none where cells cannot be compared."""
         found: set[tuple[str, str]] = set()
         for column in self.columns if self.quantity else []:
             numbers = {at: line.setting.number for at, line in self.lines.items() if at[1] == column and line.setting}
@@ -218,7 +218,7 @@ class Grid:
         return found
 
     def curves(self) -> list[Line]:
-        """The distances of each row by rising NFE; none where the rows stay at one NFE or cannot be compared."""
+        """Return the settings of each row by rising NFE; none where rows stay at one NFE or cannot be compared."""
         if self.table.quantity != "distance" or not self.quantity:
             return []
         rows = {name: [m.setting for (row, _), m in self.lines.items() if row == name and m.setting] for name in self.rows}
@@ -226,12 +226,12 @@ class Grid:
         return lines if any(len({s.mean("nfe") for s in line.settings}) > 1 for line in lines) else []
 
     def usual(self, key: str) -> list[Any]:
-        """Of each column what most of its rows have of "iterations" or "nfe"; None where nothing is known."""
+        """Return the commonest "iterations" or "nfe" of each column; None where unknown."""
         known = [[m.known(key) for (_, name), m in self.lines.items() if name == c and m.setting] for c in self.columns]
         return [statistics.mode(values) if values else None for values in known]
 
     def sentences(self) -> list[str]:
-        """What the cells have in common, how T and NFE follow the columns, and what only some cells have to say."""
+        """Say what the cells have in common, how T and NFE follow the columns, and what holds for some cells alone."""
         told, facts = [], [self._facts(line) for line in self.lines.values() if line.setting]
         shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
         if facts:
@@ -271,7 +271,7 @@ class Grid:
         return f"{head}: {'; '.join(parts)}."
 
     def _named(self, places: Sequence[tuple[str, str]], most: int = 4) -> str:
-        """Cells by their rows, whole rows by their name alone, and only their number where they are in many rows."""
+        """Name cells by row; a whole row by its name alone, and cells in many rows by their number."""
         rows: dict[str, list[str]] = {}
         for row, column in places:
             rows.setdefault(row, []).append(column)
@@ -281,7 +281,7 @@ class Grid:
 
 
 def markdown(table: Table, lines: Sequence[Measured]) -> str:
-    """The table with its title and how to make it again: a grid where it is one, else one line a cell."""
+    """Return the table with its title and notes: as a grid where it is one, else with one line a cell."""
 
     def shown(text: str, spread: str, kind: str) -> str:
         # Without spaces, so that five columns with deviations fit a terminal.
@@ -299,19 +299,19 @@ def markdown(table: Table, lines: Sequence[Measured]) -> str:
 
 
 def overview(folder: Path) -> str:
-    """What a terminal shows of a folder of runs: the paper's table they fill, else the comparison of all of them."""
+    """Return the text a terminal shows of a folder: the paper's table its runs fill, else their comparison."""
     table = Table.read(folder)
     return format_table(read_runs(folder)) if table is None else markdown(table, table_lines(folder, table))
 
 
 def table_lines(folder: Path, table: Table) -> list[Measured]:
-    """The lines of the table of a folder, with what its runs say by now; before its sweep there are none."""
+    """Return the cells of a folder's table with the runs that measured them by now."""
     runs = read_runs(folder) if (folder / "points").exists() else Runs(())
     return fill(table, runs.points, runs)
 
 
 def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
-    """Write table.md and table.csv beside table.json, where that is; else nothing."""
+    """Write table.md and table.csv beside table.json; return None where that is absent."""
     table = Table.read(folder)
     if table is None:
         return None

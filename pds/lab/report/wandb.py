@@ -84,7 +84,7 @@ def _offline(folder: Path) -> str:
 
 
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
-    """What the runs' tracker was told, else the environment, in the order of `wandb.init`."""
+    """Return what the runs' tracker was told, else the environment's value, in the order of `wandb.init`."""
     told = {value for run in runs if (value := run.flat.get(f"tracker.{name}"))}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
@@ -92,7 +92,7 @@ def _setting(runs: Runs, name: str, variable: str) -> str | None:
 
 
 def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:
-    """The W&B folders of runs that were tracked offline and never uploaded since; the runs that were not tracked.
+    """Return the W&B folders of runs tracked offline and not uploaded since, and the runs that were not tracked.
 
     A run that was killed and resumed has a W&B folder for each attempt: the last one holds the result.
     """
@@ -107,10 +107,10 @@ def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:
 
 
 def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
-    """The report of finished runs of one group, not saved yet: made without network.
+    """Make the report of finished runs of one group without network; it is not saved yet.
 
-    Charts ask W&B for the summary keys that `mirror` of experiments/run.py logs. Each distance goes by its full name, in
-    panels of its own: a run with another image count or other features is absent there.
+    Charts ask W&B for the summary keys that a run logs (`pds.lab.experiment.mirror`). Each distance has panels of its own under
+    its full name: a run with another image count or other features is absent there.
     """
     group, names = runs.runs[0].flat["group"], runs.metrics
     keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
@@ -118,7 +118,7 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     columns = ["summary:T", "summary:NFE", "summary:images", "summary:seconds", *(f"summary:{name}" for name in names)]
 
     def grid(*panels: wr.Panel) -> wr.PanelGrid:
-        # One run set a job type: grouping one set by it would draw each group's mean, of points that differ.
+        # One run set per job type: W&B's grouping would average unlike points.
         runsets = [
             wr.Runset(
                 name=job_type,
@@ -169,18 +169,18 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
 
 
 def _escaped(text: str) -> str:
-    """`text` inside quotes of W&B's filter language, which rewrites = < > wherever they stand, in quotes too."""
+    """Escape `text` for quotes of W&B's filter language, which rewrites = < > even there."""
     return re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
 def _column(key: str) -> str:
-    """A configuration key in W&B's tables, where `value` follows its first part."""
+    """Return the name of a configuration key in W&B's tables, where `value` follows its first part."""
     first, *rest = key.split(".")
     return ".".join([f"config:{first}", "value", *rest])
 
 
 def _distance_panels(name: str, count: int) -> list[wr.Panel]:
-    """One metric of `count` runs, a row of the grid: its bars, and against what it costs."""
+    """Return a row of panels for one metric of `count` runs: its bars, then the metric against each cost."""
     size = {"w": WIDTH // 4, "h": 8}
     bars = wr.BarPlot(title=name, metrics=[name], max_runs_to_show=count, max_bars_to_show=count, layout=wr.Layout(**size))
     scatters = [
@@ -190,7 +190,7 @@ def _distance_panels(name: str, count: int) -> list[wr.Panel]:
 
 
 def _provenance(runs: Runs) -> list[wr.Block]:
-    """Commands, doubts, commits and versions, as the runs recorded them."""
+    """Return commands, doubts, commits and versions, as the runs recorded them."""
     commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
     blocks: list[wr.Block] = [wr.MarkdownBlock(text=f"```bash\n{commands}\n```")]
     doubts = dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", []))

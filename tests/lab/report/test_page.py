@@ -14,6 +14,7 @@ import torch
 from made_runs import METRIC, edit, parametric, statistics, write_run
 from PIL import Image
 
+from pds.errors import PDSError
 from pds.lab.points import Point, Points
 from pds.lab.report import page, read_runs, write_report
 from pds.lab.report.charts import filter_plane
@@ -160,6 +161,18 @@ def test_the_sweep_is_run_again_by_one_command(tmp_path):
     assert "The lowest are shown; all 14 runs" in text
 
 
+def test_a_long_table_shows_the_lowest_of_vanilla_and_of_others_first(tmp_path):
+    for number in range(8):
+        write_run(tmp_path, 50.0 + number, t=10 + number)
+        write_run(tmp_path, 5.0 + number, statistics(2.0 + number, 50))
+    shown = report(tmp_path).split("<details>")[0]
+    assert re.findall(r'data-name="fid_made_up_256">([\d.]+)', shown) == [
+        *("50.00", "51.00", "52.00", "53.00"),
+        *("5.00", "6.00", "7.00", "8.00"),
+        "1.50",
+    ]
+
+
 def test_numbers_and_states_stand_in_the_cells(over_r_and_lam):
     write_report(over_r_and_lam)
     (file,) = (over_r_and_lam / "figures").glob("*-over-*")
@@ -222,6 +235,17 @@ def test_a_part_that_cannot_be_made_is_a_sentence(pair, monkeypatch, name):
     monkeypatch.setattr(page, name, broken)
     text = report(pair)
     assert text.count("cannot be shown: a &lt;defect&gt;") == 1 and "0.80×" in text
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "report.html", "figures"])
+def test_a_file_that_cannot_be_written_is_one_sentence(over_alpha_and_t, name):
+    file = over_alpha_and_t / name
+    if name == "figures":
+        file.write_bytes(b"")
+    else:
+        (file / "in the way").mkdir(parents=True)
+    with pytest.raises(PDSError, match=rf"cannot write .*{name}.*: make room"):
+        write_report(over_alpha_and_t)
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((1, 8, 8), "png"), ((3, 96, 80), "jpeg")])

@@ -1,0 +1,20 @@
+"""Write docs/reference.md from the signatures and docstrings of everything that can be chosen.
+
+python experiments/tools/reference.py
+"""
+
+from __future__ import annotations
+
+from pds.lab.cli import prepare, start
+from pds.lab.config import CONF
+from pds.lab.reference import page
+
+
+def write(arguments: list[str]) -> None:
+    """Write the page."""
+    prepare()
+    (CONF.parent / "docs" / "reference.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    start(write)

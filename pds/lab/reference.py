@@ -1,0 +1,177 @@
+"""What can be chosen and set, told from signatures and docstrings: for `--help`, for `--list`, and for docs/reference.md."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from pds.errors import PDSError
+from pds.lab.config import CONF, build
+from pds.lab.schema import CHOICES, PROGRAMS, Part, fields_of, is_plain
+from pds.lab.text import markdown_table
+from pds.options import described, options_of
+from pds.samplers.sampler import Sampler
+
+ALL = sorted({group.removeprefix("schema/") for group in CHOICES})
+GROUPS = [group for group in ALL if group in CHOICES or (CONF / group).is_dir()]
+COMMAND = "python experiments/tools/reference.py"
+
+
+def summary(target: Callable[..., Any]) -> str:
+    """The first sentence of a docstring."""
+    text = (inspect.getdoc(target) or "").split("\n\n")[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(text.split()))[0].rstrip(".:")
+
+
+def meanings(target: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring says of each option, in its section `Attributes` or `Args`; a class has those of its bases too."""
+    told: dict[str, str] = {}
+    for part in reversed(target.__mro__ if isinstance(target, type) else [target]):
+        text = inspect.getdoc(part) if part.__doc__ else ""
+        section = re.search(r"^(?:Attributes|Args):\n((?:    .*\n?|\n)*)", text or "", flags=re.MULTILINE)
+        for names, said in re.findall(
+            r"^    ([\w, ]+): ((?:.*\n?)(?:^     +.*\n?)*)", section[1] if section else "", re.MULTILINE
+        ):
+            told |= dict.fromkeys(names.split(", "), " ".join(said.split()))
+    return told
+
+
+def options_table(target: Callable[..., Any], given: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
+    """Key, default, what it may be and meaning of each option that a configuration can give."""
+    told, stated = meanings(target), options_of(target)
+    rows = []
+    for name, _, _ in fields_of(target):
+        option = stated[name]
+        if name not in given and is_plain(option.annotation):
+            default = "" if option.required else _value(option.default)
+            rows.append((name, default, described(option.annotation), told.get(name, "")))
+    return rows
+
+
+def _value(value: Any) -> str:
+    """A default as a command line gives it."""
+    words = {None: "null", True: "true", False: "false"}
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(map(_value, value))}]"
+    return (
+        words[value] if value is None or isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table([head, *rows], [False] * len(head))
+
+
+def choices_of(group: str) -> dict[str, str]:
+    """Every choice of a group, with one sentence about it."""
+    told = {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in (CONF / group).glob("*.yaml")}
+    for name, choice in CHOICES.get(group, {}).items():
+        told[name] = summary(choice.target if isinstance(choice, Part) else choice)
+    return dict(sorted(told.items()))
+
+
+@functools.cache
+def samplers_table() -> str:
+    """Title, source, evaluations and draws of every sampler."""
+    rows = []
+    for name in choices_of("sampler"):
+        sampler: Sampler[Any] = build(_alone(f"sampler/{name}").sampler)
+        filtered, drawn = ("yes" if fact else "no" for fact in (sampler.takes_filter, sampler.stochastic))
+        rows.append((f"`{name}`", sampler.title, sampler.source, str(sampler.nfe_per_iteration), filtered, drawn))
+    return _table(("sampler", "title", "source", "evaluations an iteration", "takes a filter", "draws noise"), rows)
+
+
+def _alone(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def listing(group: str) -> str:
+    """What `--list GROUP` prints."""
+    known = {name for name in (group, group.removesuffix("s")) if name in GROUPS or (CONF / name).is_dir()}
+    if not known:
+        raise PDSError(f"--list takes one of {', '.join(GROUPS)}, got {group}")
+    name = known.pop()
+    return samplers_table() if name == "sampler" else _table((name, ""), list(choices_of(name).items()))
+
+
+def asked(program: str, arguments: Sequence[str]) -> str:
+    """What to print instead of running the program; empty where nothing is asked."""
+    if "--list" in arguments:
+        return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))
+    return help_of(program, arguments) if {"--help", "-h"} & {*arguments} else ""
+
+
+def help_of(program: str, arguments: Sequence[str]) -> str:
+    """What `--help` prints: the groups that the arguments choose, or the program's own options and every group's choices."""
+    kind, groups, _ = PROGRAMS[program]
+    chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]
+    if not chosen:
+        parts = [inspect.getdoc(kind).split("\n\n")[0], _told("", kind, {})]  # type: ignore[union-attr]
+        parts += [f"{group}: {', '.join(choices_of(group))}" for group in groups]
+        return "\n\n".join([*parts, "GROUP=CHOICE --help tells of the options of a choice, --list GROUP of the choices."])
+    cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
+    return "\n\n".join(text for group in chosen for text in _nodes(group.replace("/", "."), cfg))
+
+
+def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
+    """The node of this key and those inside it."""
+    node = OmegaConf.select(cfg, key)
+    target = _target(str(node.get("_target_")))
+    given = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(given, dict)
+    if target is not None:
+        yield f"{key}: {summary(target)}\n" + _told(f"{key}.", target, given)
+    for name, value in given.items():
+        if isinstance(value, dict) and "_target_" in value:
+            yield from _nodes(f"{key}.{name}", cfg)
+
+
+def _target(path: str) -> Callable[..., Any] | None:
+    targets = (
+        choice.target if isinstance(choice, Part) else choice for choices in CHOICES.values() for choice in choices.values()
+    )
+    return next((target for target in targets if f"{target.__module__}.{target.__qualname__}" == path), None)
+
+
+def _told(prefix: str, target: Callable[..., Any], given: dict[str, Any]) -> str:
+    lines = []
+    for name, default, may_be, meaning in options_table(target):
+        value = _value(given[name]) if name in given else default
+        lines += [f"  {prefix}{name}={value}", f"      {may_be}" + (f"; {meaning}" if meaning else "")]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """docs/reference.md."""
+    parts = [
+        f"# Reference\n\nMade from signatures and docstrings by `{COMMAND}`. Values are given as `key=value`.",
+        "## Programs",
+    ]
+    parts += [_section(f"### {name}", kind) for name, (kind, _, _) in PROGRAMS.items()]
+    parts.append(f"## Samplers\n\n{samplers_table()}")
+    for group in ALL:
+        parts.append(
+            "\n".join([f"## {group}\n", *(f"- `{name}`: {said}" for name, said in choices_of(group).items())]).rstrip()
+        )
+        for choice in {**CHOICES.get(f"schema/{group}", {}), **CHOICES.get(group, {})}.values():
+            target, given = (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
+            if options_table(target, given):
+                parts.append(_section(f"### {target.__name__}", target, given))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(head: str, target: Callable[..., Any], given: Sequence[str] = ()) -> str:
+    lines = [f"{head}\n", f"{summary(target)}.\n"]
+    for name, default, may_be, meaning in options_table(target, given):
+        stated = f"`{name}={default}`" if default else f"`{name}`"
+        lines.append(f"- {stated}, {may_be}" + (f": {meaning.rstrip('.')}." if meaning else "."))
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""What the command line and the reference page tell of options is what their signatures and docstrings say."""
+
+import re
+
+import pytest
+
+from pds.errors import PDSError
+from pds.lab.cli import prepare
+from pds.lab.config import CONF
+from pds.lab.reference import GROUPS, asked, choices_of, meanings, options_table, page
+from pds.lab.schema import CHOICES, PROGRAMS, Part
+
+
+def targets():
+    for choices in CHOICES.values():
+        for choice in choices.values():
+            yield (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
+    yield from ((program, ()) for program, _, _ in PROGRAMS.values())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known():
+    prepare()
+
+
+def test_the_reference_page_is_up_to_date():
+    written = (CONF.parent / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert written == page(), "run python experiments/tools/reference.py"
+
+
+@pytest.mark.parametrize(("target", "given"), sorted(targets(), key=lambda pair: pair[0].__name__))
+def test_every_option_has_its_meaning(target, given):
+    told = meanings(target)
+    assert not [name for name, *_ in options_table(target, given) if not told.get(name) or told[name].startswith("see ")]
+
+
+def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
+    told = asked("run", ["sampler=edm", "sampler.S_noise=1.003", "--help"])
+    assert re.search(r"sampler.S_churn=10\n +a number from 0 to 1000000; noise to add", told)
+    assert "sampler.S_noise=1.003\n" in told
+    assert "sampler.schedule.end=null" in asked("run", ["sampler=ddim", "--help"])
+    everything = asked("run", ["--help"])
+    assert "images=256" in everything
+    assert "solenoid: fft, none, shift" in everything
+
+
+def test_the_samplers_are_listed_with_their_facts():
+    rows = {
+        cells[1].strip(" `"): cells for cells in (line.split("|") for line in asked("run", ["--list", "samplers"]).splitlines())
+    }
+    assert rows.keys() >= choices_of("sampler").keys()
+    assert [cell.strip() for cell in rows["edm"][2:7]] == [
+        "EDM Heun",
+        "Karras et al., NeurIPS 2022, Algorithm 2",
+        "2",
+        "no",
+        "yes",
+    ]
+    assert [cell.strip() for cell in rows["ddim"][4:7]] == ["1", "no", "no"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_is_listed_with_a_sentence_a_choice(group):
+    choices = choices_of(group)
+    assert choices and all(choices.values())
+    for name in choices:
+        assert name in asked("run", ["--list", group])
+
+
+def test_a_group_that_is_none_is_told_the_groups():
+    with pytest.raises(PDSError, match=r"--list takes one of dataset, .*, got models of mine"):
+        asked("run", ["--list", "models of mine"])
+    assert asked("run", ["sampler=edm"]) == ""

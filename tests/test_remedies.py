@@ -1,0 +1,137 @@
+"""Each remedy does what its paper or its docstring says to a score, leaves an exact one alone where it should, and samples."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import natural_power
+
+import pds
+from pds.data.statistics import DatasetStatistics
+from pds.errors import OptionError, PDSError
+from pds.models.scores import NetworkScore
+from pds.noise import ImageNoise
+from pds.processes.forward import VarianceExploding
+from pds.remedies import (
+    BandCorrection,
+    EpsilonScaling,
+    SeenNoise,
+    TimeShift,
+    band_correction,
+    epsilon_scaling,
+    seen_noise,
+    time_shift,
+)
+from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.preconditioned_sde import PreconditionedSDE
+from pds.samplers.predictor_corrector import PredictorCorrector, ReverseDiffusion
+
+SIZE = 16
+SHAPE = (1, SIZE, SIZE)
+POWER = 1e-3 * natural_power(SIZE)[None]
+
+
+class Exact(NetworkScore):
+    """The score of a Gaussian; it remembers the noise levels that it was told."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.told = torch.nn.Identity(), None
+
+    def forward(self, x, sigma):
+        self.told = sigma
+        spectrum = torch.fft.fft2(x.double()) / (POWER + sigma.double().square()[:, None, None, None])
+        return -torch.fft.ifft2(spectrum).real.to(x.dtype)
+
+
+class Blind(Exact):
+    """One that normalises its state: it predicts as much noise as its level says, whatever there is."""
+
+    def forward(self, x, sigma):
+        norm = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) / x[0].numel() ** 0.5
+        return super().forward(sigma[:, None, None, None] * x / norm, sigma)
+
+
+def state(k, sigma, count=6):
+    z = ImageNoise(0, torch.arange(count), SHAPE).normal()
+    return k * sigma * z, torch.full((count,), sigma)
+
+
+def test_epsilon_scaling_divides():
+    x, sigma = state(1.0, 2.0)
+    assert torch.equal(EpsilonScaling(Exact(), 1.25)(x, sigma), Exact()(x, sigma) / 1.25)
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1.0, 1.0), (1.05, 1.05), (1.4, 1.2), (0.5, 0.8)])
+def test_time_shift_tells_the_level_that_the_state_shows_within_its_window(k, expected):
+    inner = Exact()
+    x, sigma = state(k, 20.0, count=64)
+    shifted = TimeShift(inner, POWER.mean().item(), window=0.2, cutoff=1.0)
+    answer = shifted(x, sigma)
+    assert (inner.told / sigma).mean().item() == pytest.approx(expected, abs=0.02)
+    told = inner.told
+    torch.testing.assert_close(answer, Exact()(x, told) * (told / sigma)[:, None, None, None])
+    assert torch.equal(shifted(x / 40, sigma / 40), Exact()(x / 40, sigma / 40))  # below the cutoff
+
+
+def test_band_correction_scales_the_bands():
+    x, sigma = state(1.0, 3.0)
+    plain, smooth = Exact()(x, sigma), torch.ones(6, *SHAPE)
+    scaled = BandCorrection(Exact(), sigma_max=12.0, low=0.4, high=0.2)
+    checker = smooth * (1 - 2 * (torch.arange(SIZE) % 2))
+    torch.testing.assert_close(scaled(smooth, sigma), (1 - 0.4 / 4) * Exact()(smooth, sigma))
+    torch.testing.assert_close(scaled(checker, sigma), (1 - 0.2 * 3 / 4) * Exact()(checker, sigma))
+    assert torch.equal(BandCorrection(Exact(), 12.0, 0.0, 0.0)(x, sigma), plain)
+    odd = torch.randn(2, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert BandCorrection(lambda x, sigma: -x, 12.0, 0.4, 0.2)(odd, sigma[:2]).shape == odd.shape
+
+
+@pytest.mark.parametrize("k", [0.7, 1.0, 1.5])
+def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
+    x, sigma = state(k, 5.0, count=32)
+    noise = -5.0 * SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x, sigma)
+    assert (noise / x * 5.0).mean().item() == pytest.approx(1, abs=0.01)
+    assert (-5.0 * Blind()(x, sigma) / x * 5.0).mean().item() == pytest.approx(1 / k, abs=0.01)
+    torch.testing.assert_close(SeenNoise(Exact(), POWER, lambda sigma, k: k)(x, sigma), Exact()(x, sigma), rtol=1e-3, atol=1e-5)
+    # Several levels at once are as good as each alone, and where the data are everywhere nothing changes.
+    mixed = torch.tensor([5.0, 0.5, 1e-4])
+    together = SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x[:3], mixed)
+    alone = [SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert torch.equal(alone[2], Blind()(x[2:3], mixed[2:3]))
+
+
+def model(score):
+    made = pds.wrap(
+        lambda x, label: x, predicts="score", process=VarianceExploding(0.05, 8.0, 20), shape=SHAPE, data_range=(0, 1)
+    )
+    statistics = DatasetStatistics("flat", (POWER * SIZE**2).float(), torch.zeros(SHAPE), torch.zeros(SHAPE))
+    return replace(made, score=score, statistics=statistics)
+
+
+REMEDIES = [epsilon_scaling, partial(time_shift, window=0.5, cutoff=0.05), band_correction, seen_noise]
+
+
+@pytest.mark.parametrize("remedy", REMEDIES)
+@pytest.mark.parametrize(
+    "sampler", [PreconditionedSDE(6), PredictorCorrector(6, ReverseDiffusion(), None), AnnealedLangevin(6, 0.5, 1)]
+)
+def test_every_remedy_samples_with_every_kind_of_sampler(sampler, remedy):
+    plain, mended = (pds.sample(made, sampler, images=4).images for made in (model(Blind()), remedy(model(Blind()))))
+    assert not torch.equal(plain, mended)
+    own = pds.sample(remedy(model(Blind())), sampler, images=2).images
+    assert (own.int() - mended[:2].int()).abs().max() <= 1
+
+
+def test_what_is_refused():
+    for remedy, odd in (
+        (epsilon_scaling, {"scale": 0.0}),
+        (time_shift, {"window": 1.5}),
+        (band_correction, {"low": float("nan")}),
+    ):
+        with pytest.raises(OptionError) as error:
+            remedy(model(Exact()), **odd)
+        assert error.value.name == next(iter(odd))
+    with pytest.raises(PDSError, match="needs the statistics"):
+        time_shift(replace(model(Exact()), statistics=None))
