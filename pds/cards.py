@@ -41,7 +41,7 @@ class Card:
 
     make: Callable[..., Model]
     options: Mapping[str, Any]
-    sampler: Sampler
+    sampler: Sampler[Any]
 
 
 def _ncsnv2(depth: str, size: int, sigma_begin: float, levels: int, iterations: int, step_size: float) -> Card:

@@ -84,7 +84,8 @@ def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: 
     Returns:
         The response at `FACTORS`, averaged over images and pixels.
     """
-    z = ImageNoise(seed, torch.arange(len(images), device=images.device), tuple(images.shape[1:])).normal()
+    _, channels, height, width = images.shape
+    z = ImageNoise(seed, torch.arange(len(images), device=images.device), (channels, height, width)).normal()
 
     def share(sigma: float, k: float) -> float:
         return (-sigma * (score_at(score, images + k * sigma * z, sigma) * z).sum() / z.square().sum()).item()
@@ -239,7 +240,7 @@ class Diagnosis:
     excess: tuple[Excess, ...]
 
     def __str__(self) -> str:
-        rows = [("T", "sigma", "k", "least gain", "alpha")]
+        rows: list[tuple[str, ...]] = [("T", "sigma", "k", "least gain", "alpha")]
         rows += [tuple(f"{value:.3g}" for value in (x.iterations, x.sigma, x.k, x.least_gain, x.alpha)) for x in self.excess]
         return "\n".join(f"{T:>6}{sigma:>9}{k:>9}{gain:>12}{alpha:>8}" for T, sigma, k, gain, alpha in rows)
 

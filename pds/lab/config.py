@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.errors import InstantiationException
@@ -112,12 +112,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     if missing is not None:
         raise PDSError(f"{missing} has no value: give {missing}=... on the command line")
     try:
-        return OmegaConf.to_container(cfg, resolve=True)
+        return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     except InterpolationKeyError as error:
         key = re.search(r"'published\.([^'.]+)\.", str(error))
         if key is None:
             raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
-        table = OmegaConf.to_container(cfg.published, resolve=False)
+        table = cast(dict[str, Any], OmegaConf.to_container(cfg.published, resolve=False))
         choices = ", ".join(name for name, value in table.items() if isinstance(value, dict))
         raise PDSError(f"the authors published this model for {choices}, not for {key[1]}: choose one of these") from None
     except OmegaConfBaseException as error:
