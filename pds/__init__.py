@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from pds.processes.forward import VariancePreserving as VariancePreserving
     from pds.processes.schedules import LearningRates as LearningRates
     from pds.processes.schedules import ProcessTimes as ProcessTimes
+    from pds.remedies import band_correction as band_correction
+    from pds.remedies import epsilon_scaling as epsilon_scaling
+    from pds.remedies import seen_noise as seen_noise
+    from pds.remedies import time_shift as time_shift
     from pds.samplers.accelerated import DDIM as DDIM
     from pds.samplers.accelerated import AcceleratedDeterministic as AcceleratedDeterministic
     from pds.samplers.accelerated import AcceleratedStochastic as AcceleratedStochastic
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from pds.samplers.diffusers_schedulers import DiffusersScheduler as DiffusersScheduler
     from pds.samplers.dpm_solver import DPMSolver as DPMSolver
     from pds.samplers.edm import EDM as EDM
+    from pds.samplers.er_sde import ERSDE as ERSDE
     from pds.samplers.momentum_langevin import MomentumLangevin as MomentumLangevin
     from pds.samplers.preconditioned_sde import PreconditionedSDE as PreconditionedSDE
     from pds.samplers.predictor_corrector import Ancestral as Ancestral
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
     from pds.samplers.predictor_corrector import Langevin as Langevin
     from pds.samplers.predictor_corrector import PredictorCorrector as PredictorCorrector
     from pds.samplers.predictor_corrector import ReverseDiffusion as ReverseDiffusion
+    from pds.samplers.restart import Restart as Restart
+    from pds.samplers.sa_solver import SASolver as SASolver
     from pds.sampling import Samples as Samples
     from pds.sampling import sample as sample
     from pds.sampling import statistics as statistics
@@ -67,6 +74,7 @@ _HOMES = {
     "pds.processes.discrete": "DiscreteVariancePreserving beta_schedule",
     "pds.processes.forward": "SubVariancePreserving VarianceExploding VariancePreserving",
     "pds.processes.schedules": "LearningRates ProcessTimes",
+    "pds.remedies": "band_correction epsilon_scaling seen_noise time_shift",
     "pds.samplers.accelerated": "AcceleratedDeterministic AcceleratedStochastic DDIM",
     "pds.samplers.adaptive": "AdaptiveSDE",
     "pds.samplers.analytic": "AnalyticDDIM",
@@ -74,11 +82,14 @@ _HOMES = {
     "pds.samplers.diffusers_schedulers": "DiffusersScheduler",
     "pds.samplers.dpm_solver": "DPMSolver",
     "pds.samplers.edm": "EDM",
+    "pds.samplers.er_sde": "ERSDE",
     "pds.samplers.momentum_langevin": "MomentumLangevin",
     "pds.samplers.preconditioned_sde": "PreconditionedSDE",
     "pds.samplers.predictor_corrector": (
         "Ancestral AnnealedLangevinSteps EulerMaruyama Langevin PredictorCorrector ReverseDiffusion"
     ),
+    "pds.samplers.restart": "Restart",
+    "pds.samplers.sa_solver": "SASolver",
     "pds.sampling": "Samples sample statistics",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -49,6 +49,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Make the folder of a file that the block opens to append to.
+
+    Raises:
+        PDSError: it cannot be written, or is a pipe or a device, which might not even open.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and not path.is_file():
+            raise PDSError(f"{path} is no regular file: delete it and run the same command again")
+        yield
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails.
 
@@ -56,7 +70,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         PDSError: the disk is full, or the folder cannot be written.
     """
     # Process ids are not enough: machines and containers that share a disk have equal ones.
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -144,6 +158,8 @@ def reading(path: Path, what: str, fix: str) -> Iterator[None]:
         yield
     except (DamagedError, MissingError):
         raise
+    except FileNotFoundError:
+        raise MissingError(f"{path} does not exist: give {what}") from None
     # Damaged bytes raise anything, and a bug that hides here still names its file and its words.
     except (Exception, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -173,11 +189,8 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
 
 
 def _open(path: Path, most: int) -> BinaryIO:
-    try:
-        # Opening a pipe waits for who writes to it, unless told not to.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise MissingError(f"{path} does not exist") from None
+    # Opening a pipe waits for who writes to it, unless told not to.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
@@ -312,9 +325,6 @@ def _read_array(
                 raise EOFError("it is cut")
             view[filled : filled + len(block)] = block
             filled += len(block)
-        # The checksum is compared at the end of the member alone.
-        if whole and file.read(1):
-            raise ValueError("it goes on after its end")
     array = content.view(dtype).reshape(shape, order="F" if fortran else "C")
     wanted.require_values(array)
     return array
@@ -430,7 +440,7 @@ def open_lock(path: Path) -> int:
     descriptor = os.open(path, flags, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path} is no regular file: delete it")
+        raise OSError(errno.EEXIST, "it is no regular file: delete it", str(path))
     return descriptor
 
 

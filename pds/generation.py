@@ -51,9 +51,19 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone."""
+        """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone.
+
+        Raises:
+            PDSError: the environment has a RANK without what `torchrun` sets beside it.
+        """
         if "RANK" not in os.environ:
             return cls()
+        numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+        wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+        wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
+        if wrong:
+            what = "is no number" if wrong[0] == "RANK" else f"is set, and {wrong[0]} is not"
+            raise PDSError(f"RANK {what}: start the processes with torchrun, or unset RANK to run in one")
         if not dist.is_initialized():
             # They wait for one another at the end of a run only, for as long as the slowest takes.
             dist.init_process_group("gloo", timeout=timedelta(days=30))

@@ -17,7 +17,7 @@ from conftest import GaussianTarget, natural_power
 import pds.shards
 from pds.errors import PDSError
 from pds.files import Array
-from pds.generation import ImageSampler, generate
+from pds.generation import ImageSampler, Processes, generate
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.processes.forward import VarianceExploding
@@ -355,3 +355,22 @@ def test_a_damaged_shard_is_named(tmp_path):
         todo[1].read()
     with pytest.raises(PDSError, match="at least 1"):
         shards(tmp_path, 0, 5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"},
+        {"RANK": "0", "WORLD_SIZE": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "port"},
+    ],
+)
+def test_half_an_environment_of_processes_is_one_sentence(monkeypatch, given):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PDSError, match=r"RANK is .*: start the processes with torchrun, or unset RANK"):
+        Processes.join()

@@ -161,6 +161,11 @@ def test_a_shard_of_an_old_version_is_accepted_once_and_then_says_what_it_is(tmp
             save(todo[1], indices=None, samples=None, **case)
             with pytest.raises(DamagedError):
                 todo[1].read()
+    for n in (0, 1, 7):
+        fewer = {key: arrays(todo[1])[key][:n] for key in ("images", "features")}
+        save(todo[1], indices=None, samples=None, **fewer)
+        with pytest.raises(DamagedError, match=f"holds {n} images, not 8"):
+            todo[1].read()
 
 
 def test_what_is_wrong_with_a_neighbour_neither_stops_nor_enters_a_run(tmp_path):

@@ -91,7 +91,7 @@ def tell(error: Exception, said: str | None) -> None:
 
 def leads() -> bool:
     """Whether this process is alone, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 def prepare() -> None:

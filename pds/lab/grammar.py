@@ -18,6 +18,8 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+SPECIAL = "= , ( ) [ ] { }"
+
 
 def sentence(error: Exception) -> str | None:
     """What is wrong with the command line; None for an error that has another cause."""
@@ -53,7 +55,8 @@ def quoted(override: str) -> str | None:
         return None
     # Whoever quoted it already meant the text between the quotes.
     value = value.strip("'\"")
-    text = f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    text = f'{key}="{escaped}"'
     try:
         parsed = OverridesParser.create().parse_override(text).value()
     except HydraException:
@@ -70,7 +73,7 @@ def _unreadable(override: str | None) -> str:
     override = override or ""
     if "=" not in override.lstrip("~"):
         return f"{override} sets nothing: write KEY=VALUE, or -m and --help as the only words without a value"
-    return f"{override} cannot be read: quote a value that has any of = , ( ) [ ] {{ }} in it{_as_in(override)}"
+    return f"{override} cannot be read: quote a value with letters beyond ASCII or any of {SPECIAL} in it{_as_in(override)}"
 
 
 def without_values(override: str) -> str:

@@ -48,6 +48,7 @@ from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
+from pds.samplers.er_sde import ERSDE
 from pds.samplers.momentum_langevin import MomentumLangevin
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import (
@@ -60,6 +61,8 @@ from pds.samplers.predictor_corrector import (
     no_corrector,
     no_predictor,
 )
+from pds.samplers.restart import Restart
+from pds.samplers.sa_solver import SASolver
 from pds.training import Trainer
 
 
@@ -113,6 +116,9 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "edm": EDM,
         "dpm_solver": DPMSolver,
         "preconditioned_sde": PreconditionedSDE,
+        "er_sde": ERSDE,
+        "sa_solver": SASolver,
+        "restart": Restart,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,

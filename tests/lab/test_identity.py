@@ -124,13 +124,15 @@ def test_an_option_that_is_added_at_its_default_renames_no_run_and_any_other_val
 
 
 def test_a_class_that_moves_renames_no_run(monkeypatch):
+    first, now = "pds.samplers.dpm_solver.DPMSolver", "pds.samplers.elsewhere.Solver"
     old, new = old_config(), old_config()
-    new["sampler"]["_target_"] = "pds.samplers.elsewhere.Solver"
-    assert run_name([], new) != run_name([], old)
-    monkeypatch.setattr(runs, "MOVED", {"pds.samplers.dpm_solver.DPMSolver": "pds.samplers.elsewhere.Solver"})
-    monkeypatch.setattr(runs, "_FIRST", {"pds.samplers.elsewhere.Solver": "pds.samplers.dpm_solver.DPMSolver"})
-    monkeypatch.setattr(runs, "defaults", lambda target: {"rho": 7.0} if target == "pds.samplers.elsewhere.Solver" else {})
-    assert run_name([], new) == run_name([], old)
+    new["sampler"]["_target_"] = now
+    name = run_name([], old)
+    assert run_name([], new) != name
+    monkeypatch.setattr(runs, "MOVED", {first: now})
+    monkeypatch.setattr(runs, "_FIRST", {now: first})
+    monkeypatch.setattr(runs, "defaults", lambda target: defaults({now: first, first: "pds.gone.Gone"}.get(target, target)))
+    assert run_name([], new) == run_name([], old) == name
     assert "sampler.rho" not in essence(old) and essence(old)["sampler.eta"] == 0.5
 
 

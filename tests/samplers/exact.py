@@ -69,10 +69,13 @@ def _end(solver, process):
 
 
 @functools.cache
-def _fine(process, steps=300):
-    """The end of the probability flow from that start, dx / d log sigma = -sigma^2 s, by Runge-Kutta's fourth order."""
-    x, u = _start(process), process.ladder[0].log().item()
-    h = (process.ladder[-1].log().item() - u) / steps
+def _fine(process):
+    return flow(_start(process), process.ladder[0].item(), process.ladder[-1].item())
+
+
+def flow(x, start, end, steps=300):
+    """The probability flow of the mixture, dx / d log sigma = -sigma^2 s, by Runge-Kutta's fourth order."""
+    u, h = math.log(start), math.log(end / start) / steps
 
     def rate(x, u):
         return -math.exp(2 * u) * MixtureTarget()(x, torch.full((len(x),), math.exp(u), dtype=x.dtype))

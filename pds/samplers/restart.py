@@ -1,0 +1,112 @@
+"""Restart: Xu et al., *Restart Sampling for Improving Generative Processes*, NeurIPS 2023 (arXiv:2306.14878), Algorithm 1."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pds.errors import OptionError
+from pds.options import Range, options
+from pds.processes.forward import Process
+from pds.processes.ladders import karras_levels
+from pds.samplers.sampler import Sampler, Steps, Task
+from pds.samplers.sigma_space import Rho
+
+
+class RestartLevel(NamedTuple):
+    """The noise levels of one iteration.
+
+    Attributes:
+        sigma: where it starts, in units of the data range.
+        below: where it ends, 0 for the last.
+        raised_from: the level before noise is added at its start; `sigma` where none is.
+    """
+
+    sigma: float
+    below: float
+    raised_from: float
+
+
+@options
+class Restart(Sampler[list[RestartLevel]]):
+    """Heun's steps of the probability flow, and noise in between: at `low` enough of it to be at `high` again, several times.
+
+    Each time x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`, which is the level of the grid nearest to
+    the one that is asked for. Without restarts it is `EDM` without churn. The last step, to 0, is Euler's: the denoised image.
+    The global order of the flow is `order`.
+
+    Attributes:
+        iterations: T, the steps in all: T - restarts * steps of them in the grid, 2 T - 1 evaluations with order 2.
+        rho: exponent of both grids, see `karras_levels`.
+        order: 2, Heun; 1, Euler.
+        restarts: how often, K; each takes one draw.
+        steps: of each way back.
+        low, high: noise levels, in units of the data range.
+    """
+
+    source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"
+
+    rho: Rho = 7.0
+    order: Literal[1, 2] = 2
+    restarts: Annotated[int, Range(0, 10_000)] = 2
+    steps: Annotated[int, Range(1, 10_000)] = 2
+    low: Annotated[float, Range(1e-9, 1e9)] = 0.06
+    high: Annotated[float, Range(1e-9, 1e9)] = 0.3
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise OptionError("low", f"must be below high, got {self.low:g} and {self.high:g}")
+        if self.iterations - self.restarts * self.steps < 2:
+            raise OptionError(
+                "iterations", f"must be at least {self.restarts * self.steps + 2}, two more than those of the restarts"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.restarts > 0
+
+    @property
+    def nfe_per_iteration(self) -> int:
+        return self.order
+
+    @property
+    def nfe(self) -> int:
+        return self.order * self.iterations - (self.order - 1)
+
+    @property
+    def title(self) -> str:
+        return "Restart"
+
+    @property
+    def detail(self) -> str:
+        return f"ρ={self.rho:g}, {self.restarts} × {self.steps} steps from {self.high:g} to {self.low:g}"
+
+    def levels(self, process: Process) -> list[RestartLevel]:
+        """The grid from the process's largest noise level over its smallest to 0, and the ways back in it."""
+        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        sigmas = karras_levels(smallest, largest, self.iterations - self.restarts * self.steps, self.rho)
+        grid = [RestartLevel(a, b, a) for a, b in zip(sigmas.tolist(), [*sigmas[1:].tolist(), 0.0], strict=True)]
+        if not self.restarts:
+            return grid
+        if self.high > largest:
+            raise OptionError("high", f"must be at most {largest:g}, the largest noise level of the model, got {self.high:g}")
+        at = int(torch.argmin((sigmas[1:] - self.low).abs())) + 1
+        low = sigmas[at].item()
+        if low >= self.high:
+            raise OptionError("high", f"must be above {low:.4g}, the level of the grid nearest to low, got {self.high:g}")
+        back = karras_levels(low, self.high, self.steps + 1, self.rho).tolist()
+        way = [RestartLevel(a, b, low if i == 0 else a) for i, (a, b) in enumerate(pairwise(back))]
+        return grid[:at] + way * self.restarts + grid[at:]
+
+    def walk(self, x: Tensor, task: Task[list[RestartLevel]]) -> Steps:
+        for sigma, below, raised_from in task.levels:
+            if raised_from < sigma:
+                x = x + (sigma**2 - raised_from**2) ** 0.5 * task.noise.normal()
+            d = -sigma * task.score(x, sigma)
+            if self.order == 2 and below > 0:
+                d = (d - below * task.score(x + (below - sigma) * d, below)) / 2
+            x = x + (below - sigma) * d
+            yield sigma, x

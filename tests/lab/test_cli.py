@@ -1,0 +1,300 @@
+"""What every script does around its work, by kind: streams, letters, refusals of a command line, failures, starts."""
+
+import contextlib
+import difflib
+import errno
+import json
+import logging
+import os
+import random
+import re
+import resource
+import shlex
+import subprocess
+import sys
+
+import pytest
+from command_line import ROOT, command, environment, started
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from test_configurations import composed
+
+from pds.errors import MissingError, OptionError, PDSError
+from pds.generation import Processes
+from pds.lab import cli, grammar, sweep
+from pds.lab.logs import Lines
+from pds.lab.terminal import LONGEST, one_line, printable, steady
+
+TINY = ["debug=tiny", "images=2", "sampler.iterations=2", "metric=none"]
+ENCODINGS = ("ascii", "cp1252", "iso8859-1", "cp437", "koi8-r", "shift_jis", "utf-8", "utf-16")
+LETTERS = [(0x20, 0x7F), (0xA0, 0x180), (0x370, 0x400), (0x2000, 0x2300), (0xD800, 0xE000), (0x1F300, 0x1F600)]
+
+
+def text(draw, longest=40):
+    return "".join(chr(draw.randrange(*draw.choice(LETTERS))) for _ in range(draw.randrange(1, longest)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_text_is_shown_in_any_locale(seed, tmp_path):
+    draw = random.Random(seed)
+    encoding, said = draw.choice(ENCODINGS), [text(draw) for _ in range(5)]
+    with (tmp_path / "said").open("w", encoding=encoding) as file:
+        stream = steady(file)
+        for line in said:
+            print(line, file=stream)
+        stream.flush()
+    shown = (tmp_path / "said").read_bytes()
+    assert shown == "".join(f"{line}\n" for line in said).encode(encoding, "backslashreplace")
+
+
+@contextlib.contextmanager
+def lost(how):
+    """A text stream whose bytes go nowhere: to a full disk, or to a reader that is gone."""
+    if how == "full":
+        target = "/dev/full"
+    else:
+        reader, target = os.pipe()
+        os.close(reader)
+    with contextlib.suppress(OSError), open(target, "w") as file:
+        yield file
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+@pytest.mark.parametrize("how", ["full", "pipe"])
+@pytest.mark.parametrize("seed", range(25))
+def test_a_stream_that_takes_nothing_fails_nothing(how, seed):
+    draw = random.Random(seed)
+    with lost(how) as file:
+        stream = steady(file)
+        for _ in range(draw.randrange(1, 200)):
+            print(text(draw, 400), file=stream, flush=draw.random() < 0.3)
+        stream.flush()
+        with pytest.raises(OSError, match=r"Broken pipe|No space"):
+            print("x", file=file, flush=True)
+
+
+def test_a_stream_that_was_closed_before_the_start_is_a_quiet_one():
+    stream = steady(None)
+    print("α", file=stream, flush=True)
+    stream.close()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_log_line_is_one_printable_line_of_bounded_length(seed):
+    draw = random.Random(seed)
+    controls = ["\n", "\r", "\x1b[2J", "\x9b", "\x00", "\u2028", "\u202e", "\ud800", "\x07"]
+    message = "".join(draw.choice([draw.choice(controls), text(draw)]) for _ in range(draw.choice([3, 400])))
+    record = logging.LogRecord("pds", logging.ERROR, __file__, 1, "error: %s", (message,), None)
+    line = Lines("%(levelname)s %(message)s").format(record)
+    assert line.isprintable() and line.startswith("ERROR error: ")
+    assert len(line) <= 10 * LONGEST and (len(message) < LONGEST or f"({len(message) + 7} characters)" in line)
+    assert printable("α, ² – ü") == one_line("α, ² – ü") == "α, ² – ü"
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else():
+    try:
+        raise RuntimeError("\x1b[31mred\nerror: all is well")
+    except RuntimeError as error:
+        record = logging.LogRecord("pds", logging.ERROR, __file__, 1, "failed", (), (RuntimeError, error, error.__traceback__))
+    said = Lines("%(message)s").format(record)
+    assert said.startswith("failed\nTraceback") and "\x1b" not in said
+
+
+SPECIAL = "=,()[]{}:#'\"\\ "
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_value_that_hydra_cannot_read_is_refused_with_the_words_that_it_reads(seed):
+    draw = random.Random(seed)
+    value = "".join(draw.choice(["a", "ckpt", "/", ".", "-", "7", draw.choice(SPECIAL)]) for _ in range(draw.randrange(3, 12)))
+    override = f"model.checkpoint=/w{value}"
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+        if not parsed.is_sweep_override():
+            return
+        error = HydraException(f"Ambiguous value for argument '{override}'\n1. To use it as a list")
+        said = f"add -m{grammar._as_in(override)}"
+    except HydraException as error:
+        said = grammar.sentence(error)
+    assert "\n" not in said
+    fix = grammar.quoted(override)
+    if fix is None:  # such as a value with a quotation mark at one end
+        assert set(value) & set("'\"\\")
+        return
+    assert f"as in {fix}" in said
+    (given,) = shlex.split(fix)
+    assert OverridesParser.create().parse_override(given).value() == override.partition("=")[2].strip("'\"")
+
+
+@pytest.fixture(scope="module")
+def configuration():
+    return composed("filter=statistics", "model=ncsnpp_small")
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration):
+    draw = random.Random(seed)
+    keys = [key for key in grammar._keys(OmegaConf.to_container(configuration, resolve=False)) if len(key.split(".")[-1]) > 4]
+    key = draw.choice([key for key in keys if "._" not in key and not key.startswith(("published", "sweep"))])
+    at = draw.randrange(key.rfind(".") + 2, len(key) - 1)
+    before, rest = key[:at], key[at:]
+    wrong = draw.choice([before + rest[1:], f"{before}x{rest}", f"{before}{rest[1]}{rest[0]}{rest[2:]}"])
+    if wrong in keys:
+        return
+    overrides = OverridesParser.create().parse_overrides([f"{wrong}=1"])
+    with pytest.raises(HydraException) as error:
+        ConfigLoaderImpl._apply_overrides_to_config(overrides, configuration.copy())
+    said = grammar.sentence(error.value)
+    (meant,) = re.findall(rf"there is no {re.escape(wrong)} \(did you mean (\S+)\?\)", said)
+    likeness = [difflib.SequenceMatcher(None, wrong, name).ratio() for name in (meant, key)]
+    assert meant == key or likeness[0] >= likeness[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["modle=ncsn_small"], "there is no modle (did you mean model?)"),
+        (["model=ncsn_smal"], "there is no model=ncsn_smal (did you mean ncsn_small?): choose one of ddpm, "),
+        (["sampler.iterations=many"], "sampler.iterations=many is not possible: Value 'many'"),
+        (["filter=statistics", "filter.alpha=interval(1,3)"], "has no values to try one after the other: list them"),
+        (["filter=none,statistics"], "has several values: add -m to try each"),
+        (["filter=glob(s*)"], "filter=glob(s*) has several values: add -m to try each"),
+        (["seed"], "seed sets nothing: write KEY=VALUE"),
+        (["model@x=3"], "the command line cannot be used: "),
+        (["+seed=3"], "the command line cannot be used: Could not append to config"),
+        (["-m", "seed=range(5,5)"], "seed=range(5,5) names no value: a sweep needs at least one"),
+        (["-m", "filter=glob(zzz*)", "seed=0,1"], "filter=glob(zzz*) names no value"),
+        (["-m", "filter=statistics", "filter.alpha=interval(1,3)"], "has no values to try one after the other"),
+        (["-m", "model.checkpoint=epoch=1-step=5.ckpt"], "cannot be read: quote a value with"),
+    ],
+)
+def test_what_hydra_refuses_is_one_sentence_and_a_status(given, says, tmp_path):
+    refused = command("run.py", *given, f"outputs={tmp_path / 'outputs'}")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.count("\n") == 1 and refused.stderr.startswith("error: ") and says in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_sweep_over_nothing_is_refused(seed):
+    draw = random.Random(seed)
+    start = draw.randrange(-50, 50)
+    empty = draw.choice(
+        [f"range({start},{start})", f"range({start},{start - draw.randrange(1, 9)})", f"range({start},{start + 5},-1)"]
+    )
+    wrapped = draw.choice(["{}", "shuffle({})", "sort({})"]).format(empty)
+    for values, says in ((wrapped, "names no value"), (f"interval({start},{start + 1})", "has no values to try")):
+        (override,) = OverridesParser.create().parse_overrides([f"seed={values}"])
+        with pytest.raises(PDSError, match=says):
+            sweep._require_values(override)
+    for values in (f"range({start},{start + 2})", "3", "[1,2]", "1,2"):
+        (override,) = OverridesParser.create().parse_overrides([f"seed={values}"])
+        sweep._require_values(override)
+
+
+FAILURES = [PDSError("no"), MissingError("no"), OptionError("rho", "must be positive"), MemoryError()]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_failure_is_one_sentence_with_the_place_and_a_status(seed, capsys):
+    draw = random.Random(seed)
+    code = draw.choice(list(errno.errorcode))
+    # pytest-xdist cannot send half a character, which pytest keeps of the log.
+    path = f"/{text(draw)}\x1b\n".encode("utf-8", "ignore").decode() if draw.random() < 0.8 else None
+    failure = draw.choice([OSError(code, os.strerror(code), path), OSError("closed"), draw.choice(FAILURES)])
+    assert cli.status(_raises(failure), []) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and printable(said, keep="\n") == said
+    if isinstance(failure, OSError) and failure.errno:
+        assert failure.strerror in said and (path is None or one_line(path) in said)
+
+
+def _raises(failure):
+    def work(arguments):
+        raise failure
+
+    return work
+
+
+def test_the_status_is_that_of_the_work(capsys):
+    defect = RuntimeError("ours")
+    statuses = {0: SystemExit(0), 3: SystemExit(3), 1: SystemExit("said"), cli.STOPPED: KeyboardInterrupt()}
+    for status, failure in statuses.items():
+        assert cli.status(_raises(failure), []) == status
+    assert cli.status(len, []) == 0 and cli.status(_raises(cli.Failed()), []) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert cli.status(_raises(defect), []) == 1
+    assert "error: RuntimeError: ours\nTraceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+@pytest.mark.parametrize("place", ["/proc/nowhere", "file", "file/below", "full"])
+def test_a_disk_that_takes_nothing_is_one_sentence(place, sweeps, tmp_path):
+    (tmp_path / "file").touch()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if place == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+    try:
+        given = ["-m", "seed=0,1"] if sweeps else []
+        refused = command("run.py", *given, *TINY, f"outputs={tmp_path / place}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith(f"error: cannot write {tmp_path / place}") and "choose a folder that you can write to" in last
+
+
+def test_a_rank_without_its_world_is_refused(tmp_path, monkeypatch):
+    says = "start the processes with torchrun, or unset RANK to run in one"
+    for variables in ({"RANK": "x"}, {"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1"}):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with pytest.raises(PDSError, match=f"RANK is .*{says}"):
+                Processes.join()
+    monkeypatch.setenv("RANK", "1")
+    refused = command("run.py", *TINY, f"outputs={tmp_path}")
+    assert (refused.returncode, refused.stderr.endswith(f"{says}\n")) == (1, True)
+
+
+# Every script, read from another folder with the safe path on, by its file and as a module.
+EVERYWHERE = """
+import json, runpy, sys
+from pathlib import Path
+from unittest import mock
+from pds.lab import cli
+root = Path(sys.argv[1])
+scripts = [path for path in (root / "experiments").rglob("*.py") if "cli import" in path.read_text()]
+names = [".".join(path.relative_to(root).with_suffix("").parts) for path in scripts]
+with mock.patch.object(cli, "start") as start:
+    for path in scripts:
+        runpy.run_path(str(path), run_name="__main__")
+    sys.path.append(str(root))
+    for name in names:
+        runpy.run_module(name, run_name="__main__")
+assert start.call_count == 2 * len(scripts) > 15, scripts
+run = next(call.args[0] for call, path in zip(start.call_args_list, scripts) if path.name == "run.py")
+sys.path = [path for path in sys.path if not path.endswith("experiments")]
+sys.exit(cli.status(run, sys.argv[2:]))
+"""
+
+
+def test_every_script_starts_from_everywhere(tmp_path):
+    given = ["-m", *TINY, "seed=0,1", "outputs=out"]
+    done = started("-c", EVERYWHERE, str(ROOT), *given, cwd=tmp_path, PYTHONSAFEPATH="1")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("out/debug/*/result.json"))) == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
+@pytest.mark.parametrize("streams", ["1>/dev/full 2>&-", "2>&1 | head -c 1"])
+def test_nobody_need_watch_a_run_and_no_locale_need_know_its_letters(streams, tmp_path):
+    here = environment(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    run = [sys.executable, "experiments/run.py", *TINY, "filter=statistics", "tracker=none", f'outputs="{tmp_path}/ü"']
+    script = f"({shlex.join(run)}; echo $? > {tmp_path}/status) {streams}"
+    subprocess.run(["bash", "-c", script], cwd=ROOT, env=here, check=False)
+    assert (tmp_path / "status").read_text() == "0\n"
+    (result,) = tmp_path.glob("ü/debug/*/result.json")
+    assert "α" in json.loads(result.read_text(encoding="utf-8"))["label"]
