@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pds.cards import CARDS, Card
 from pds.data.celeba import CelebA
-from pds.data.cifar10 import cifar10
+from pds.data.cifar10 import cifar10, cifar10_jpeg
 from pds.data.dataset import Dataset, form_of_dataset
 from pds.data.ffhq import FFHQ
 from pds.data.folder import ImageFolder
@@ -99,6 +99,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/dataset/source": {
         "mnist": Part(mnist, opened=True),
         "cifar10": Part(cifar10, opened=True),
+        "cifar10_jpeg": Part(cifar10_jpeg, opened=True),
         "celeba": Part(CelebA, given=FORM, opened=True),
         "lsun": Part(LSUN, given=FORM, opened=True),
         "ffhq": Part(FFHQ, given=FORM, opened=True),
