@@ -19,7 +19,7 @@ from torch import Tensor
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, write_json
-from pds.lab.config import build, keyed, resolved
+from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> None:
     settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
-    model: Model = build(cfg.model)
+    model = build_model(cfg.model)
     if isinstance(model.process, DiscreteVariancePreserving):
         raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
