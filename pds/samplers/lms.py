@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from pds.options import options
+from pds.options import Count, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
@@ -20,13 +20,15 @@ class LMS(KarrasLevelsSampler):
     iteration, no draw.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: evaluations that a step looks at; the global order of the steps that have them, 1 is DDIM.
     """
 
     source: ClassVar[str] = "Crowson, k-diffusion, sample_lms; Zhang & Chen, ICLR 2023 (DEIS) in sigma"
     stochastic: ClassVar[bool] = False
 
+    iterations: Count = 20
     order: Literal[1, 2, 3, 4] = 4
 
     @property
