@@ -94,7 +94,9 @@ def save_network(
         name.removeprefix("network."): value.half() if half and name in trained else value
         for name, value in (score.cpu().state_dict() | dict(ema)).items()
     }
-    about = {"config": json.dumps(as_configuration(identity(config))), "iterations": str(iterations), "weights": "ema"}
+    # Which weights of another file training started from says nothing of these.
+    options = {key: value for key, value in identity(config).items() if key != "model.weights"}
+    about = {"config": json.dumps(as_configuration(options)), "iterations": str(iterations), "weights": "ema"}
     save_weights(state, path, about)
 
 
