@@ -100,7 +100,7 @@ def options(cls: type[T]) -> type[T]:
     def __post_init__(self: Any) -> None:
         # A base class's own check runs through super(), on fields that this loop has seen already.
         if type(self) is made:
-            hints = _hints(made)
+            hints = _hints(made)  # type: ignore[arg-type]  # classes are hashable
             for field in dataclasses.fields(made):
                 if field.init:
                     object.__setattr__(self, field.name, fitted(field.name, getattr(self, field.name), hints[field.name]))
