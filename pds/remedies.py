@@ -165,7 +165,11 @@ class SeenNoise(Remedy):
 def epsilon_scaling(
     model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2)] = 1.005
 ) -> Model:
-    """The model with `EpsilonScaling`."""
+    """The model with `EpsilonScaling`.
+
+    Args:
+        scale: what the noise prediction is divided by; 1 changes nothing.
+    """
     return replace(model, score=EpsilonScaling(model.score, scale))
 
 
@@ -178,7 +182,12 @@ def time_shift(
     window: Annotated[float, Range(0, 0.9)] = 0.1,
     cutoff: Annotated[float, Range(0, 1e9)] = 1.0,
 ) -> Model:
-    """The model with `TimeShift`; the pixel variance is that of its statistics, or of the data set's."""
+    """The model with `TimeShift`; the pixel variance is that of its statistics, or of the data set's.
+
+    Args:
+        window: how far from the level of the state the level that the network is shown may be, relative to it.
+        cutoff: smallest noise level at which it is shifted, in units of the data range.
+    """
     power = _power(model, dataset)
     power[:, 0, 0] = 0
     return replace(model, score=TimeShift(model.score, power.mean().item(), window, cutoff))
@@ -193,13 +202,22 @@ def band_correction(
     low: Annotated[float, Range(-1, 1)] = 0.02,
     high: Annotated[float, Range(-1, 1)] = 0.0,
 ) -> Model:
-    """The model with `BandCorrection`."""
+    """The model with `BandCorrection`.
+
+    Args:
+        low: correction of the low band.
+        high: correction of the high band.
+    """
     return replace(model, score=BandCorrection(model.score, model.process.ladder[0].item(), low, high))
 
 
 @checked
 def seen_noise(model: Model, dataset: Dataset | None = None, /, *, images: Count = 64) -> Model:
-    """The model with `SeenNoise`; its response is measured on images of the data set, without one on the mean image."""
+    """The model with `SeenNoise`; its response is measured on images of the data set, without one on the mean image.
+
+    Args:
+        images: how many it is measured on.
+    """
     power, (black, white) = _power(model, dataset), model.data_range
     if dataset is None:
         real = _statistics(model, dataset).mean[None].expand(images, -1, -1, -1)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from pds.options import options
+from pds.options import Count, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
@@ -27,7 +27,9 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 @options
 class ERSDE(KarrasLevelsSampler):
-    """The reverse SDEs of all noise scales phi(sigma), with D the denoised image and r = phi(sigma') / phi(sigma):
+    """ER-SDE-Solver.
+
+    The reverse SDEs of all noise scales phi(sigma), with D the denoised image and r = phi(sigma') / phi(sigma):
 
         x <- r x + (1 - r) D + A D' + B D" + sqrt(sigma'^2 - r^2 sigma^2) z
         A = sigma' - sigma + phi(sigma') int 1 / phi,   B = (sigma' - sigma)^2 / 2 + phi(sigma') int (s - sigma) / phi(s) ds,
@@ -41,13 +43,15 @@ class ERSDE(KarrasLevelsSampler):
     exact to rounding.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the Karras levels.
         order: 1 to 3, the evaluations that a step looks at; the paper's name of it.
         scale: "ode", "sde" or "er_sde", the noise scale; one draw in each iteration, except the last, but for "ode".
     """
 
     source: ClassVar[str] = "Cui et al., WACV 2025, Algorithms 1-3"
 
+    iterations: Count = 20
     order: Literal[1, 2, 3] = 3
     scale: Scale = "er_sde"
 

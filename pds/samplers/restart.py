@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import OptionError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.processes.ladders import karras_levels
 from pds.samplers.sampler import Sampler, Steps, Task
@@ -44,12 +44,14 @@ class Restart(Sampler[list[RestartLevel]]):
         order: 2, Heun; 1, Euler.
         restarts: how often, K; each takes one draw.
         steps: of each way back.
-        low, high: noise levels, in units of the data range.
+        low: noise level that a restart begins at, in units of the data range.
+        high: noise level that it goes up to.
     """
 
     source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"
 
     rho: Rho = 7.0
+    iterations: Count = 20
     order: Literal[1, 2] = 2
     restarts: Annotated[int, Range(0, 10_000)] = 2
     steps: Annotated[int, Range(1, 10_000)] = 2

@@ -11,14 +11,16 @@ import numpy as np
 from torch import Tensor
 
 from pds.errors import OptionError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 
 @options
 class SASolver(KarrasLevelsSampler):
-    """With lambda = -log sigma, D the denoised image and c = 1 + tau^2, the reverse SDE of strength eta = tau^2,
+    """SA-Solver, a predictor and a corrector of many steps for the reverse SDE.
+
+    With lambda = -log sigma, D the denoised image and c = 1 + tau^2, the reverse SDE of strength eta = tau^2,
 
         x <- e^(-c h) x + int c e^(-c (lambda' - l)) L(l) dl + sigma' sqrt(1 - e^(-2 tau^2 h)) z,
 
@@ -28,16 +30,19 @@ class SASolver(KarrasLevelsSampler):
     must, and the very last has no noise: to 0 it gives D. One evaluation an iteration, one draw in each but the last.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the Karras levels.
         predictor_order: evaluations that the predictor looks at; without noise and corrector its global
             order, of the steps that have the history.
         corrector_order: those of the corrector, the new one among them; 0 leaves it out.
         tau: strength of the noise; 0 is the probability flow, 1 the reverse SDE.
-        tau_from, tau_to: noise levels, of the end of a step, between which tau acts; elsewhere it is 0.
+        tau_from: smallest noise level, of the end of a step, at which tau acts; below, it is 0.
+        tau_to: largest such level; above, tau is 0.
     """
 
     source: ClassVar[str] = "Xue et al., NeurIPS 2023, Algorithm 1"
 
+    iterations: Count = 20
     predictor_order: Literal[1, 2, 3] = 3
     corrector_order: Literal[0, 1, 2, 3, 4] = 4
     tau: Annotated[float, Range(0, 100)] = 1.0
