@@ -49,6 +49,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Make the folder of a file that the block opens to append to.
+
+    Raises:
+        PDSError: it cannot be written, or is a pipe or a device, which might not even open.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path) and not path.is_file():
+            raise PDSError(f"{path} is no regular file: delete it and run the same command again")
+        yield
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails.
 
@@ -56,7 +70,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         PDSError: the disk is full, or the folder cannot be written.
     """
     # Process ids are not enough: machines and containers that share a disk have equal ones.
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -426,7 +440,7 @@ def open_lock(path: Path) -> int:
     descriptor = os.open(path, flags, 0o600)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path} is no regular file: delete it")
+        raise OSError(errno.EEXIST, "it is no regular file: delete it", str(path))
     return descriptor
 
 

@@ -16,7 +16,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
@@ -113,14 +113,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise PDSError(f"{missing} has no value: give {missing}=... on the command line")
     try:
         return OmegaConf.to_container(cfg, resolve=True)
-    except InterpolationKeyError as error:
-        key = re.search(r"'published\.([^'.]+)\.", str(error))
-        if key is None:
-            raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
-        table = OmegaConf.to_container(cfg.published, resolve=False)
-        choices = ", ".join(name for name, value in table.items() if isinstance(value, dict))
-        raise PDSError(f"the authors published this model for {choices}, not for {key[1]}: choose one of these") from None
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, PDSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:  # of a resolver of ours, below as many of OmegaConf's as there are interpolations
+            raise cause from None
         raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from pds.files import appending
 from pds.lab.terminal import one_line, printable
 
 _Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -59,8 +60,8 @@ def show_lines(prefix: str = "") -> None:
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Copy log lines into a file while the block runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    with appending(path):
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(Lines(FORMAT))
     logger = logging.getLogger()
     logger.addHandler(handler)

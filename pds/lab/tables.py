@@ -14,8 +14,8 @@ from hydra.core.config_store import ConfigStore
 from pds.errors import PDSError
 from pds.files import user_path
 from pds.lab.asked import Cell, Table
-from pds.lab.cli import CONF, configured, prepare
-from pds.lab.config import resolved
+from pds.lab.cli import configured, prepare
+from pds.lab.config import CONF, resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.table import write_table

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pds.errors import PDSError
+from pds.files import appending, parse_json, read_bytes, reading
 from pds.lab import wandb_service
 from pds.options import Range, options
 
@@ -36,12 +36,11 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def append(self, record: dict[str, Any]) -> None:
         """Append one record of numbers and strings; NumPy and 0-d torch scalars become floats."""
         line = json.dumps(record, default=float) + "\n"
-        with open(self.path, "ab+") as file:
+        with appending(self.path), open(self.path, "ab+") as file:
             _cut_half_line(file)
             file.write(line.encode())
             file.flush()
@@ -70,13 +69,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    *lines, _half = path.read_bytes().split(b"\n")
+    *lines, _half = read_bytes(path).split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise PDSError(f"line {number} of {path} is damaged: remove that line ({error})") from None
+        with reading(path, "a file of metrics", f"remove its line {number}"):
+            records.append(parse_json(line, {}))
     return records
 
 

@@ -124,9 +124,9 @@ OFFERED = ("model/process", "filter", "solenoid", "sampler", "sampler/schedule",
 def test_what_the_command_line_offers_the_library_offers():
     choices = [choice for group in OFFERED for base in (group, f"schema/{group}") for choice in CHOICES.get(base, {}).values()]
     classes = {choice.target if isinstance(choice, Part) else choice for choice in choices}
-    classes = {choice for choice in classes if isinstance(choice, type)}
-    assert len(classes) > 20
-    assert {choice for choice in classes if getattr(pds, choice.__name__, None) is not choice} == set()
+    offered = {choice for choice in classes if isinstance(choice, type)} | set(CHOICES["remedy"].values())
+    assert len(offered) > 20
+    assert {choice for choice in offered if getattr(pds, choice.__name__, None) is not choice} == set()
 
 
 REFUSED = {

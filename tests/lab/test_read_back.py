@@ -17,8 +17,10 @@ from test_configurations import composed
 from pds.errors import PDSError
 from pds.lab import runs
 from pds.lab.experiment import run
+from pds.lab.logs import log_file
 from pds.lab.points import Point, Points
 from pds.lab.runs import RunFolder
+from pds.lab.tracking import MetricsFile
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs" / "debug"
 OTHERS = [None, True, 0, -1, 1.5, "x", "", [], [1], ["x"], {}, {"x": "y"}, {"x": None}, {"x": [1]}]
@@ -197,6 +199,20 @@ def test_a_damaged_run_is_completed_again_from_its_shards(tmp_path, caplog, monk
         assert "result.json is not the result of this run" in caplog.text
         assert caplog.text.count("is made again now") == (content != "{}")
         assert all(np.array_equal(np.load(path)["images"], whole) for path, whole in zip(samples, images, strict=True))
+
+
+@pytest.mark.parametrize("opened", [lambda path: MetricsFile(path).append({"a": 1}), lambda path: log_file(path).__enter__()])
+def test_a_log_that_is_no_file_is_refused_at_once(tmp_path, opened):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    for name, target in {"null": "/dev/null", "zero": "/dev/zero", "to_fifo": "fifo", "nowhere": "a/b", "loop": "loop"}.items():
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "file").write_text("kept\n")
+    for path in [*tmp_path.iterdir(), tmp_path / "file" / "x", Path("/proc/x/y")]:
+        if path.name != "file":
+            with pytest.raises(PDSError, match=r"is no regular file: delete it|cannot write"):
+                opened(path)
+    assert (tmp_path / "file").read_text() == "kept\n"
 
 
 @pytest.mark.parametrize("sweep", [False, True])
