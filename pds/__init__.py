@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from pds.remedies import epsilon_scaling as epsilon_scaling
     from pds.remedies import seen_noise as seen_noise
     from pds.remedies import time_shift as time_shift
-    from pds.remedies import band_correction as band_correction
-    from pds.remedies import epsilon_scaling as epsilon_scaling
-    from pds.remedies import seen_noise as seen_noise
-    from pds.remedies import time_shift as time_shift
     from pds.samplers.accelerated import DDIM as DDIM
     from pds.samplers.accelerated import AcceleratedDeterministic as AcceleratedDeterministic
     from pds.samplers.accelerated import AcceleratedStochastic as AcceleratedStochastic
@@ -48,6 +44,7 @@ if TYPE_CHECKING:
     from pds.samplers.dpm_solver import DPMSolver as DPMSolver
     from pds.samplers.edm import EDM as EDM
     from pds.samplers.er_sde import ERSDE as ERSDE
+    from pds.samplers.lms import LMS as LMS
     from pds.samplers.momentum_langevin import MomentumLangevin as MomentumLangevin
     from pds.samplers.preconditioned_sde import PreconditionedSDE as PreconditionedSDE
     from pds.samplers.predictor_corrector import Ancestral as Ancestral
@@ -79,7 +76,6 @@ _HOMES = {
     "pds.processes.forward": "SubVariancePreserving VarianceExploding VariancePreserving",
     "pds.processes.schedules": "LearningRates ProcessTimes",
     "pds.remedies": "band_correction epsilon_scaling seen_noise time_shift",
-    "pds.remedies": "band_correction epsilon_scaling seen_noise time_shift",
     "pds.samplers.accelerated": "AcceleratedDeterministic AcceleratedStochastic DDIM",
     "pds.samplers.adaptive": "AdaptiveSDE",
     "pds.samplers.analytic": "AnalyticDDIM",
@@ -88,6 +84,7 @@ _HOMES = {
     "pds.samplers.dpm_solver": "DPMSolver",
     "pds.samplers.edm": "EDM",
     "pds.samplers.er_sde": "ERSDE",
+    "pds.samplers.lms": "LMS",
     "pds.samplers.momentum_langevin": "MomentumLangevin",
     "pds.samplers.preconditioned_sde": "PreconditionedSDE",
     "pds.samplers.predictor_corrector": (

@@ -49,6 +49,7 @@ from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
 from pds.samplers.er_sde import ERSDE
+from pds.samplers.lms import LMS
 from pds.samplers.momentum_langevin import MomentumLangevin
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import (
@@ -120,6 +121,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "er_sde": ERSDE,
         "sa_solver": SASolver,
         "restart": Restart,
+        "lms": LMS,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,

@@ -27,9 +27,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 @options
 class ERSDE(KarrasLevelsSampler):
-    """ER-SDE-Solver.
-
-    The reverse SDEs of all noise scales phi(sigma), with D the denoised image and r = phi(sigma') / phi(sigma):
+    """The reverse SDEs of all noise scales phi(sigma), with D the denoised image and r = phi(sigma') / phi(sigma):
 
         x <- r x + (1 - r) D + A D' + B D" + sqrt(sigma'^2 - r^2 sigma^2) z
         A = sigma' - sigma + phi(sigma') int 1 / phi,   B = (sigma' - sigma)^2 / 2 + phi(sigma') int (s - sigma) / phi(s) ds,
@@ -44,7 +42,7 @@ class ERSDE(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the Karras levels.
+        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: 1 to 3, the evaluations that a step looks at; the paper's name of it.
         scale: "ode", "sde" or "er_sde", the noise scale; one draw in each iteration, except the last, but for "ode".
     """

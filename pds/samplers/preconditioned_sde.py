@@ -119,13 +119,13 @@ class PreconditionedSDE(KarrasLevelsSampler):
     def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:
         """Refuse a space filter and an omega with which the steps diverge; tell of one near that, and of an idle filter."""
         spectrum = self._spectrum(preconditioner)
-        turns, gains = _distinct(spectrum)
         doubts = []
         acts = self.eta and any(self.eta_from <= sigma <= self.eta_to for sigma, _ in levels)
         if not acts and isinstance(spectrum.gain, Tensor):
             doubts.append("the filter changes nothing: it acts on the Langevin half of the equation, which eta leaves out here")
-        if not any(turns):
+        if not isinstance(spectrum.turn, Tensor):
             return doubts
+        turns, gains = _distinct(spectrum)
         reached = [_most_variance(self, tuple(levels), gains, tuple(factor * turn for turn in turns)) for factor in (1, 2)]
         told = f"a Gaussian comes out with up to {{:.2g}} times its variance at T = {len(levels)} with the {self.weight} weight"
         remedy = "take a smaller one, more iterations or weight='midpoint'"

@@ -40,18 +40,17 @@ class Restart(Sampler[list[RestartLevel]]):
 
     Attributes:
         iterations: T, the steps in all: T - restarts * steps of them in the grid, 2 T - 1 evaluations with order 2.
-        rho: exponent of both grids, see `karras_levels`.
+        rho: exponent of both grids, the larger the finer at small levels; inf spreads them evenly in log sigma.
         order: 2, Heun; 1, Euler.
         restarts: how often, K; each takes one draw.
         steps: of each way back.
-        low: noise level that a restart begins at, in units of the data range.
-        high: noise level that it goes up to.
+        low, high: noise levels that a restart begins and ends at, in units of the data range.
     """
 
     source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"
 
+    iterations: Count = 18
     rho: Rho = 7.0
-    iterations: Count = 20
     order: Literal[1, 2] = 2
     restarts: Annotated[int, Range(0, 10_000)] = 2
     steps: Annotated[int, Range(1, 10_000)] = 2

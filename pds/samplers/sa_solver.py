@@ -18,9 +18,7 @@ from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 @options
 class SASolver(KarrasLevelsSampler):
-    """SA-Solver, a predictor and a corrector of many steps for the reverse SDE.
-
-    With lambda = -log sigma, D the denoised image and c = 1 + tau^2, the reverse SDE of strength eta = tau^2,
+    """With lambda = -log sigma, D the denoised image and c = 1 + tau^2, the reverse SDE of strength eta = tau^2,
 
         x <- e^(-c h) x + int c e^(-c (lambda' - l)) L(l) dl + sigma' sqrt(1 - e^(-2 tau^2 h)) z,
 
@@ -31,13 +29,12 @@ class SASolver(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the Karras levels.
+        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         predictor_order: evaluations that the predictor looks at; without noise and corrector its global
             order, of the steps that have the history.
         corrector_order: those of the corrector, the new one among them; 0 leaves it out.
         tau: strength of the noise; 0 is the probability flow, 1 the reverse SDE.
-        tau_from: smallest noise level, of the end of a step, at which tau acts; below, it is 0.
-        tau_to: largest such level; above, tau is 0.
+        tau_from, tau_to: noise levels, of the end of a step, between which tau acts; elsewhere it is 0.
     """
 
     source: ClassVar[str] = "Xue et al., NeurIPS 2023, Algorithm 1"
