@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
+from pds.models.scores import Model
 from pds.options import options_of
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,17 @@ def build(node: DictConfig, *given: Any) -> Any:
         raise _told(part, error.__cause__) from error.__cause__.__cause__
     except OF_VALUES as error:
         raise _told(node, error) from error.__cause__
+
+
+def build_model(node: DictConfig) -> Model:
+    """The model that a node describes; errors as of `build`, and a `PDSError` if its target makes something else."""
+    model = build(node)
+    if not isinstance(model, Model):
+        raise PDSError(
+            f"{_key(node)} makes a {type(model).__name__}, not a model: give a network of your own as model=own "
+            "model.make=FILE.py:NAME"
+        )
+    return model
 
 
 OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)

@@ -10,7 +10,7 @@ from command_line import command
 from test_configurations import composed
 
 import pds
-from pds.lab.config import build
+from pds.lab.config import build, build_model
 from pds.lab.schema import CHOICES, Part
 from pds.sampling import DEFAULT
 
@@ -156,6 +156,11 @@ def test_what_cannot_be_sampled_is_one_sentence(network, what):
     with pytest.raises(pds.PDSError, match=message) as caught:
         build(composed(*overrides(network, **changed)).model)
     assert "\n" not in str(caught.value)
+
+
+def test_what_makes_no_model_is_told_the_way(network):
+    with pytest.raises(pds.PDSError, match=r"model makes a Identity, not a model: .*model=own"):
+        build_model(composed("model=ncsn_small", "model._target_=torch.nn.Identity").model)
 
 
 def test_the_data_range_is_asked_for(network):
