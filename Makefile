@@ -1,6 +1,6 @@
 # make run: the quickstart. make test: the tests. Both set up .venv first, once.
 PYTHON ?= python3
-QUICKSTART = quickstart/ncsnpp_vanilla,quickstart/ncsnpp_pds,quickstart/ncsnpp_ancestral,quickstart/ncsn_vanilla,quickstart/ncsn_pds
+QUICKSTART = quickstart/ncsnpp_vanilla,quickstart/ncsnpp_pds,quickstart/ncsnpp_sde,quickstart/ncsn_vanilla,quickstart/ncsn_pds
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
 .PHONY: run test lint clean

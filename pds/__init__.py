@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pds.samplers.dpm_solver import DPMSolver as DPMSolver
     from pds.samplers.edm import EDM as EDM
     from pds.samplers.er_sde import ERSDE as ERSDE
+    from pds.samplers.lms import LMS as LMS
     from pds.samplers.momentum_langevin import MomentumLangevin as MomentumLangevin
     from pds.samplers.preconditioned_sde import PreconditionedSDE as PreconditionedSDE
     from pds.samplers.predictor_corrector import Ancestral as Ancestral
@@ -83,6 +84,7 @@ _HOMES = {
     "pds.samplers.dpm_solver": "DPMSolver",
     "pds.samplers.edm": "EDM",
     "pds.samplers.er_sde": "ERSDE",
+    "pds.samplers.lms": "LMS",
     "pds.samplers.momentum_langevin": "MomentumLangevin",
     "pds.samplers.preconditioned_sde": "PreconditionedSDE",
     "pds.samplers.predictor_corrector": (

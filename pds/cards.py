@@ -41,7 +41,15 @@ class Card:
 
     make: Callable[..., Model]
     options: Mapping[str, Any]
-    sampler: Sampler
+    sampler: Sampler[Any]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that was published, by name: the options of the network, of its noise and of its sampler, and the image size."""
+        corrector, process = getattr(self.sampler, "corrector", None), self.options.get("process")
+        parts = (corrector, self.sampler, process)
+        facts = {name: value for part in parts if part is not None for name, value in vars(part).items()}
+        return {**facts, "size": self.options["shape"][1], **self.options}
 
 
 def _ncsnv2(depth: str, size: int, sigma_begin: float, levels: int, iterations: int, step_size: float) -> Card:

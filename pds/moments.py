@@ -18,7 +18,7 @@ from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
 from pds.data.statistics import choose
 from pds.errors import OptionError, PDSError
-from pds.files import json_digest, read_json, reading, write_json
+from pds.files import json_digest, locate, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.noise import ImageNoise
@@ -61,7 +61,7 @@ def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
     path = beside(checkpoint)
     if not path.is_file():
         return None
-    moments = read_moments(path)
+    moments = read_moments(locate(path))
     if moments.provenance.get("weights") != checkpoint.sha256:
         raise PDSError(
             f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "

@@ -165,7 +165,11 @@ class SeenNoise(Remedy):
 def epsilon_scaling(
     model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2)] = 1.005
 ) -> Model:
-    """The model with `EpsilonScaling`."""
+    """The predicted noise divided by a number (Ning et al., ICLR 2024).
+
+    Args:
+        scale: what it is divided by; 1 changes nothing.
+    """
     return replace(model, score=EpsilonScaling(model.score, scale))
 
 
@@ -178,7 +182,14 @@ def time_shift(
     window: Annotated[float, Range(0, 0.9)] = 0.1,
     cutoff: Annotated[float, Range(0, 1e9)] = 1.0,
 ) -> Model:
-    """The model with `TimeShift`; the pixel variance is that of its statistics, or of the data set's."""
+    """The network told the noise level that the state shows (Li et al., ICLR 2024).
+
+    The pixel variance of the data is that of the model's statistics, or of the data set's.
+
+    Args:
+        window: how far from the sampler's level, as a part of it; 0 changes nothing.
+        cutoff: the noise level below which nothing is shifted, in units of the data range.
+    """
     power = _power(model, dataset)
     power[:, 0, 0] = 0
     return replace(model, score=TimeShift(model.score, power.mean().item(), window, cutoff))
@@ -193,13 +204,22 @@ def band_correction(
     low: Annotated[float, Range(-1, 1)] = 0.02,
     high: Annotated[float, Range(-1, 1)] = 0.0,
 ) -> Model:
-    """The model with `BandCorrection`."""
+    """The noise predicted in a low and in a high band scaled (DCW, CVPR 2026).
+
+    Args:
+        low: part left out of the low band at the largest noise level, falling in proportion to sigma.
+        high: part left out of the high band at the smallest noise level, falling as sigma grows.
+    """
     return replace(model, score=BandCorrection(model.score, model.process.ladder[0].item(), low, high))
 
 
 @checked
 def seen_noise(model: Model, dataset: Dataset | None = None, /, *, images: Count = 64) -> Model:
-    """The model with `SeenNoise`; its response is measured on images of the data set, without one on the mean image."""
+    """The network made to see how much noise there is, from its measured response.
+
+    Args:
+        images: of the data set, to measure the response on; without a data set the mean image stands in.
+    """
     power, (black, white) = _power(model, dataset), model.data_range
     if dataset is None:
         real = _statistics(model, dataset).mean[None].expand(images, -1, -1, -1)

@@ -6,6 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Samples:
 @checked
 def sample(
     model: Model,
-    sampler: Sampler | None = None,
+    sampler: Sampler[Any] | None = None,
     *,
     filter: Filter | None = None,
     solenoid: Solenoid | None = None,

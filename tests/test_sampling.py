@@ -186,7 +186,9 @@ def test_diagnosis_of_a_network_that_sees_excess_noise_and_of_one_that_does_not(
 
 @pytest.mark.parametrize(("name", "picture", "lines"), [("sample", "pds", 2), ("your_network", "your_network", 1)])
 def test_an_example_is_a_whole_program(tmp_path, monkeypatch, name, picture, lines):
-    code = (Path(__file__).parents[1] / "experiments" / "examples" / f"{name}.py").read_text()
+    root = Path(__file__).parents[1]
+    code = (root / "experiments" / "examples" / f"{name}.py").read_text()
+    assert f"```python\n{code}```" in (root / "README.md").read_text()
     small = re.sub(r"(PredictorCorrector|EDM)\(\d+", r"\1(2", code).replace("images=16", "images=2")
     assert small != code
     monkeypatch.chdir(tmp_path)

@@ -165,11 +165,28 @@ def test_a_centred_model_is_trained_on_its_own_range(tmp_path):
     assert sorted(set(seen[0].round().flatten().tolist())) == [-1, 1]
 
 
+class Tiny(torch.nn.Module):
+    """Two convolutions, and frequencies that training leaves alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 3, padding=1, bias=False)
+        self.frequencies = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, x, label):
+        return self.last(self.first(x).relu()) * self.frequencies.sum()
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return LadderScore(Tiny(), torch.tensor([1.0, 0.3]))
+
+
 def damages(state, rng):
     """The state with one thing wrong in it."""
     table = str(rng.choice(["parameters", "ema"]))
     name = str(rng.choice(sorted(state["parameters"])))
-    moments = state["optimizer"]["state"][int(rng.integers(len(state["optimizer"]["state"])))]
+    moments = state["optimizer"]["state"][int(rng.choice(list(state["optimizer"]["state"])))]
     moment = str(rng.choice(["exp_avg", "exp_avg_sq"]))
     value = state[table][name]
     match rng.integers(22):
@@ -227,14 +244,14 @@ def stopped(tmp_path_factory):
     """The state of a training of four steps."""
     path = tmp_path_factory.mktemp("training") / "training.pt"
     Trainer(iterations=4, batch_size=4, warmup=1, checkpoint_every=4, bf16=False).fit(
-        small(), images(), path, torch.device("cpu")
+        tiny(), images(), path, torch.device("cpu")
     )
     return path.read_bytes()
 
 
 def refused(path):
     """The training is refused in one sentence, the network and the file are as they were."""
-    score, before = small(1), path.read_bytes()
+    score, before = tiny(1), path.read_bytes()
     weights = {name: value.clone() for name, value in score.state_dict().items()}
     with pytest.raises(PDSError, match=r"training\.pt is not .*: delete it to train from the start") as error:
         Trainer(iterations=9, batch_size=4, bf16=False).fit(score, images(), path, torch.device("cpu"))
@@ -269,7 +286,7 @@ def test_a_damaged_training_state_is_refused(tmp_path, stopped):
     torch.save(Hostile(), path)
     refused(path)
     path.write_bytes(stopped)
-    Trainer(iterations=9, batch_size=4, bf16=False).fit(small(1), images(), path, torch.device("cpu"))
+    Trainer(iterations=9, batch_size=4, bf16=False).fit(tiny(1), images(), path, torch.device("cpu"))
 
 
 class Hostile:

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its published python or binary batches (Krizhevsky, 2009)."""
+"""CIFAR-10 (Krizhevsky, 2009) in its published python or binary batches, or as JPEG files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pds.data.folder import ImageFolder
 from pds.data.images import ArrayImages, require_file
 from pds.errors import PDSError
 from pds.files import open_regular, user_path
@@ -20,7 +21,9 @@ SOURCE = (
 )
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 IMAGES_PER_BATCH = 10_000
+SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -85,6 +88,27 @@ def cifar10(root: str | Path, split: Literal["train", "test"] = "train") -> Arra
             raise PDSError(f"{path} holds {data.dtype} images of shape {data.shape}: it is not a CIFAR-10 batch")
         if label.min() < 0 or label.max() > 9:
             raise PDSError(f"{path} has labels up to {label.max()}: CIFAR-10 has 0 to 9")
-        images.append(data.reshape(-1, 3, 32, 32))
+        images.append(data.reshape(-1, *SHAPE))
         labels.append(label)
     return ArrayImages("cifar10", split, np.concatenate(images), np.concatenate(labels))
+
+
+@checked
+def cifar10_jpeg(root: str | Path, split: Literal["train", "test"] = "train") -> ArrayImages:
+    """A copy of CIFAR-10 as JPEG files, with labels: the coding loses detail, so it is a data set of its own.
+
+    Args:
+        root: folder of <split>/<class>/*.jpg, or one with it in cifar10-jpeg/.
+        split: "train" (50,000 images) or "test" (10,000).
+
+    Raises:
+        PDSError: there are other classes, or other numbers of images, than CIFAR-10 has.
+    """
+    root = user_path(root)
+    root = root / "cifar10-jpeg" if (root / "cifar10-jpeg").is_dir() else root
+    files = ImageFolder(root / split, SHAPE, "cifar10_jpeg", split)
+    classes, labels, counts = np.unique([Path(path).parts[0] for path in files.paths], return_inverse=True, return_counts=True)
+    each = len(BATCHES[split]) * IMAGES_PER_BATCH // len(CLASSES)
+    if tuple(classes) != CLASSES or set(counts) != {each}:
+        raise PDSError(f"{root / split} must hold {each} images in each of {', '.join(CLASSES)}: unpack it again")
+    return ArrayImages(files.name, split, files.read(range(len(files))).numpy(), labels.astype(np.uint8))

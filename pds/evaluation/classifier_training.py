@@ -1,10 +1,11 @@
-"""How the shipped MNIST classifier and its reference statistics were made."""
+"""How the shipped classifiers and their reference statistics were made."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +16,59 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pds.data.images import ArrayImages, image_digest, to_unit
-from pds.data.mnist import mnist
-from pds.evaluation.features import CLASSIFIER_FILE, ClassifierFeatures
+from pds.evaluation.features import ClassifierFeatures, classifier_file
 from pds.evaluation.frechet import FeatureStatistics
-from pds.evaluation.reference import MNIST_REFERENCE_FILE, Reference, write_reference
+from pds.evaluation.reference import Reference, reference_file, write_reference
 from pds.files import atomic_path
-from pds.models.classifier import DigitClassifier
+from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 
 log = logging.getLogger(__name__)
 
 HELD_OUT = 10_000
+REACH = 2  # pixels of the random shifts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained, on the CPU: Adam, one-cycle learning rate, random shifts.
+
+    Attributes:
+        epochs: passes over the training images.
+        seed: of initial weights, order, shifts and mirroring.
+        batch_size: images a step.
+        learning_rate: peak of the cycle.
+        flip: mirror each image left to right with probability 1/2.
+        bf16: run the network under bfloat16 autocast.
+    """
+
+    epochs: int = 8
+    seed: int = 0
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    flip: bool = False
+    bf16: bool = False
+
+
+RECIPES = {DigitClassifier: Recipe(), ObjectClassifier: Recipe(epochs=12, flip=True, bf16=True)}
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """(n, 1, H, W) images, each moved by up to `reach` pixels in both directions, zeros moving in."""
+    """(n, C, H, W) images, each moved by up to `reach` pixels in both directions, zeros moving in."""
     n, _, height, width = images.shape
-    padded = F.pad(images, (reach, reach, reach, reach))
+    padded = F.pad(images, (reach, reach, reach, reach)).permute(0, 2, 3, 1)
     top, left = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
-    return padded[torch.arange(n)[:, None, None], 0, rows[:, :, None], columns[:, None, :]][:, None]
+    return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, C, H, W) images, each mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
 
 
 @torch.inference_mode()
-def accuracy(classifier: DigitClassifier, images: ArrayImages) -> float:
+def accuracy(classifier: Classifier, images: ArrayImages) -> float:
     """Share of `images` (which have labels) that the classifier names rightly."""
     classifier.eval()
     indices = np.arange(len(images))
@@ -47,43 +78,42 @@ def accuracy(classifier: DigitClassifier, images: ArrayImages) -> float:
 
 
 def train_classifier(
-    images: ArrayImages,
-    test_images: ArrayImages,
-    epochs: int = 8,
-    seed: int = 0,
-    batch_size: int = 128,
-    learning_rate: float = 4e-3,
+    kind: type[Classifier], images: ArrayImages, test_images: ArrayImages, recipe: Recipe
 ) -> tuple[dict[str, Tensor], float]:
-    """Train a `DigitClassifier` on the CPU: Adam, one-cycle learning rate, random shifts of up to two pixels.
+    """Train a classifier on the CPU.
 
     Args:
+        kind: which one.
         images: training images with labels.
         test_images: images with labels for the accuracy; nothing is chosen by it.
-        epochs: passes over the training images.
-        seed: of initial weights, order and shifts.
-        batch_size: images a step.
-        learning_rate: peak of the cycle.
+        recipe: how.
 
     Returns:
         The state dict with its floating-point entries in float16, and the test accuracy of exactly those weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = DigitClassifier().to(memory_format=torch.channels_last).train()
-    generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(recipe.seed)
+        classifier = kind().to(memory_format=torch.channels_last).train()
+    generator = torch.Generator().manual_seed(recipe.seed)
     labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
-    steps = len(images) // batch_size
+    size = recipe.batch_size
+    steps = len(images) // size
     optimizer = torch.optim.Adam(classifier.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
-    for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=generator)[: steps * batch_size].view(steps, batch_size)
-        for batch in tqdm(order, unit="it", desc=f"classifier, epoch {epoch + 1} of {epochs}"):
-            x = to_unit(random_shift(images.read(batch.numpy()), 2, generator))
-            loss = F.cross_entropy(classifier(x.contiguous(memory_format=torch.channels_last)), labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps)
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(images), generator=generator)[: steps * size].view(steps, size)
+        with tqdm(order, unit="it", desc=f"classifier, epoch {epoch + 1} of {recipe.epochs}") as bar:
+            for batch in bar:
+                x = random_shift(images.read(batch.numpy()), REACH, generator)
+                x = to_unit(random_flip(x, generator) if recipe.flip else x)
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+                    logits = classifier(x.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits.float(), labels[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     state = {
         name: (v.half() if v.is_floating_point() else v).clone(memory_format=torch.contiguous_format)
         for name, v in classifier.state_dict().items()
@@ -92,59 +122,59 @@ def train_classifier(
     return state, accuracy(classifier, test_images)
 
 
-def build_classifier(root: str | Path, folder: Path, epochs: int = 8, seed: int = 0) -> None:
-    """Train the MNIST classifier on all training images and write `mnist_classifier.safetensors` into `folder`.
+def build_classifier(kind: type[Classifier], images: ArrayImages, test_images: ArrayImages, folder: Path) -> None:
+    """Train a classifier on all training images and write its weights into `folder`.
 
-    With one machine and one number of threads, `seed` fixes every byte. `root` is as for `pds.data.mnist.mnist`.
+    With one machine and one number of threads, the recipe's seed fixes every byte.
     """
-    test = mnist(root, "test")
-    state, test_accuracy = train_classifier(mnist(root, "train"), test, epochs, seed)
+    recipe = RECIPES[kind]
+    state, test_accuracy = train_classifier(kind, images, test_images, recipe)
     log.info("test accuracy of the classifier, with its weights in float16: %.4f", test_accuracy)
     provenance = {
-        "model": f"{DigitClassifier.__module__}.{DigitClassifier.__name__}",
+        "model": f"{kind.__module__}.{kind.__name__}",
         "test_accuracy": test_accuracy,
-        "test_images": len(test),
-        "training": f"MNIST train, 60,000 images, {epochs} epochs, seed {seed}",
+        "test_images": len(test_images),
+        "training": f"{images.name} {images.split}, {len(images):,} images, {recipe}",
         "torch": torch.__version__,
     }
-    with atomic_path(folder / CLASSIFIER_FILE) as temporary:
+    with atomic_path(folder / classifier_file(kind)) as temporary:
         # One key: safetensors does not keep the order of several, and the file is to be reproducible.
         temporary.write_bytes(save(state, metadata={"provenance": json.dumps(provenance)}))
 
 
-def build_reference(root: str | Path, folder: Path, seed: int = 0) -> None:
-    """Write `mnist_reference.npz` into `folder`, made with the classifier that lies there.
+def build_reference(kind: type[Classifier], images: ArrayImages, folder: Path, seed: int = 0) -> None:
+    """Write the reference of a classifier's features into `folder`, made with the classifier that lies there.
 
     The statistics describe a random half of the training set; `held_out` are features of `HELD_OUT` images of the other
     half. The classifier has seen both halves alike, so their distance is what real data measure: the floor.
     The halves are random because neighbours in MNIST are not alike: its even and its odd images lie at a distance of 44
     from each other, random halves at 0.4.
     """
-    train, features = mnist(root, "train"), ClassifierFeatures("cpu", folder / CLASSIFIER_FILE)
-    half = len(train) // 2
-    order = np.random.default_rng(seed).permutation(len(train))
-    described, held_out = np.sort(order[:half]), order[half : half + HELD_OUT]
-    images = train.read(described)
+    features = ClassifierFeatures(kind, "cpu", folder / classifier_file(kind))
+    half = len(images) // 2
+    order = np.random.default_rng(seed).permutation(len(images))
+    described, held_out = images.read(np.sort(order[:half])), images.read(order[half : half + HELD_OUT])
     provenance = {
-        "dataset": train.name,
-        "split": train.split,
-        "images": f"p[:{half}], ascending, of p = numpy.random.default_rng({seed}).permutation({len(train)})",
+        "dataset": images.name,
+        "split": images.split,
+        "images": f"p[:{half}], ascending, of p = numpy.random.default_rng({seed}).permutation({len(images)})",
         "count": half,
-        "images_sha256": image_digest([images]),
+        "images_sha256": image_digest([described]),
         "held_out": f"p[{half}:{half + HELD_OUT}], in float16",
         **features.provenance,
     }
-    statistics = FeatureStatistics.from_features(features(images))
-    reference = Reference(statistics, features.name, provenance, features(train.read(held_out)).astype(np.float16))
-    write_reference(folder / MNIST_REFERENCE_FILE, reference)
+    statistics = FeatureStatistics.from_features(features(described))
+    reference = Reference(statistics, features.name, provenance, features(held_out).astype(np.float16))
+    write_reference(folder / reference_file(kind), reference)
 
 
-def build_mnist_assets(root: str | Path, folder: Path) -> None:
-    """Make both files that `pds/assets` ships for the evaluation on MNIST: the classifier, then its reference.
+def build_assets(kind: type[Classifier], images: ArrayImages, test_images: ArrayImages, folder: Path) -> None:
+    """Make both files that `pds/assets` ships for the offline metric of a data set: the classifier, then its reference.
 
     Args:
-        root: folder of the MNIST files, see `pds.data.mnist.mnist`.
+        kind: the classifier of the data set.
+        images, test_images: its training and test images, with labels.
         folder: where they are written.
     """
-    build_classifier(root, folder)
-    build_reference(root, folder)
+    build_classifier(kind, images, test_images, folder)
+    build_reference(kind, images, folder)

@@ -239,7 +239,7 @@ class Diagnosis:
     excess: tuple[Excess, ...]
 
     def __str__(self) -> str:
-        rows = [("T", "sigma", "k", "least gain", "alpha")]
+        rows: list[tuple[str, ...]] = [("T", "sigma", "k", "least gain", "alpha")]
         rows += [tuple(f"{value:.3g}" for value in (x.iterations, x.sigma, x.k, x.least_gain, x.alpha)) for x in self.excess]
         return "\n".join(f"{T:>6}{sigma:>9}{k:>9}{gain:>12}{alpha:>8}" for T, sigma, k, gain, alpha in rows)
 

@@ -16,9 +16,8 @@ from pds.data.images import to_unit
 from pds.errors import PDSError
 from pds.files import locate, sha256
 from pds.models.checkpoints import load_weights
-from pds.models.classifier import DigitClassifier
+from pds.models.classifier import Classifier, DigitClassifier
 
-CLASSIFIER_FILE = "mnist_classifier.safetensors"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
@@ -51,35 +50,43 @@ def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int, 
 
 
 class ClassifierFeatures:
-    """The penultimate layer of the project's own MNIST classifier: works offline, for MNIST-like images alone.
+    """The penultimate layer of one of the project's own classifiers: works offline, for images of its data set alone.
 
     Args:
-        device: where the network runs.
+        classifier: which network.
+        device: where it runs.
         weights: its safetensors file; the shipped one by default.
     """
 
-    name = "mnist_classifier"
-    dimension = DigitClassifier.dimension
     chunk = 500
 
-    def __init__(self, device: str | torch.device = "cpu", weights: Path | None = None) -> None:
+    def __init__(
+        self, classifier: type[Classifier] = DigitClassifier, device: str | torch.device = "cpu", weights: Path | None = None
+    ) -> None:
+        self.name, self.dimension = f"{classifier.data}_classifier", classifier.dimension
+        weights = weights or locate(f"asset:{classifier_file(classifier)}")
         self.device = torch.device(device)
-        self.network = DigitClassifier()
-        weights = weights or locate(f"asset:{CLASSIFIER_FILE}")
+        self.network = classifier()
         load_weights(self.network, weights)
         self.network.to(self.device).eval()
         self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(weights)}
 
     def __call__(self, images: Tensor) -> np.ndarray:
-        if images.dtype != torch.uint8 or images.shape[1:] != DigitClassifier.shape:
+        shape = self.network.shape
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise PDSError(
-                f"{self.name} features need uint8 images of shape (n, 1, 28, 28), got {images.dtype} "
+                f"{self.name} features need uint8 images of shape (n, {', '.join(map(str, shape))}), got {images.dtype} "
                 f"{tuple(images.shape)}: take Inception features, or none, for other images"
             )
         return _in_chunks(self._features, images, self.chunk, self.dimension)
 
     def _features(self, images: Tensor) -> Tensor:
         return self.network.features(to_unit(images.to(self.device)))
+
+
+def classifier_file(classifier: type[Classifier]) -> str:
+    """The name of a classifier's weights file."""
+    return f"{classifier.data}_classifier.safetensors"
 
 
 class InceptionFeatures:

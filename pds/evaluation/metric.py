@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from pds.data.dataset import Dataset
 from pds.errors import PDSError
 from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
-from pds.evaluation.reference import Reference, shipped_mnist_reference
+from pds.evaluation.reference import Reference, shipped_reference
 from pds.files import user_path
+from pds.models.classifier import Classifier, DigitClassifier
 from pds.options import checked
 
 
@@ -52,6 +54,12 @@ class FrechetMetric:
         return self.name(len(real)), self.measure(real)
 
 
+def classifier_metric(classifier: type[Classifier], device: str = "cpu") -> FrechetMetric:
+    """The offline metric of a data set: shipped classifier, shipped reference. Comparable with no published FID."""
+    features = ClassifierFeatures(classifier, device)
+    return FrechetMetric(features, shipped_reference(classifier), f"fid_{features.name}")
+
+
 # What conf/metric names: each is given the data set and the device by position, and takes from them what it needs.
 
 
@@ -60,12 +68,12 @@ def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
 
 
 def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> FrechetMetric:
-    """The offline metric for MNIST: shipped classifier, shipped reference. Comparable with no published FID."""
-    return FrechetMetric(ClassifierFeatures(device), shipped_mnist_reference(), "fid_mnist_classifier")
+    """The offline metric for MNIST."""
+    return classifier_metric(DigitClassifier, device)
 
 
 @checked
-def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | None = None) -> FrechetMetric:
+def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> FrechetMetric:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
     Args:

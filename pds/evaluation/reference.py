@@ -19,11 +19,11 @@ from pds.errors import OptionError, PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
 from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, sha256
+from pds.models.classifier import Classifier
 from pds.options import Range, checked, options, shown
 
 log = logging.getLogger(__name__)
 
-MNIST_REFERENCE_FILE = "mnist_reference.npz"
 PUBLISHED_URL = "https://www.cs.cmu.edu/~clean-fid/stats/"
 # (name, resolution) to {split: images} of clean-fid's statistics in mode "clean", as its README lists them for data sets here,
 # the split to take unless told otherwise first.
@@ -98,9 +98,14 @@ def read_reference(path: Path) -> Reference:
         return Reference(statistics, header["features_name"], header["provenance"], held_out)
 
 
-def shipped_mnist_reference() -> Reference:
-    """MNIST classifier features of a random half of the training set, with 10,000 held-out images of the other half."""
-    return read_reference(locate(f"asset:{MNIST_REFERENCE_FILE}"))
+def reference_file(classifier: type[Classifier]) -> str:
+    """The name of the file with the statistics of a classifier's features."""
+    return f"{classifier.data}_reference.npz"
+
+
+def shipped_reference(classifier: type[Classifier]) -> Reference:
+    """A classifier's features of a random half of its training set, with 10,000 held-out images of the other half."""
+    return read_reference(locate(f"asset:{reference_file(classifier)}"))
 
 
 def published_reference(name: str, resolution: int, split: str, cache: Path | None = None) -> Reference:

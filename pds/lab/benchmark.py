@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.files import read_json, reading, user_path, write_json
-from pds.lab.config import build, resolved
+from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.runs import provenance, run_name
 from pds.lab.settings import Benchmark, settings
@@ -165,7 +165,7 @@ class Iteration:
     @classmethod
     def build(cls, cfg: DictConfig, device: torch.device) -> Iteration:
         settings(Benchmark, cfg)
-        model: Model = build(cfg.model)
+        model = build_model(cfg.model)
         filter, solenoid, sampler = build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         P = build_preconditioner(filter, solenoid, model.shape, lambda: stand_in_statistics(model.shape), device)
         if isinstance(P, Identity):

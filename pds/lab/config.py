@@ -16,10 +16,11 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
+from pds.models.scores import Model
 from pds.options import options_of
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,17 @@ def build(node: DictConfig, *given: Any) -> Any:
         raise _told(part, error.__cause__) from error.__cause__.__cause__
     except OF_VALUES as error:
         raise _told(node, error) from error.__cause__
+
+
+def build_model(node: DictConfig) -> Model:
+    """The model that a node describes; errors as of `build`, and a `PDSError` if its target makes something else."""
+    model = build(node)
+    if not isinstance(model, Model):
+        raise PDSError(
+            f"{_key(node)} makes a {type(model).__name__}, not a model: give a network of your own as model=own "
+            "model.make=FILE.py:NAME"
+        )
+    return model
 
 
 OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)
@@ -113,14 +125,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise PDSError(f"{missing} has no value: give {missing}=... on the command line")
     try:
         return OmegaConf.to_container(cfg, resolve=True)
-    except InterpolationKeyError as error:
-        key = re.search(r"'published\.([^'.]+)\.", str(error))
-        if key is None:
-            raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
-        table = OmegaConf.to_container(cfg.published, resolve=False)
-        choices = ", ".join(name for name, value in table.items() if isinstance(value, dict))
-        raise PDSError(f"the authors published this model for {choices}, not for {key[1]}: choose one of these") from None
     except OmegaConfBaseException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, PDSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:  # of a resolver of ours, below as many of OmegaConf's as there are interpolations
+            raise cause from None
         raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 
 

@@ -21,7 +21,7 @@ from pds.errors import OptionError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
-from pds.lab.config import build, keyed, resolved
+from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
@@ -68,7 +68,7 @@ class Experiment:
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
-        model: Model = build(cfg.model)
+        model = build_model(cfg.model)
         dataset: Dataset = build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)

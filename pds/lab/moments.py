@@ -5,10 +5,9 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from pds.errors import PDSError
-from pds.lab.config import build, resolved
+from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
 from pds.lab.terminal import show
-from pds.models.scores import Model
 from pds.moments import beside, measured_moments, write_moments
 from pds.samplers.analytic import AnalyticDDIM
 
@@ -19,7 +18,7 @@ def make_moments(cfg: DictConfig) -> None:
     device, sampler = choose_device(cfg.device, cfg.threads), build(cfg.sampler)
     if not isinstance(sampler, AnalyticDDIM):
         raise PDSError(f"the {sampler.title} sampler needs no moments: give sampler=analytic_ddim")
-    model: Model = build(cfg.model)
+    model = build_model(cfg.model)
     if model.checkpoint is None:
         raise PDSError("model.checkpoint=null has no weights to keep moments beside: give a weights file")
     model.score.to(device)

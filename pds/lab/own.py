@@ -47,7 +47,7 @@ def own(
         data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1].
         label: what it is shown of the noise level: sigma, log_sigma/4, t, 999t or Nt-1; null for that of its process.
         checkpoint: weights file, in any layout of `pds.models.checkpoints`; null for random weights.
-        weights: see `load_weights`.
+        weights: which of its weights, see `load_weights`.
         arguments: of `make`, by name.
 
     Raises:

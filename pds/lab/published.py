@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pds.errors import PDSError
 from pds.lab.benchmark import Iteration, peak_memory
-from pds.lab.cli import CONF, prepare
-from pds.lab.config import build
+from pds.lab.cli import prepare
+from pds.lab.config import CONF, build
 from pds.lab.devices import choose_device
 from pds.lab.runs import fingerprint
 from pds.lab.terminal import show

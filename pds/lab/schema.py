@@ -16,13 +16,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_arg
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from pds.cards import CARDS, Card
 from pds.data.celeba import CelebA
-from pds.data.cifar10 import cifar10
+from pds.data.cifar10 import cifar10, cifar10_jpeg
 from pds.data.dataset import Dataset, form_of_dataset
 from pds.data.ffhq import FFHQ
 from pds.data.folder import ImageFolder
 from pds.data.lsun import LSUN
 from pds.data.mnist import mnist
+from pds.errors import PDSError
 from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
 from pds.lab.config import CONF, defaults
@@ -47,6 +49,7 @@ from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
 from pds.samplers.er_sde import ERSDE
+from pds.samplers.lms import LMS
 from pds.samplers.momentum_langevin import MomentumLangevin
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import (
@@ -97,6 +100,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/dataset/source": {
         "mnist": Part(mnist, opened=True),
         "cifar10": Part(cifar10, opened=True),
+        "cifar10_jpeg": Part(cifar10_jpeg, opened=True),
         "celeba": Part(CelebA, given=FORM, opened=True),
         "lsun": Part(LSUN, given=FORM, opened=True),
         "ffhq": Part(FFHQ, given=FORM, opened=True),
@@ -117,6 +121,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "er_sde": ERSDE,
         "sa_solver": SASolver,
         "restart": Restart,
+        "lms": LMS,
         "adaptive": AdaptiveSDE,
         "ddim": DDIM,
         "analytic_ddim": AnalyticDDIM,
@@ -253,10 +258,27 @@ def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
     return dataclasses.make_dataclass(target.__name__, [*keys, *fields_of(target, group.removeprefix("schema/"), given, asked)])
 
 
-def published(name: str, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
-    """${published:NAME}: what was published under this name for the model and the data set, else the option's own default."""
+def published(name: str, stand_in: str | None = None, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
+    """${published:NAME,CARD}: what was published under this name for the model and the data set.
+
+    It stands in `published`, or on the card that `published.card` names; where there is neither, CARD stands in. Without a
+    CARD it is the option's own default then.
+    """
     value = OmegaConf.select(_root_, f"published.{name}")
-    return defaults(_parent_._target_)[_node_._key()] if value is None else value
+    card = OmegaConf.select(_root_, "published.card") or stand_in
+    if value is None and card is not None:
+        value = card_of(card).facts.get(name)
+    if value is None:
+        value = defaults(_parent_._target_)[_node_._key()]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def card_of(name: str) -> Card:
+    """The card of this name; a `PDSError` that names those of the same model."""
+    if name not in CARDS:
+        alike = ", ".join(card for card in CARDS if card.startswith(f"{name.partition('_')[0]}_"))
+        raise PDSError(f"the authors published no {name}, only {alike}: choose the model and the data set of one of these")
+    return CARDS[name]
 
 
 PAPERS = {"images": 50_000, "shard_size": 500}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -14,11 +13,12 @@ from hydra.core.config_store import ConfigStore
 from pds.errors import PDSError
 from pds.files import user_path
 from pds.lab.asked import Cell, Table
-from pds.lab.cli import CONF, configured, prepare
-from pds.lab.config import resolved
+from pds.lab.cli import configured, prepare
+from pds.lab.config import CONF, resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.table import write_table
+from pds.lab.runs import group_folder
 from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show
@@ -46,7 +46,7 @@ def reproduce(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("reproduce", ours))
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
-    folder = Path(config["outputs"]) / group
+    folder = group_folder(config["outputs"], group)
     table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
     table.write(folder)
     if not points:

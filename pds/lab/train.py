@@ -19,7 +19,7 @@ from torch import Tensor
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, write_json
-from pds.lab.config import build, keyed, resolved
+from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> None:
     settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
-    model: Model = build(cfg.model)
+    model = build_model(cfg.model)
     if isinstance(model.process, DiscreteVariancePreserving):
         raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
@@ -94,7 +94,9 @@ def save_network(
         name.removeprefix("network."): value.half() if half and name in trained else value
         for name, value in (score.cpu().state_dict() | dict(ema)).items()
     }
-    about = {"config": json.dumps(as_configuration(identity(config))), "iterations": str(iterations), "weights": "ema"}
+    # Which weights of another file training started from says nothing of these.
+    options = {key: value for key, value in identity(config).items() if key != "model.weights"}
+    about = {"config": json.dumps(as_configuration(options)), "iterations": str(iterations), "weights": "ema"}
     save_weights(state, path, about)
 
 

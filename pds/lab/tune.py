@@ -24,7 +24,7 @@ from pds.evaluation.excess_noise import (
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.files import user_path
-from pds.lab.config import build, resolved
+from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
 from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
@@ -45,7 +45,7 @@ def tune_by_network(cfg: DictConfig) -> None:
     resolved(cfg)
     settings(ExcessNoise, cfg)
     device = choose_device(cfg.device, cfg.threads)
-    model: Model = build(cfg.model)
+    model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)
     _require_followed(cfg, model, dataset, sampler, filter)
@@ -153,7 +153,7 @@ def tune_by_gaussian(cfg: DictConfig) -> None:
     node = OmegaConf.select(cfg, group) if group else None
     if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
         raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
-    model: Model = build(cfg.model)
+    model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     target = StationaryGaussian.of(dataset.statistics, model.data_range)
 

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
+# What to do about an option that is not given as such.
+CHOSEN = {"shape": "choose images of that shape", "process.kind": "choose that process"}
 LEVELS = "sigmas"  # what networks call the buffer of their noise levels
 
 
@@ -238,7 +240,8 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
             )
         if found.is_floating_point() != value.is_floating_point() or found.is_complex() != value.is_complex():
             raise refused(f"{name} as {found.dtype} where the model has {value.dtype}")
-        if not torch.isfinite(found).all():
+        # A number may be too large for the model's type.
+        if not torch.isfinite(found.to(value.dtype)).all():
             raise OptionError("checkpoint", f"{path} has values in {name} that are not finite numbers: fetch it again")
     unknown = next((name for name in weights.state if name not in expected), None)
     if unknown is not None:
@@ -251,10 +254,12 @@ def _check_options(network: nn.Module, weights: _Weights, path: str | Path, opti
     known = {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, str))} | dict(options)
     for name, value in weights.traits.items():
         if (ours := known.get(name, value)) != value:
-            option = name.removesuffix(".kind")
-            raise OptionError(
-                option, f"is {shown(ours)}, but {path} was trained with {shown(value)}", weights.settings or {option: value}
-            )
+            problem = f"is {shown(ours)}, but {path} was trained with {shown(value)}"
+            if weights.settings:
+                raise OptionError(name, problem, weights.settings)
+            if name in CHOSEN:
+                raise OptionError(name.removesuffix(".kind"), f"{problem}: {CHOSEN[name]}")
+            raise OptionError(name, problem, {name: value})
 
 
 def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tuple[str, str]) -> None:

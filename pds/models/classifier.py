@@ -1,36 +1,62 @@
-"""A small convolutional classifier of MNIST digits, whose penultimate layer serves as offline evaluation features."""
+"""Small convolutional classifiers, whose penultimate layer serves as offline evaluation features."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
-def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
+def _convolution(in_channels: int, out_channels: int) -> list[nn.Module]:
+    return [
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(),
-        nn.MaxPool2d(2),
-    )
+    ]
 
 
-class DigitClassifier(nn.Module):
-    """Three stages of convolution, normalisation and pooling (28 to 3 pixels), then a linear layer of 64 features.
+def _pooled(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(*_convolution(in_channels, out_channels), nn.MaxPool2d(2))
 
-    107 thousand parameters.
+
+class _Residual(nn.Module):
+    """Two convolutions beside the identity (He et al., CVPR 2016), each with its normalisation and ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*_convolution(channels, channels), *_convolution(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Classifier(nn.Module):
+    """Convolutional stages, a linear layer of features, and a linear layer of classes.
+
+    Args:
+        stages: (n, *shape) images in [0, 1] to maps of `size` values in all.
+        size: C * H * W of these maps.
+
+    Attributes:
+        data: the data set that it tells the classes of, as it stands in the names of files and metrics.
+        shape: (C, H, W) of its images.
+        dimension: number of features.
+        classes: number of classes.
     """
 
-    shape = (1, 28, 28)
-    dimension = 64
+    data: ClassVar[str]
+    shape: ClassVar[tuple[int, int, int]]
+    dimension: ClassVar[int] = 64
+    classes: ClassVar[int] = 10
 
-    def __init__(self) -> None:
+    def __init__(self, stages: nn.Sequential, size: int) -> None:
         super().__init__()
-        self.stages = nn.Sequential(_stage(1, 24), _stage(24, 48), _stage(48, 96))
-        self.embed = nn.Linear(96 * 3 * 3, self.dimension)
-        self.head = nn.Linear(self.dimension, 10)
+        self.stages = stages
+        self.embed = nn.Linear(size, self.dimension)
+        self.head = nn.Linear(self.dimension, self.classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, 64) features of (n, 1, 28, 28) images in [0, 1].
+        """(n, dimension) features of (n, *shape) images in [0, 1].
 
         They are taken before the ReLU that follows them: with its zeros they would be further from Gaussian, which is
         what the Fréchet distance takes them for.
@@ -38,5 +64,34 @@ class DigitClassifier(nn.Module):
         return self.embed(self.stages(x).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, 10) logits of (n, 1, 28, 28) images in [0, 1]."""
+        """(n, classes) logits of (n, *shape) images in [0, 1]."""
         return self.head(self.features(x).relu())
+
+
+class DigitClassifier(Classifier):
+    """MNIST: three stages of convolution, normalisation and pooling, 28 to 3 pixels; 107 thousand parameters."""
+
+    data = "mnist"
+    shape = (1, 28, 28)
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(_pooled(1, 24), _pooled(24, 48), _pooled(48, 96)), 96 * 3 * 3)
+
+
+class ObjectClassifier(Classifier):
+    """CIFAR-10: eight convolutions, two pairs of them residual, 32 to 4 pixels and their maximum; 938 thousand parameters."""
+
+    data = "cifar10"
+    shape = (3, 32, 32)
+
+    def __init__(self) -> None:
+        stages = nn.Sequential(
+            *_convolution(3, 24),
+            _pooled(24, 48),
+            _Residual(48),
+            _pooled(48, 96),
+            _pooled(96, 192),
+            _Residual(192),
+            nn.AdaptiveMaxPool2d(1),
+        )
+        super().__init__(stages, 192)

@@ -56,7 +56,8 @@ class LadderScore(NetworkScore):
         return self.sigmas.cpu()[torch.randint(len(self.sigmas), (count,), generator=generator)]
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.network(x, self.label(sigma)).float()
+        output: Tensor = self.network(x, self.label(sigma))
+        return output.float()
 
 
 Labeller = Callable[[Tensor, Tensor, Process], Tensor]
@@ -106,7 +107,8 @@ class Prediction(NetworkScore):
         t = self.process.time(sigma)
         label = self.label(sigma.double(), t).to(x.dtype)
         m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.process.scale(t), sigma))
-        return self.read(self.network(m * x, label).float(), x, m, std)
+        output: Tensor = self.network(m * x, label)
+        return self.read(output.float(), x, m, std)
 
 
 class ScorePrediction(Prediction):
@@ -195,7 +197,7 @@ class Model:
     data_range: tuple[float, float] = (0.0, 1.0)
     beside_weights: Mapping[str, Any] = field(default_factory=dict)
     statistics: DatasetStatistics | None = None
-    sampler: Sampler | None = None
+    sampler: Sampler[Any] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -139,15 +139,9 @@ def _streamed(content: mmap.mmap) -> Any:
 
 
 def _numbers(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> Tensor:
-    size = count * dtype.itemsize
-    if not 0 <= size <= len(content) - start:
+    if not 0 <= count * dtype.itemsize <= len(content) - start:
         raise ValueError("it is cut")
-    if not size:
-        return torch.empty(0, dtype=dtype)
-    aligned = start % dtype.itemsize == 0
-    return torch.frombuffer(
-        content if aligned else bytearray(content[start : start + size]), dtype=dtype, count=count, offset=start * aligned
-    )
+    return torch.frombuffer(content, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
 
 
 def _run(stream: mmap.mmap, storage: Storage) -> Any:
@@ -282,7 +276,7 @@ def _called(function: Any, arguments: Any) -> Any:
     module, _, name = function.name.rpartition(".")
     match module, name, arguments:
         case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2", (Tensor() as numbers, offset, size, stride, *_):
-            return _strided(numbers, offset, size, stride)
+            return torch.as_strided(numbers, size, stride, offset)  # which refuses what lies outside of its numbers
         case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", (Tensor() as data, *_):
             return data
         case "torch._tensor", "_rebuild_from_type_v2", (inner, _, inner_arguments, *_):
@@ -294,12 +288,3 @@ def _called(function: Any, arguments: Any) -> Any:
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
             return _filled({}, [part for pair in pairs for part in pair[:2]])
     return function
-
-
-def _strided(numbers: Tensor, offset: Any, size: Any, stride: Any) -> Tensor:
-    if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) or len(size) != len(stride):
-        raise ValueError("a tensor has no shape")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(numbers):
-        raise ValueError("a tensor is larger than its numbers")
-    return torch.as_strided(numbers, size, stride, offset)

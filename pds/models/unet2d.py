@@ -118,9 +118,7 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
     size = config["sample_size"]
     trained = [config["in_channels"], *(shape[1:] if size is None else size if isinstance(size, list) else [size, size])]
     if trained != list(shape):
-        raise PDSError(
-            f"{source} is a network of images of shape {trained}, the data set has {list(shape)}: choose another dataset"
-        )
+        raise OptionError("shape", f"is {list(shape)}, but {source} is of images of shape {trained}: choose such images")
 
 
 def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVariancePreserving, str]:
@@ -142,9 +140,8 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
             told["schedule"] = "trained_betas"
         wrong = next((key for key, value in given.items() if value is not None and value != told[key]), None)
         if wrong is not None:
-            raise PDSError(
-                f"model.{wrong}={given[wrong]}, but {folder.unet} was trained with {told[wrong]} ({source}): leave "
-                f"model.{wrong}=null"
+            raise OptionError(
+                wrong, f"is {given[wrong]}, but {folder.unet} was trained with {told[wrong]} ({source}): leave it out"
             )
     prediction = told["prediction"]
     if prediction not in PREDICTIONS:

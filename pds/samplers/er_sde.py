@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from pds.options import options
+from pds.options import Count, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
@@ -41,13 +41,15 @@ class ERSDE(KarrasLevelsSampler):
     exact to rounding.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: 1 to 3, the evaluations that a step looks at; the paper's name of it.
         scale: "ode", "sde" or "er_sde", the noise scale; one draw in each iteration, except the last, but for "ode".
     """
 
     source: ClassVar[str] = "Cui et al., WACV 2025, Algorithms 1-3"
 
+    iterations: Count = 20
     order: Literal[1, 2, 3] = 3
     scale: Scale = "er_sde"
 

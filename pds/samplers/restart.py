@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import OptionError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.processes.ladders import karras_levels
 from pds.samplers.sampler import Sampler, Steps, Task
@@ -40,15 +40,16 @@ class Restart(Sampler[list[RestartLevel]]):
 
     Attributes:
         iterations: T, the steps in all: T - restarts * steps of them in the grid, 2 T - 1 evaluations with order 2.
-        rho: exponent of both grids, see `karras_levels`.
+        rho: exponent of both grids, the larger the finer at small levels; inf spreads them evenly in log sigma.
         order: 2, Heun; 1, Euler.
         restarts: how often, K; each takes one draw.
         steps: of each way back.
-        low, high: noise levels, in units of the data range.
+        low, high: noise levels that a restart begins and ends at, in units of the data range.
     """
 
     source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"
 
+    iterations: Count = 18
     rho: Rho = 7.0
     order: Literal[1, 2] = 2
     restarts: Annotated[int, Range(0, 10_000)] = 2

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pds.errors import OptionError
-from pds.options import Range, options
+from pds.options import Count, Range, options
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
@@ -28,7 +28,8 @@ class SASolver(KarrasLevelsSampler):
     must, and the very last has no noise: to 0 it gives D. One evaluation an iteration, one draw in each but the last.
 
     Attributes:
-        iterations, rho: see `KarrasLevelsSampler`.
+        iterations: T.
+        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         predictor_order: evaluations that the predictor looks at; without noise and corrector its global
             order, of the steps that have the history.
         corrector_order: those of the corrector, the new one among them; 0 leaves it out.
@@ -38,6 +39,7 @@ class SASolver(KarrasLevelsSampler):
 
     source: ClassVar[str] = "Xue et al., NeurIPS 2023, Algorithm 1"
 
+    iterations: Count = 20
     predictor_order: Literal[1, 2, 3] = 3
     corrector_order: Literal[0, 1, 2, 3, 4] = 4
     tau: Annotated[float, Range(0, 100)] = 1.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pds.data.cifar10 import cifar10
+from pds.data.cifar10 import CLASSES, cifar10, cifar10_jpeg
 from pds.data.folder import ImageFolder
 from pds.data.mnist import mnist, read_idx
 from pds.errors import PDSError
@@ -105,6 +105,24 @@ def test_cifar10_reads_python_and_binary_batches_alike(tmp_path):
     assert np.array_equal(a.images, data.reshape(-1, 3, 32, 32))
     assert np.array_equal(a.images, b.images)
     assert np.array_equal(a.labels, b.labels)
+
+
+def test_cifar10_jpeg_takes_its_labels_from_the_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("pds.data.cifar10.IMAGES_PER_BATCH", 20)
+    folder = tmp_path / "cifar10-jpeg" / "test"
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (20 * label, 100 * i, 0)).save(folder / name / f"{i}.jpg", quality=100)
+    images = cifar10_jpeg(tmp_path, "test")
+    assert (images.name, images.split, images.shape) == ("cifar10_jpeg", "test", (3, 32, 32))
+    assert images.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    for image, label, i in zip(images.images, images.labels, 10 * [0, 1], strict=True):
+        assert np.abs(image.mean((1, 2)) - [20 * label, 100 * i, 0]).max() < 4
+    assert np.array_equal(cifar10_jpeg(tmp_path / "cifar10-jpeg", "test").images, images.images)
+    (folder / "truck" / "1.jpg").rename(folder / "ship" / "2.jpg")
+    with pytest.raises(PDSError, match=r"must hold 2 images in each of airplane, .*, truck"):
+        cifar10_jpeg(tmp_path, "test")
 
 
 class Hostile:

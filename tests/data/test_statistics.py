@@ -46,6 +46,16 @@ def test_the_shipped_file_has_the_published_masks_of_mnist():
     torch.testing.assert_close(shipped.second_moment, golden["space_mask"], rtol=1e-5, atol=1e-9)
 
 
+def test_the_shipped_file_of_cifar10_is_of_its_jpeg_copy():
+    shipped = DatasetStatistics.load("asset:cifar10_statistics.npz")
+    assert (shipped.name, shipped.provenance["images"], shipped.shape) == ("cifar10_jpeg", 200, (3, 32, 32))
+    # The law of natural images: power falls with frequency, and a pixel's variance is the sum over its frequencies (Parseval).
+    variance = (shipped.second_moment - shipped.mean.square()).mean()
+    constant = torch.fft.fft2(shipped.mean.double()).abs().square()
+    assert (shipped.power - constant).sum() / (3 * 1024**2) == pytest.approx(variance.item(), rel=1e-4)
+    assert shipped.power[:, 0, 1].min() > 100 * shipped.power[:, 16, 16].max()
+
+
 def test_statistics_are_the_moments_of_the_chosen_images():
     images = random_images()
     statistics = dataset_statistics(images, count=50, seed=3)

@@ -141,7 +141,7 @@ def test_the_command(tmp_path):
         ("model.checkpoint=null", "random weights, which see nothing"),
         ("filter.pixels=released", "set filter.pixels=none"),
         ("sampler/predictor=ancestral sampler.precondition=published", "does not filter ancestral steps: set filter=none"),
-        ("iterations=[6,1]", "iterations must be from 2 to 1000000, got 1"),
+        ("iterations=[6,1]", "iterations must be a list of 1 to 100 whole numbers from 2 to 1000000, got [6, 1]"),
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_is_measured(monkeypatch, wrong, says):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,13 +27,13 @@ from pds.data.images import ArrayImages, image_digest
 from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation import classifier_training
-from pds.evaluation.classifier_training import accuracy, random_shift, train_classifier
+from pds.evaluation.classifier_training import RECIPES, accuracy, random_flip, random_shift, train_classifier
 from pds.evaluation.features import (
-    CLASSIFIER_FILE,
     INCEPTION_FILE,
     INCEPTION_SHA256,
     ClassifierFeatures,
     InceptionFeatures,
+    classifier_file,
 )
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.metric import FrechetMetric, clean_fid_metric, mnist_classifier_metric
@@ -42,9 +43,10 @@ from pds.evaluation.reference import (
     make_reference,
     published_or_made,
     published_reference,
-    shipped_mnist_reference,
+    shipped_reference,
 )
 from pds.files import ASSETS, sha256
+from pds.models.classifier import Classifier, DigitClassifier
 
 
 class StandInLayers(nn.Module):
@@ -94,8 +96,12 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes, length: int | None = 
     return requested
 
 
+def noise(kind: type[Classifier], count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, *kind.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
 def digits(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return noise(DigitClassifier, count, seed)
 
 
 def source(count: int, seed: int = 0) -> ArrayImages:
@@ -165,13 +171,16 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/own")
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.zeros(2, 3, 28, 28, dtype=torch.uint8), torch.zeros(2, 1, 32, 32, dtype=torch.uint8), digits(2) / 255],
-)
-def test_classifier_features_refuse_other_images(images: Tensor) -> None:
-    with pytest.raises(PDSError, match=r"\(n, 1, 28, 28\)"):
-        ClassifierFeatures()(images)
+@pytest.mark.parametrize("kind", RECIPES)
+def test_classifier_features_refuse_other_images(kind: type[Classifier], tmp_path: Path) -> None:
+    save_file(kind().state_dict(), tmp_path / "weights.safetensors")
+    features, (channels, height, width) = ClassifierFeatures(kind, weights=tmp_path / "weights.safetensors"), kind.shape
+    assert features(noise(kind, 2)).shape == (2, kind.dimension)
+    for shape in ((4 - channels, height, width), (channels, height, 30), (channels, 30, width)):
+        with pytest.raises(PDSError, match=rf"{kind.data}_classifier .*\(n, {channels}, {height}, {width}\)"):
+            features(torch.zeros(2, *shape, dtype=torch.uint8))
+    with pytest.raises(PDSError, match=r"got torch\.float32"):
+        features(noise(kind, 2) / 255)
 
 
 def test_published_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,18 +267,18 @@ def test_a_reference_is_made_of_a_folder_once(tmp_path: Path, monkeypatch: pytes
     (folder / "079.png").rename(folder / "080.png")
     assert ImageFolder(folder, (1, 28, 28), "digits").fingerprint != changed.fingerprint
     (folder / "050.png").write_bytes(b"no image")
-    with pytest.raises(PDSError, match=r"050\.png cannot be read"):
+    with pytest.raises(PDSError, match=r"050\.png is no PNG"):
         replace(maker, images=80)(lambda: ImageFolder(folder, (1, 28, 28), "digits"), features, cache)
     (tmp_path / "one").mkdir()
     with pytest.raises(PDSError, match="digits all has 1 image"):
         maker(lambda: write_digits(tmp_path / "one", 1), features, cache)
-    with pytest.raises(PDSError, match=r"dataset\.reference\.images must be at least 2"):
+    with pytest.raises(PDSError, match=r"^images must be a whole number from 2"):
         MadeReference(1)
     assert len(list((cache / "references").iterdir())) == 3
 
 
 def test_features_and_reference_must_be_of_one_kind(inception_cache: tuple[Path, str]) -> None:
-    reference = shipped_mnist_reference()
+    reference = shipped_reference(DigitClassifier)
     with pytest.raises(PDSError, match="choose a reference made with inception"):
         FrechetMetric(InceptionFeatures("cpu", *inception_cache), reference, "clean_fid_inception")
     with pytest.raises(PDSError, match="choose a reference made with mnist_classifier"):
@@ -296,52 +305,64 @@ def test_floor_is_that_of_the_held_out_images() -> None:
     assert 0 < metric.floor(10_000)[1] < metric.floor(2_000)[1] < value
     # Halves of one distribution: at most a thousandth of the variance apart.
     assert metric.floor(10_000)[1] < 1e-3 * np.trace(metric.reference.statistics.covariance)
-    # What is no digit lies far above the floor.
+    # Noise lies far above the floor.
     assert metric.measure(metric.features(digits(256))) > 20 * value
     assert replace(metric, reference=replace(metric.reference, held_out=None)).floor(256) is None
 
 
-def test_training_learns_and_measures_what_it_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes told apart by where a bright square lies."""
+@pytest.mark.parametrize("kind", RECIPES)
+def test_training_learns_and_measures_what_it_returns(kind: type[Classifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes told apart by the rows and columns of bright points."""
     measured = []
     monkeypatch.setattr(
         classifier_training, "accuracy", lambda network, images: measured.append(network) or accuracy(network, images)
     )
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 160).astype(np.uint8)
-    images = rng.integers(0, 60, (160, 1, 28, 28), dtype=np.uint8)
+    images = rng.integers(0, 60, (160, *kind.shape), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
-        top, left = 4 + 8 * (label // 4), 4 + 6 * (label % 4)
-        image[0, top : top + 4, left : left + 4] = 255
-    data = ArrayImages("squares", "train", images, labels)
-    state, reached = train_classifier(data, data, epochs=3, batch_size=20)
-    assert reached > 0.9
+        image[:, :: label // 5 + 2, :: label % 5 + 1] = 255
+    data = ArrayImages("grids", "train", images, labels)
+    recipe = replace(RECIPES[kind], epochs=4, batch_size=20)
+    state, reached = train_classifier(kind, data, data, recipe)
+    assert reached > 0.8
     assert {v.dtype for v in state.values()} == {torch.float16, torch.int64}
     # The network measured holds exactly the rounded weights, and measuring left its running statistics alone.
     for name, value in measured[0].state_dict().items():
         assert torch.equal(value, state[name].to(value.dtype)), name
-    first = train_classifier(data, data, epochs=1, batch_size=80)[0]
+    once = replace(RECIPES[kind], epochs=1, batch_size=80)
+    first = train_classifier(kind, data, data, once)[0]
     torch.rand(1)  # the state of the global generator must not matter
-    second = train_classifier(data, data, epochs=1, batch_size=80)[0]
+    second = train_classifier(kind, data, data, once)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_random_shift_moves_each_image_and_fills_with_zeros() -> None:
-    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
-    images[:, 0, 10, 15] = torch.arange(1, 201, dtype=torch.uint8)
+    images = torch.zeros(200, 2, 28, 28, dtype=torch.uint8)
+    images[:, :, 10, 15] = torch.stack([torch.arange(1, 201), torch.arange(200, 0, -1)], 1).to(torch.uint8)
     moved = random_shift(images, 2, torch.Generator().manual_seed(0))
-    n, _, rows, columns = moved.nonzero(as_tuple=True)
-    assert torch.equal(moved[n, 0, rows, columns], images[:, 0, 10, 15])
+    n, channel, rows, columns = moved.nonzero(as_tuple=True)
+    assert torch.equal(moved[n, channel, rows, columns], images[:, :, 10, 15].flatten())
+    assert torch.equal(rows[0::2], rows[1::2])
     assert set(rows.tolist()) == set(range(8, 13))
     assert set(columns.tolist()) == set(range(13, 18))
+
+
+def test_random_flip_mirrors_half_of_the_images() -> None:
+    images = torch.arange(4, dtype=torch.uint8).expand(400, 2, 3, 4)
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped == images.flip(-1)).all((1, 2, 3))
+    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert 150 < mirrored.sum() < 250
 
 
 def test_shipped_classifier_is_small_and_says_how_accurate_it_is() -> None:
     from safetensors import safe_open
 
-    assert (ASSETS / CLASSIFIER_FILE).stat().st_size < 2_000_000
-    with safe_open(ASSETS / CLASSIFIER_FILE, "pt") as file:
-        stated = json.loads(file.metadata()["provenance"])["test_accuracy"]
+    file = ASSETS / classifier_file(DigitClassifier)
+    assert file.stat().st_size < 2_000_000
+    with safe_open(file, "pt") as opened:
+        stated = json.loads(opened.metadata()["provenance"])["test_accuracy"]
     assert stated >= 0.99
 
 

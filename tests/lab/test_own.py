@@ -10,7 +10,7 @@ from command_line import command
 from test_configurations import composed
 
 import pds
-from pds.lab.config import build
+from pds.lab.config import build, build_model
 from pds.lab.schema import CHOICES, Part
 from pds.sampling import DEFAULT
 
@@ -124,9 +124,9 @@ OFFERED = ("model/process", "filter", "solenoid", "sampler", "sampler/schedule",
 def test_what_the_command_line_offers_the_library_offers():
     choices = [choice for group in OFFERED for base in (group, f"schema/{group}") for choice in CHOICES.get(base, {}).values()]
     classes = {choice.target if isinstance(choice, Part) else choice for choice in choices}
-    classes = {choice for choice in classes if isinstance(choice, type)}
-    assert len(classes) > 20
-    assert {choice for choice in classes if getattr(pds, choice.__name__, None) is not choice} == set()
+    offered = {choice for choice in classes if isinstance(choice, type)} | set(CHOICES["remedy"].values())
+    assert len(offered) > 20
+    assert {choice for choice in offered if getattr(pds, choice.__name__, None) is not choice} == set()
 
 
 REFUSED = {
@@ -156,6 +156,11 @@ def test_what_cannot_be_sampled_is_one_sentence(network, what):
     with pytest.raises(pds.PDSError, match=message) as caught:
         build(composed(*overrides(network, **changed)).model)
     assert "\n" not in str(caught.value)
+
+
+def test_what_makes_no_model_is_told_the_way(network):
+    with pytest.raises(pds.PDSError, match=r"model makes a Identity, not a model: .*model=own"):
+        build_model(composed("model=ncsn_small", "model._target_=torch.nn.Identity").model)
 
 
 def test_the_data_range_is_asked_for(network):

@@ -1,5 +1,6 @@
 """The tables: every cell composes and builds, printed numbers are the papers', small forms run."""
 
+import copy
 import csv
 import functools
 import json
@@ -10,16 +11,19 @@ from pathlib import Path
 import pytest
 from command_line import command
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_configurations import composed
 
 from pds.errors import PDSError
-from pds.lab.config import build, resolved
+from pds.lab.config import CONF, build, resolved
 from pds.lab.experiment import run
 from pds.lab.points import Point, Points
 from pds.lab.report import read_runs
 from pds.lab.report.table import fill
 from pds.lab.schema import register
-from pds.lab.tables import CONF, TABLES, plan
+from pds.lab.tables import TABLES, key, plan
 from pds.lab.text import significant
 
 
@@ -35,8 +39,20 @@ def full(name):
 
 
 def configurations(points):
+    """The configuration of each point: what is chosen is composed once, the values are put in by Hydra as ever."""
+    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return [compose("run", [*point, "tracker=none"]) for point in points]
+        loader = GlobalHydra.instance().config_loader()
+        is_choice = functools.cache(loader.repository.group_exists)
+        chosen = functools.cache(lambda choices: compose("run", [*choices, "tracker=none"]))
+        made = []
+        for point in points:
+            choices = tuple(override for override in point if is_choice(key(override)))
+            cfg = copy.deepcopy(chosen(choices))
+            values = OverridesParser.create().parse_overrides([override for override in point if override not in choices])
+            ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+            made.append(cfg)
+        return made
 
 
 def planned(name, *overrides):

@@ -152,6 +152,7 @@ def test_other_weights_or_filters_are_another_run(tmp_path):
 
 def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_which_it_used(tmp_path, monkeypatch):
     monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pds.moments.LEVELS", 5)
     weights, folder = tmp_path / "net.safetensors", tmp_path / "stripes"
     shutil.copy(ASSETS / "mnist_ncsnpp.safetensors", weights)
     folder.mkdir()

@@ -163,10 +163,17 @@ def test_a_file_of_this_project_is_of_the_images_and_the_noise_it_says(tmp_path)
     )
     save_weights(network.state_dict(), path, {"config": says})
     assert make_ncsnv2([1, 16, 16], **made, checkpoint=path).checkpoint.path == path
-    with pytest.raises(PDSError, match=r"shape is \[1, 32, 32\], but .* was trained with \[1, 16, 16\]: set shape=\[1,16,16\]"):
+    with pytest.raises(
+        PDSError, match=r"shape is \[1, 32, 32\], but .* was trained with \[1, 16, 16\]: choose images of that shape"
+    ):
         make_ncsnv2([1, 32, 32], **made, checkpoint=path)
     with pytest.raises(PDSError, match=r"sigma_begin is .* set sigma_begin=50"):
         make_ncsnv2([1, 16, 16], **(made | {"sigma_begin": 90.0}), checkpoint=path)
+    says = yaml.safe_dump({"model.rescale": "\x1b[2J\rerror: all is well\n" * 1000})
+    save_weights(network.state_dict(), path, {"config": says})
+    with pytest.raises(PDSError, match=r"rescale is True, but .* was trained with '\\x1b\[2J.*: set rescale=") as error:
+        make_ncsnv2([1, 16, 16], **made, checkpoint=path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 2500
     for broken in ("[1, {", "- model.rescale", "3", "1: 2", "model.rescale: !!python/name:os.system", "[" * 10_000, "!!bool x"):
         save_weights(network.state_dict(), path, {"config": broken})
         with refused(network, "not a file with a table of options as its metadata `config`"):

@@ -82,7 +82,9 @@ def averages(network, rng):
         case 0:
             return list(trained(network).values())
         case 1:
-            return {"decay": 0.999, "num_updates": 7, "shadow_params": list(trained(network).values()), "collected_params": []}
+            return {"decay": 0.999, "num_updates": 7, "shadow_params": list(trained(network).values())} | {
+                "collected_params": list(trained(Small(9)).values())
+            }
         case 2:
             return {str(rng.choice(["shadow", "params", "state_dict", "module"])): wrapped(state, rng, 1), "decay": 0.99}
         case 3:

@@ -26,7 +26,7 @@ CONFIG = {"model": {"kind": "ncsnpp", "width": 4, "process": {"kind": "VE", "sig
 
 def state():
     generator = torch.Generator().manual_seed(0)
-    weights = {"weight": torch.randn(20, 30, generator=generator), "half": torch.ones(5).half(), "count": torch.tensor(3)}
+    weights = {"weight": torch.randn(20, 30, generator=generator), "half": torch.zeros(5).half(), "count": torch.tensor(3)}
     return weights | {
         "bfloat": torch.ones(2, 2).bfloat16(),
         "empty": torch.zeros(0, 2),
@@ -59,13 +59,14 @@ def test_every_flipped_bit_of_our_own_files_is_refused_or_changes_nothing(tmp_pa
 def test_the_digest_is_of_names_shapes_types_and_numbers():
     first = state()
     others = [
+        {**first, "weight": first["weight"].view(30, 20)},
         {**first, "weight": first["weight"].T},
         {**first, "weight": first["weight"] + 1e-6},
         {**first, "half": first["half"].bfloat16()},
         {name if name != "half" else "halves": value for name, value in first.items()},
         {name: value for name, value in first.items() if name != "empty"},
     ]
-    assert len({state_digest(other) for other in [first, *others]}) == 6
+    assert len({state_digest(other) for other in [first, *others]}) == 7
     assert state_digest(first, {"a": "b"}) != state_digest(first)
     again = {name: first[name].clone(memory_format=torch.contiguous_format) for name in reversed(first)}
     assert state_digest(again) == state_digest(first)

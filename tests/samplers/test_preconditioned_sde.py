@@ -150,7 +150,7 @@ def test_the_step_to_zero_keeps_its_law(name):
 def test_the_variance_at_few_steps_is_what_the_readme_says():
     found = {}
     for T, weight in itertools.product((10, 20), ("exact", "midpoint")):
-        sampler = PreconditionedSDE(T, weight=weight, eta=3.0)
+        sampler = PreconditionedSDE(T, 7.0, weight=weight, eta=3.0)
         power = torch.logspace(-8, 4, 400, dtype=torch.float64)
         found[T, weight] = (sampler.variance(sampler.levels(WIDE)[:-1], power) / (power + 1e-4)).max().item() - 1
         assert variance_errors(sampler, WIDE)[1] == pytest.approx(found[T, weight], rel=0.02)
@@ -160,7 +160,7 @@ def test_the_variance_at_few_steps_is_what_the_readme_says():
         (20, "exact"): 135,
         (20, "midpoint"): 26,
     }
-    turned = PreconditionedSDE(20, weight="exact", eta=0.0)
+    turned = PreconditionedSDE(20, 7.0, weight="exact", eta=0.0)
     ratio = turned.variance(turned.levels(WIDE)[:-1], power, turn=10.0) / (power + 1e-4)
     assert ratio.max().item() - 1 == pytest.approx(73.1, abs=0.5)
 
@@ -169,7 +169,7 @@ def test_the_variance_at_few_steps_is_what_the_readme_says():
 @KINDS
 def test_many_steps_reach_the_data_of_every_process(name, process):
     power, P = natural_power(SIZE) / 4, operator(*PRECONDITIONERS[name])
-    sampler = PreconditionedSDE(250)
+    sampler = PreconditionedSDE(250, 7.0, eta=1.0)
     found = sampler.variance(sampler.levels(process), power, *eigenvalues(*PRECONDITIONERS[name]))
     torch.testing.assert_close(found, power, rtol=0.03, atol=0)
     # The images themselves, in few steps.
