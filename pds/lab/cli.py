@@ -130,7 +130,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
 
 
 def given_overrides() -> list[str]:
-    """The overrides of the command line that this job was composed of, as they were given: Hydra would resolve ${...} in them."""
+    """The overrides that this job was composed of, as they were given: Hydra would resolve the ${...} in them."""
     return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
