@@ -49,6 +49,10 @@ class OptionError(PDSError):
         super().__init__(f"{name} {problem}" + (f": set {settings}" if fix else ""))
         self.name, self.problem, self.fix = name, problem, fix
 
+    def __reduce__(self) -> tuple[type[OptionError], tuple[str, str, dict[str, Any]]]:
+        # Workers of a launcher send their errors home as pickles, which would call __init__ with the message alone.
+        return OptionError, (self.name, self.problem, dict(self.fix))
+
     def under(self, key: str) -> OptionError:
         """The same error, told with the key of the node that holds the option."""
         return OptionError(f"{key}.{self.name}", self.problem, {f"{key}.{name}": value for name, value in self.fix.items()})

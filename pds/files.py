@@ -313,7 +313,7 @@ def _read_array(
         if size != member.file_size - file.tell() or member.file_size > 1032 * (member.compress_size + 1):
             raise ValueError(f"its header speaks of {size:,} bytes, the file of {member.file_size - file.tell():,}")
         whole = rows is None or not shape or rows >= shape[0]
-        if not whole:
+        if rows is not None and not whole:
             if fortran:
                 raise ValueError("its first axis is not its slowest")
             shape = (rows, *shape[1:])
@@ -405,7 +405,9 @@ def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
 def _yaml_loader() -> Any:
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(safe):  # type: ignore[misc]
         """The safe loader, with numbers of a limited length: those to the base of 60 take time in its square."""
 
     def number(kind: str) -> Any:

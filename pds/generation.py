@@ -118,7 +118,7 @@ class ImageSampler:
     """
 
     score: Score
-    sampler: Sampler
+    sampler: Sampler[Any]
     process: Process
     preconditioner: Preconditioner
     shape: tuple[int, int, int]
@@ -188,7 +188,7 @@ def _finite(x: Tensor) -> Callable[[], bool]:
     # One reduction: a sum is finite only if every value is.
     flag = x.sum().isfinite().to("cpu", non_blocking=True)
     if not x.is_cuda:
-        return flag.item
+        return lambda: bool(flag)
     copied = torch.cuda.current_stream(x.device).record_event()
 
     def answer() -> bool:
@@ -274,7 +274,7 @@ def _sample_shards(
                     sample.warm_up(n)
                     warm.add(n)
                 start = time.perf_counter()
-                x, nfe = sample(batch, lambda *step: bar.update(min(n / steps, end - bar.n)))
+                x, nfe = sample(batch, lambda *step: (bar.update(min(n / steps, end - bar.n)), None)[1])
             except torch.cuda.OutOfMemoryError:
                 kept = "" if apart else "; finished shards are kept"
                 raise PDSError(

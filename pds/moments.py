@@ -96,7 +96,8 @@ def measure(
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             x = read(batch).to(device)
-            noise = ImageNoise(SEED, torch.from_numpy(batch).to(device), tuple(x.shape[1:]))
+            _, channels, height, width = x.shape
+            noise = ImageNoise(SEED, torch.from_numpy(batch).to(device), (channels, height, width))
             pixels += x.numel()
             for k, sigma in enumerate(sigmas):
                 z = noise.normal()

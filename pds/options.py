@@ -100,8 +100,8 @@ def options(cls: type[T]) -> type[T]:
     def __post_init__(self: Any) -> None:
         # A base class's own check runs through super(), on fields that this loop has seen already.
         if type(self) is made:
-            hints = _hints(type(self))
-            for field in dataclasses.fields(self):
+            hints = _hints(made)  # type: ignore[arg-type]  # classes are hashable
+            for field in dataclasses.fields(made):
                 if field.init:
                     object.__setattr__(self, field.name, fitted(field.name, getattr(self, field.name), hints[field.name]))
         if own is not None:
@@ -112,7 +112,7 @@ def options(cls: type[T]) -> type[T]:
                 inherited()
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
-    made = dataclass(frozen=True)(cls)
+    made: Any = dataclass(frozen=True)(cls)
     return made
 
 
@@ -174,7 +174,8 @@ def _default(target: Callable[..., Any], parameter: inspect.Parameter) -> Any:
 @functools.cache
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a class's fields, or of the arguments of a function or an `__init__`, resolved."""
-    own = target.__init__ if isinstance(target, type) and not dataclasses.is_dataclass(target) else target
+    kind: Any = target
+    own = kind.__init__ if isinstance(target, type) and not dataclasses.is_dataclass(target) else target
     return typing.get_type_hints(own, include_extras=True)
 
 
@@ -274,7 +275,7 @@ def described(annotation: Any) -> str:
         return "a table"
     if annotation in (int, float):
         return f"a {WORDS[annotation]}"
-    return WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
+    return WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
 
 
 def _plain(bound: float) -> str:

@@ -124,12 +124,12 @@ class Trainer:
                 finite any more.
         """
         self.check(images)
-        score = score.to(device, memory_format=torch.channels_last).train()
+        score = score.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}
         start, spent, running = self._restore(checkpoint, parameters, ema, optimizer)
-        network = torch.compile(score) if self.compile else score
+        network: Any = torch.compile(score) if self.compile else score
         clock = time.perf_counter() - spent
         with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:

@@ -1,6 +1,7 @@
 """Options: each kind of value that does not fit its annotation is refused in one sentence, before anything is made of it."""
 
 import math
+import pickle
 import random
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -87,3 +88,9 @@ def test_the_options_of_a_class_or_a_function_are_its_arguments_with_their_range
     }
     assert options_of(Derived)["weight"].annotation == Annotated[float, Range(0, 1)]
     assert {name: option.required for name, option in options_of(made).items()} == {"count": True, "end": False}
+
+
+def test_a_refusal_survives_the_way_from_a_worker():
+    refusal = OptionError("rho", "must be positive, got -1", {"rho": 7}).under("sampler")
+    again = pickle.loads(pickle.dumps(refusal))
+    assert (str(again), again.name, dict(again.fix)) == (str(refusal), "sampler.rho", {"sampler.rho": 7})

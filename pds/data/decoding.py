@@ -71,6 +71,6 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
         image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             raise PDSError("is transparent: flatten it on the background that it should have")
     return image.convert("L" if channels == 1 else "RGB")

@@ -106,7 +106,7 @@ class LMDBImages(EncodedImages):
 
     @property
     def names(self) -> Sequence[bytes]:
-        return self.keys
+        return list(self.keys)
 
     def encoded(self, i: int) -> bytes:
         return self.database.ask(bytes(self.keys[i]).hex(), f"{self.place(i)} cannot be read")
@@ -127,13 +127,15 @@ class Database:
 
     def __init__(self, root: Path) -> None:
         self.root, self.lock = root, threading.Lock()
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("lmdb_process.py"), root],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONSAFEPATH": "1"},
         )
+        assert process.stdin is not None and process.stdout is not None
+        self.process, self.questions, self.answers = process, process.stdin, process.stdout
         atexit.register(self.process.kill)
         self.state = json.loads(self._answer(f"{root} is not a readable LMDB"))
 
@@ -142,8 +144,8 @@ class Database:
         with self.lock:
             if self.process.poll() is None:
                 with contextlib.suppress(BrokenPipeError):
-                    self.process.stdin.write(f"{question}\n".encode())
-                    self.process.stdin.flush()
+                    self.questions.write(f"{question}\n".encode())
+                    self.questions.flush()
             return self._answer(problem, patience)
 
     def _answer(self, problem: str, patience: float = PATIENCE) -> bytes:
@@ -166,7 +168,7 @@ class Database:
         return int.from_bytes(self._read(8), "little", signed=True)
 
     def _read(self, count: int) -> bytes:
-        content = self.process.stdout.read(count)
+        content = self.answers.read(count)
         if len(content) < count:
             raise EOFError
         return content

@@ -10,7 +10,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 import numpy as np
 
@@ -46,8 +46,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     length = len(header) + math.prod(shape)
     try:
         with contextlib.ExitStack() as opened:
-            file = opened.enter_context(open_regular(path, most=2 * length))
-            file = opened.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
+            file: IO[bytes] = opened.enter_context(open_regular(path, most=2 * length))
+            file = cast(IO[bytes], opened.enter_context(gzip.open(file))) if path.suffix == ".gz" else file
             raw = file.read(length)
             more = file.read(1)  # at the end of a gzip file, this checks its CRC
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -44,7 +44,8 @@ class DatasetStatistics:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.power.shape)
+        channels, height, width = self.power.shape
+        return channels, height, width
 
     def save(self, path: Path) -> None:
         """Write as npz, atomically; nothing in it is pickled."""
@@ -68,8 +69,8 @@ class DatasetStatistics:
             # Of images in [0, 1], where x² <= x and no frequency has more than all pixels.
             if not (np.all(mean**2 <= square + 1e-5) and np.all(square <= mean + 1e-5) and np.all(power <= power[0].size ** 2)):
                 raise ValueError("no images in [0, 1] have such moments")
-        moments = (torch.from_numpy(arrays[name]) for name in ("power", "mean", "second_moment"))
-        return cls(provenance["dataset"], *moments, provenance)
+        moments = {name: torch.from_numpy(arrays[name]) for name in ("power", "mean", "second_moment")}
+        return cls(provenance["dataset"], **moments, provenance=provenance)
 
 
 def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:
@@ -113,9 +114,8 @@ def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cac
         power += torch.fft.fft2(x).abs().square().sum(0)
         mean += x.sum(0)
         second_moment += x.square().sum(0)
-    statistics = DatasetStatistics(
-        images.name, *((total / count).float() for total in (power, mean, second_moment)), provenance
-    )
+    power, mean, second_moment = ((total / count).float() for total in (power, mean, second_moment))
+    statistics = DatasetStatistics(images.name, power, mean, second_moment, provenance)
     if path:
         statistics.save(path)
         log.info("statistics of %d images of %s written to %s", count, images.name, path)

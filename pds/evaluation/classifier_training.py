@@ -93,7 +93,7 @@ def train_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        classifier = kind().to(memory_format=torch.channels_last).train()
+        classifier = kind().to(memory_format=torch.channels_last).train()  # type: ignore[call-arg]
     generator = torch.Generator().manual_seed(recipe.seed)
     labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
     size = recipe.batch_size
@@ -154,7 +154,7 @@ def build_reference(kind: type[Classifier], images: ArrayImages, folder: Path, s
     half = len(images) // 2
     order = np.random.default_rng(seed).permutation(len(images))
     described, held_out = images.read(np.sort(order[:half])), images.read(order[half : half + HELD_OUT])
-    provenance = {
+    provenance: dict[str, str | int] = {
         "dataset": images.name,
         "split": images.split,
         "images": f"p[:{half}], ascending, of p = numpy.random.default_rng({seed}).permutation({len(images)})",

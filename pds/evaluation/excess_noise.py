@@ -84,7 +84,8 @@ def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: 
     Returns:
         The response at `FACTORS`, averaged over images and pixels.
     """
-    z = ImageNoise(seed, torch.arange(len(images), device=images.device), tuple(images.shape[1:])).normal()
+    _, channels, height, width = images.shape
+    z = ImageNoise(seed, torch.arange(len(images), device=images.device), (channels, height, width)).normal()
 
     def share(sigma: float, k: float) -> float:
         return (-sigma * (score_at(score, images + k * sigma * z, sigma) * z).sum() / z.square().sum()).item()

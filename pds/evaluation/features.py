@@ -66,7 +66,7 @@ class ClassifierFeatures:
         self.name, self.dimension = f"{classifier.data}_classifier", classifier.dimension
         weights = weights or locate(f"asset:{classifier_file(classifier)}")
         self.device = torch.device(device)
-        self.network = classifier()
+        self.network = classifier()  # type: ignore[call-arg]
         load_weights(self.network, weights)
         self.network.to(self.device).eval()
         self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(weights)}

@@ -8,6 +8,7 @@ keeps the modes apart: its answers to an impulse in one draw at a time, whose sp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ class _Impulses:
 
 
 def sampled_law(
-    sampler: Sampler, target: StationaryGaussian, process: Process, preconditioner: Preconditioner
+    sampler: Sampler[Any], target: StationaryGaussian, process: Process, preconditioner: Preconditioner
 ) -> StationaryGaussian:
     """What `sampler` makes of the exact score of `target`.
 
@@ -113,7 +114,7 @@ def sampled_law(
 
 
 def variance_errors(
-    sampler: Sampler, process: Process, low: float | None = None, high: float | None = None, modes: int = 128
+    sampler: Sampler[Any], process: Process, low: float | None = None, high: float | None = None, modes: int = 128
 ) -> tuple[float, float]:
     """The least and the largest relative error of a mode's variance that a vanilla sampler makes, over all spectra.
 

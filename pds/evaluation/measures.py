@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -122,7 +122,7 @@ def manifold(
     )
 
 
-def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm) -> list[Tensor]:
+def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm[Any]) -> list[Tensor]:
     """For each k the squared distance of each point to its k-th nearest neighbour, itself left out."""
     radii: list[list[Tensor]] = [[] for _ in neighbours]
     for _, distances in _blocks(points, points):

@@ -73,7 +73,7 @@ def write_reference(path: Path, reference: Reference) -> None:
     header = {"features_name": reference.features_name, "count": reference.statistics.count}
     header |= {"provenance": reference.provenance, "held_out": 0 if reference.held_out is None else len(reference.held_out)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        np.savez(file, allow_pickle=False, header=np.array(json.dumps(header)), **arrays)
 
 
 def read_reference(path: Path) -> Reference:
@@ -128,7 +128,7 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
     arrays = read_npz(path, schema, "a file of clean-fid statistics", "delete it", others=True)
     # The files do not say how many images they describe.
     count = PUBLISHED.get((name.lower(), resolution), {}).get(split, 0)
-    provenance = {
+    provenance: dict[str, str | int] = {
         "dataset": name,
         "split": split,
         "resolution": resolution,
@@ -146,7 +146,7 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
 def _provenance(images: ImageSource, features: FeatureExtractor, count: int) -> dict[str, str | int]:
     chosen = {"seed": SEED} if count < len(images) else {}
     shape = "x".join(map(str, images.shape))
-    facts = {"dataset": images.name, "split": images.split, "shape": shape, "count": count, **chosen}
+    facts: dict[str, str | int] = {"dataset": images.name, "split": images.split, "shape": shape, "count": count, **chosen}
     return facts | images.fingerprint | features.provenance
 
 

@@ -154,7 +154,7 @@ class Iteration:
 
     model: Model
     score: Score
-    sampler: Sampler
+    sampler: Sampler[Any]
     filter: Filter
     solenoid: Solenoid
     preconditioner: Preconditioner
@@ -184,8 +184,8 @@ class Iteration:
     def baseline(self) -> ComplexPreconditioner:
         """P and S in full complex FFTs."""
         shape, device = self.model.shape, self.x.device
-        filters = [make(shape, lambda: stand_in_statistics(shape)) for make in (self.filter.frequency, self.filter.space)]
-        return ComplexPreconditioner(*filters, self.solenoid.spectrum(shape[1:]), self.solenoid.omega, device)
+        R, A = (make(shape, lambda: stand_in_statistics(shape)) for make in (self.filter.frequency, self.filter.space))
+        return ComplexPreconditioner(R, A, self.solenoid.spectrum(shape[1:]), self.solenoid.omega, device)
 
 
 def largest_difference(record: RecordedPreconditioner, baseline: ComplexPreconditioner) -> float:
@@ -287,7 +287,8 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _resident(field: str) -> int:
-    return 1024 * int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    (kilobytes,) = re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
 
 
 @torch.no_grad()

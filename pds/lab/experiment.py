@@ -72,7 +72,7 @@ class Experiment:
         dataset: Dataset = build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
-        sampler: Sampler = build(cfg.sampler)
+        sampler: Sampler[Any] = build(cfg.sampler)
         with keyed(cfg.filter):
             preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         with keyed(cfg.sampler):
@@ -108,12 +108,12 @@ class Experiment:
     @property
     def fingerprint(self) -> dict[str, str | None]:
         """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
-        checkpoint, reference = self.model.checkpoint, self.metric and self.metric.reference.provenance
-        facts = {
+        checkpoint, reference = self.model.checkpoint, self.metric.reference.provenance if self.metric else None
+        facts: dict[str, str | None] = {
             # A network that loads its own file has no checkpoint here.
             "weights": checkpoint.sha256 if checkpoint else state_digest(self.model.score.state_dict()),
             "filters": fingerprint(*self.masks.values()),
-            "reference": reference and json_digest(reference),
+            "reference": json_digest(reference) if reference else None,
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
@@ -144,7 +144,7 @@ class Experiment:
 
 def _told(remedy: DictConfig) -> str:
     """What tables call a remedy: its name and its options."""
-    options = (f"{key}={value}" for key, value in remedy.items() if key != "_target_")
+    options = (f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
     return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
 
 
@@ -366,7 +366,7 @@ def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
     present = {name: mask.numpy() for name, mask in experiment.masks.items()}
     if present:
         with atomic_path(folder / "filter.npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, **present)
+            np.savez_compressed(file, allow_pickle=False, **present)
 
 
 def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any], images: list[np.ndarray]) -> None:

@@ -141,10 +141,10 @@ class Points:
             now, found = replace(now, run=run), done
             self.write(now)
 
-        def end(state: str, message: str = "") -> None:
+        def end(state: Literal["done", "skipped", "failed"], message: str = "") -> None:
             at = time.time()
             # What was found done says nothing of the pace.
-            pace = {} if found else {"seconds": at - start, "ended": at}
+            pace: dict[str, Any] = {} if found else {"seconds": at - start, "ended": at}
             self.write(replace(now, state=state, message=message, **pace))
 
         try:

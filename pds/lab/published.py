@@ -75,6 +75,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
             iteration(iteration.preconditioner).sum().item()
             stepped = time.perf_counter()
         network, checkpoint = iteration.model.score.network, iteration.model.checkpoint
+        assert checkpoint is not None
         if fingerprint(*averaged(network).values()) != expected:
             raise RuntimeError(f"{name}: the weights loaded are not those that the file is read for")
         return {

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -126,8 +126,7 @@ def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
     """The node of this key and those inside it."""
     node = OmegaConf.select(cfg, key)
     target = _target(str(node.get("_target_")))
-    given = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(given, dict)
+    given = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     if target is not None:
         yield f"{key}: {summary(target)}\n" + _told(f"{key}.", target, given)
     for name, value in given.items():

@@ -6,12 +6,14 @@ what is data: published configurations, experiments, tables, and which choices b
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, cast, get_args, get_origin
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -228,9 +230,8 @@ def fields_of(
             continue
         default = option.default if is_plain(option.annotation) and not option.required and name not in asked else MISSING
         if isinstance(default, (tuple, list, Mapping)):
-            default = field(
-                default_factory=lambda default=default: dict(default) if isinstance(default, Mapping) else list(default)
-            )
+            plain: Any = dict(default) if isinstance(default, Mapping) else list(default)
+            default = field(default_factory=functools.partial(copy.copy, plain))
         made.append((name, typed(option.annotation) if is_plain(option.annotation) else Any, default))
     return made
 
@@ -286,7 +287,7 @@ PAPERS = {"images": 50_000, "shard_size": 500}
 
 def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Family, name and content of each experiment that conf/papers.yaml describes."""
-    for family, about in OmegaConf.to_container(OmegaConf.load(CONF / "papers.yaml")).items():
+    for family, about in cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(CONF / "papers.yaml"))).items():
         groups = {**about["choose"], "filter": "none", "metric": "clean_fid"}
         for row, keys in about["rows"].items():
             chosen = [{f"override /{group}": choice} for group, choice in groups.items()]

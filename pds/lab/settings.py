@@ -151,5 +151,6 @@ Kind = TypeVar("Kind")
 
 def settings(kind: type[Kind], cfg: Mapping[str, Any] | DictConfig) -> Kind:
     """The options of a program in its configuration, checked; an `OptionError` names the first that cannot be."""
-    given = {name: cfg[name] for name in options_of(kind)}
+    target: Any = kind
+    given = {name: cfg[name] for name in options_of(target)}
     return kind(**{name: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for name, value in given.items()})

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,11 +32,16 @@ from pds.lab.terminal import show
 
 log = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper as _Sweeper
+else:
+    _Sweeper = object  # Hydra runs the module of its own class again when it looks for plug-ins
+
 REPORT_EVERY = 60
 """Seconds between two reports while a sweep goes on."""
 
 
-class PlannedSweep:
+class PlannedSweep(_Sweeper):
     """The part of a Hydra sweeper that is ours; experiments/hydra_plugins joins it with Hydra's own.
 
     Every combination of the values given, or of them with each of the listed points, run by any of Hydra's launchers.
@@ -70,12 +75,13 @@ class PlannedSweep:
     def sweep(self, arguments: list[str]) -> Any:
         """Run them all."""
         since = time.time()
+        assert self.hydra_context is not None and self.config is not None and self.launcher is not None
         given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(arguments)
         for override in given:
             _require_values(override)
         (combinations,) = self.split_arguments(given, None)
         swept = [override.get_key_element() for override in given if override.is_sweep_override()]
-        fixed = [override.input_line for override in given if not override.is_sweep_override()]
+        fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
         listed = [[*combination, *point] for point in self.points for combination in combinations]
         name = sweep_name(swept, fixed)
         where = [key for key in swept if says_where(key)]
@@ -97,7 +103,8 @@ class PlannedSweep:
         )
         if logs := OmegaConf.select(self.config, "hydra.launcher.submitit_folder"):
             show(f"logs     {logs.replace('%j', '*')}/*_log.err")
-        results, error = [], None
+        results: Any = []
+        error: PDSError | None = None
         try:
             results = self.launcher.launch(jobs, initial_job_idx=0)
         except (Exception, KeyboardInterrupt) as raised:  # a worker was killed, SLURM is absent: launchers raise anything
@@ -119,7 +126,7 @@ def _require_values(override: Override) -> None:
     if not override.is_sweep_override():
         return
     if not override.is_discrete_sweep():
-        raise PDSError(grammar.without_values(override.input_line))
+        raise PDSError(grammar.without_values(override.input_line or ""))
     if next(override.sweep_string_iterator(), None) is None:
         raise PDSError(f"{override.input_line} names no value: a sweep needs at least one")
 

@@ -6,7 +6,7 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 LONGEST = 2000
 """Characters of a message that are shown; names and values come from files, and may be as long as these."""
@@ -37,7 +37,7 @@ def steady(stream: TextIO | None, mode: str = "w") -> TextIO:
     """
     if stream is None:
         # The lowest free number is the closed stream's own, which no other file may get: C libraries write to it.
-        return open(os.devnull, mode, encoding="utf-8")
+        return cast(TextIO, open(os.devnull, mode, encoding="utf-8"))
     if mode == "r":
         return stream
     try:

@@ -193,7 +193,7 @@ class WandbTracker:
             mode = mode if mode != "online" or has_api_key() else "offline"
         return {"disabled": [], "offline": ["offline"]}.get(mode, ["online", "offline"])
 
-    def _open(self, mode: str, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Any:
+    def _open(self, mode: Any, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Any:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)

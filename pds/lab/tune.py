@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -93,7 +94,7 @@ def _drawn(tracks: list[NoiseTrack]) -> str:
         series.append(Series(label, [track.sigmas], track.predicted, {"linestyle": dash, **tone}))
         series.append(Series("", [track.sigmas], track.sampled, {"linestyle": "none", "marker": ".", "markersize": 4, **tone}))
     column = Column("σ (noise level; sampling goes to the right)", log_range=1)
-    layout = {"size": (660, 300), "descending": True}
+    layout: dict[str, Any] = {"size": (660, 300), "descending": True}
     return lines("excess_noise", "Noise in units of its level", "noise / σ", [column], series, **layout).svg
 
 

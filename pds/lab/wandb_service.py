@@ -61,8 +61,9 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     asked, service = _Asked(call), _process()
     asked.join(seconds)
     if asked.is_alive():
-        for process in {service, _process()} - {None}:
-            process.kill()
+        for process in {service, _process()}:
+            if process is not None:
+                process.kill()
         # The next run starts another service.
         _Asked(_teardown).join(LAST_CALL)
         raise TimeoutError(f"no answer in {seconds:g} s")
@@ -97,7 +98,8 @@ def _process() -> subprocess.Popen[bytes] | None:
     from wandb.sdk import wandb_setup
 
     with contextlib.suppress(AttributeError):
-        return wandb_setup.singleton()._connection._proc._process
+        connection: Any = wandb_setup.singleton()._connection
+        return cast("subprocess.Popen[bytes]", connection._proc._process)
     return None
 
 

@@ -289,7 +289,8 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
     i = int(wrong.nonzero()[0])
     ends = tuple(float(f"{level:g}") for level in (exact[0], exact[-1]))
     problem = f"is not that of {path}, which was trained on other noise levels (level {i}: {found[i]:g}, model {expected[i]:g})"
-    if not ends[0] >= ends[1] > 0 or differs(geometric_ladder(*ends, len(found))).any():
+    largest, smallest = ends
+    if not largest >= smallest > 0 or differs(geometric_ladder(largest, smallest, len(found))).any():
         raise OptionError(options[0], f"{problem}: only levels in geometric progression can be sampled")
     raise OptionError(options[0], problem, dict(zip(options, ends, strict=True)))
 

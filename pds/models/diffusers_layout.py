@@ -210,7 +210,12 @@ def _check(config: dict[str, Any], source: Path) -> None:
 def _describe(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Its traits, and the arguments of `pds.models.ncsnpp.ncsnpp` in full."""
     widths, size = config["block_out_channels"], config["sample_size"]
-    traits = {"fir": True, "skip_rescale": True, "scale_by_sigma": True, "centred": not config["center_input_sample"]}
+    traits: dict[str, Any] = {
+        "fir": True,
+        "skip_rescale": True,
+        "scale_by_sigma": True,
+        "centred": not config["center_input_sample"],
+    }
     settings: dict[str, Any] = {}
     if isinstance(size, int):
         heights = zip((size >> i for i in range(len(widths))), config["down_block_types"], strict=True)

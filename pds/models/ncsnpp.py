@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int = 3, gain: float = 1.
     # What a strided convolution is padded with differs, and is up to who uses it.
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 if stride == 1 else 0)
     nn.init.xavier_uniform_(conv.weight, gain)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 
@@ -219,7 +220,7 @@ class DownLevel(NamedTuple):
 
     blocks: list[tuple[ResidualBlock, Attention | None]]
     resample: nn.Module | None
-    pyramid: nn.Module | None
+    pyramid: Any  # a module, None where the input does not enter
 
 
 class UpLevel(NamedTuple):
@@ -300,7 +301,7 @@ class NCSNpp(nn.Module):
         self.all_modules = nn.ModuleList()
 
         # Plain lists refer to modules that `all_modules` owns, so that each parameter has one name, the published one.
-        def add(*modules: nn.Module) -> list[nn.Module]:
+        def add(*modules: nn.Module) -> list[Any]:
             self.all_modules.extend(modules)
             return list(modules)
 
@@ -371,8 +372,8 @@ class NCSNpp(nn.Module):
         """
         embedding = self._embed(condition)
         x = x if self.centred else 2 * x - 1
-        h = self._contract(x, embedding)
-        h = self._expand(*h, embedding)
+        lowest, skips = self._contract(x, embedding)
+        h = self._expand(lowest, skips, embedding)
         if not self.scale_by_sigma:
             return h
         sigma = condition if self.embedding == "fourier" else self.sigmas[condition.long()]
@@ -425,7 +426,7 @@ class NCSNpp(nn.Module):
                 image = conv(F.silu(norm(h)))
                 pyramid = image if pyramid is None else upsample(pyramid, self.fir) + image
             h = h if level.resample is None else level.resample(h, embedding)
-        if self.output == "output_skip":
+        if self.output == "output_skip" and pyramid is not None:
             return pyramid
         norm, conv = self._end
         return conv(F.silu(norm(h)))
@@ -531,4 +532,5 @@ def ncsnpp(
         score = ScorePrediction(network, process, "sigma")
     name = "NCSN++" if exploding else "DDPM++"
     title = f"{name} ({process.title}, width {network.width}) {shape[0]}x{shape[1]}x{shape[2]}"
-    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))
+    channels, height, width = shape
+    return Model(title, score, process, (channels, height, width), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))

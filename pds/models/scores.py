@@ -167,7 +167,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
         compile: compile the network with `torch.compile`, at its first call for each batch size. Images change by rounding
             in the precision that the device computes in.
     """
-    score.to(device, memory_format=torch.channels_last)
+    score.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile:
         score.network.compile()
     return Bfloat16Score(score) if bf16 else score

@@ -12,7 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -156,7 +156,8 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
         del stack[start:]
         return values
 
-    for step, (opcode, value, _) in enumerate(pickletools.genops(stream)):
+    opcodes: Any = pickletools.genops(cast(IO[bytes], stream))
+    for step, (opcode, value, _) in enumerate(opcodes):
         if step > MOST_STEPS:
             raise ValueError("its table is longer than that of any network")
         if opcode.name in PLAIN:

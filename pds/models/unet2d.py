@@ -83,13 +83,14 @@ def unet2d(
     folder = DiffusersFolder.find(locate(checkpoint))
     _check(folder, shape)
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
-    process, prediction = _chain(folder, given)
-    network = _build(folder)
+    process, predicted = _chain(folder, given)
+    network: Any = _build(folder)
     loaded = load_unet(network, folder, weights)
     title = f"DDPM (discrete VP, width {network.config.block_out_channels[0]}) {shape[0]}x{shape[1]}x{shape[2]}"
-    score = PREDICTIONS[prediction](_Network(network), process, "Nt-1")
-    beside = {"config": folder.config, "betas": process.betas, "prediction": prediction}
-    return Model(title, score, process, tuple(shape), loaded, (-1.0, 1.0), beside)
+    score = PREDICTIONS[predicted](_Network(network), process, "Nt-1")
+    beside = {"config": folder.config, "betas": process.betas, "prediction": predicted}
+    channels, height, width = shape
+    return Model(title, score, process, (channels, height, width), loaded, (-1.0, 1.0), beside)
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
@@ -126,7 +127,7 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
     scheduler, betas = folder.scheduler, folder.scheduler.get("trained_betas")
     if not scheduler:
         source = "the configuration, as the folder has no scheduler"
-        told = {key: default if given[key] is None else given[key] for key, (_, default) in SCHEDULER.items()}
+        told: dict[str, Any] = {key: default if given[key] is None else given[key] for key, (_, default) in SCHEDULER.items()}
     else:
         source = "its scheduler_config.json"
         if "beta_schedule" not in scheduler or scheduler.get("rescale_betas_zero_snr"):

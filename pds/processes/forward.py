@@ -290,7 +290,8 @@ class SubVariancePreserving(VariancePreserving):
 
     def steps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # The published code has no chain of its own for sub-VP, and takes Euler's step.
-        return tuple(rate / len(t) for rate in self.rates(t))
+        drift, diffusion = self.rates(t)
+        return drift / len(t), diffusion / len(t)
 
     def ancestral(self, t: Tensor) -> Transitions:
         raise PDSError("sub-VP has no ancestral step: use the reverse diffusion or the Euler-Maruyama predictor")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from pds.noise import NoiseSource
 from pds.options import Count, Range, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.forward import Process
+from pds.processes.ladders import Rho
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, Rho
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 Number = float | Tensor
 
@@ -144,10 +145,10 @@ class PreconditionedSDE(KarrasLevelsSampler):
     def step(self, before: float | None, sigma: float, below: float, spectrum: Spectrum) -> Step:
         """The coefficients of a step from `sigma` to `below`; `before` is the level of the evaluation before."""
         g = self.eta * spectrum.gain if self.eta_from <= sigma <= self.eta_to else 0.0
-        c = 1 + g if isinstance(spectrum.turn, float) and not spectrum.turn else 1 + g + 1j * spectrum.turn
+        c: Any = 1 + g if isinstance(spectrum.turn, float) and not spectrum.turn else 1 + g + 1j * spectrum.turn
         if below == 0:
             return Step(0.0, None, 0.0)
-        kept = (below / sigma) ** c
+        kept: Any = (below / sigma) ** c
         noise = below * (1 - (below / sigma) ** (2 * g)) ** 0.5
         if self.order == 1 or before is None:
             return Step(kept, None, noise)

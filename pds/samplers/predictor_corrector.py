@@ -293,15 +293,17 @@ class PredictorCorrector(Sampler[list[Level]]):
         predicted, corrected = (
             self._filtered(part, preconditioner).stiffness()[1] for part in (self.predictor, self.corrector)
         )
-        fixed = self.corrector is not None and self.corrector.fixed_step(levels[0]) is not None
+        corrector = self.corrector
+        fixed = corrector is not None and corrector.fixed_step(levels[0]) is not None
         if self.predictor is None and not fixed:
             return []
         # On such a mode s = -x / std^2, so its variance follows an exact recursion.
         v = predicted * levels[0].std ** 2
         for level in levels[:-1]:
-            for _ in range(self.corrector.steps if fixed else 0):
-                a = self.corrector.fixed_step(level)
-                v = (1 - a * corrected / level.std**2) ** 2 * v + 2 * a * corrected
+            a = corrector.fixed_step(level) if corrector is not None else None
+            if corrector is not None and a is not None:
+                for _ in range(corrector.steps):
+                    v = (1 - a * corrected / level.std**2) ** 2 * v + 2 * a * corrected
             v = (1 + predicted * (level.linear - level.weight / level.std**2)) ** 2 * v + predicted * level.noise**2
             v = min(v, 1e200)
         gain, left = max(predicted, corrected), v**0.5 / levels[-1].std
@@ -325,6 +327,7 @@ class PredictorCorrector(Sampler[list[Level]]):
 
     def correct(self, x: Tensor, s: Tensor, level: Level, preconditioner: Preconditioner, z: Tensor) -> Tensor:
         """One step of the corrector, x + a d + sqrt(2 a) P z, from s = s(x) and a standard normal draw z."""
+        assert self.corrector is not None
         P = self._filtered(self.corrector, preconditioner)
         d, Pz = P.drift(s), P.noise(z)
         a = self.corrector.step_size(d, Pz, level)

@@ -11,9 +11,8 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.options import Count, Range, options
 from pds.processes.forward import Process
-from pds.processes.ladders import karras_levels
+from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Sampler, Steps, Task
-from pds.samplers.sigma_space import Rho
 
 
 class RestartLevel(NamedTuple):

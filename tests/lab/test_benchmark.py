@@ -133,8 +133,8 @@ def test_a_small_error_of_a_step_is_seen_beside_a_large_state(tmp_path, monkeypa
             ["sampler/predictor=ancestral", "sampler/corrector=none", "sampler.precondition=published"],
             "leaves this sampler without",
         ),
-        (["batch_size=0"], "batch_size and repeats must be at least 1"),
-        (["repeats=0"], "batch_size and repeats must be at least 1"),
+        (["batch_size=0"], "must be a whole number from 1 to"),
+        (["repeats=0"], "must be a whole number from 1 to"),
     ],
 )
 def test_refusals_name_the_fault(tmp_path, overrides, says):

@@ -272,7 +272,7 @@ def test_impossible_settings_are_refused():
         assert error.value.name == name
     with pytest.raises(OptionError, match="iterations must be a whole number from 2 to 1000000, got 1"):
         PredictorCorrector(1, Ancestral(), None)
-    with pytest.raises(PDSError, match=r"beta_max / T = 20 / 12 must be below 1.*more than 20"):
+    with pytest.raises(PDSError, match=r"iterations must be above 20 .*beta_max / T = 20 / 12"):
         PredictorCorrector(12, ReverseDiffusion(), None).levels(VariancePreserving())
     with pytest.raises(PDSError, match="no ancestral step"):
         PredictorCorrector(12, Ancestral(), None).levels(SUB_VP)

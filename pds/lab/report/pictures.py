@@ -40,8 +40,9 @@ def grid_of(run: Run) -> Picture | None:
     path = run.folder / "grid.png"
     if not path.exists():
         return None
-    with Image.open(path, formats=["PNG"]) as image:
-        image.load()
+    with Image.open(path, formats=["PNG"]) as opened:
+        opened.load()
+        image: Image.Image = opened
         width, height = image.size
         if max(width, height) <= _LONGEST:
             return _picture("png", path.read_bytes(), image.size, width < 700)
@@ -61,7 +62,7 @@ def strip_of(run: Run) -> Picture | None:
     if max(sides) > _STRIP_SIDE:
         size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))
         tiles = [Image.fromarray(tile.transpose(1, 2, 0).squeeze()).resize(size, Image.Resampling.LANCZOS) for tile in images]
-        images = np.stack([np.atleast_3d(tile).transpose(2, 0, 1) for tile in tiles])
+        images = np.stack([np.atleast_3d(np.asarray(tile)).transpose(2, 0, 1) for tile in tiles])
     row = image_grid(torch.from_numpy(images), n)
     content = _encoded(row, "PNG", optimize=True) if exact else _encoded(row, "JPEG", quality=92)
     return _picture("png" if exact else "jpeg", content, (row.width - GAP, row.height), exact, 100 * n // _STRIP_IMAGES)

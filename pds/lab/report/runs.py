@@ -222,7 +222,7 @@ def read_runs(folder: Path) -> Runs:
         run = by_name.get(point.run)
         if run is not None:
             # A run that was repeated alone is done, whatever its point said before.
-            told = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
+            told: dict[str, Any] = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
             by_name[point.run] = replace(run, overrides=overrides, **told)
         elif lost:
             name = point.run or f"points/{point.digest}"

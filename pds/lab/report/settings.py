@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from pds.lab.report.runs import OF_T, Run, Runs, differing, grouped, token
@@ -181,7 +181,7 @@ class Panel:
 
     def _order(self, setting: Setting, *without: str) -> list[tuple[bool, float, str]]:
         values = [setting.values.get(key) for key in self.keys if key not in without]
-        return [(not is_number(v), v if is_number(v) else 0, str(v)) for v in values]
+        return [(not is_number(v), float(v or 0) if is_number(v) else 0.0, str(v)) for v in values]
 
     def curves(self, x: str, most: int = 10) -> Curves | None:
         """Return the curves over `x`; None without a line.
@@ -254,7 +254,7 @@ class Panel:
             bests = []
             for t in sorted({s.values[T] for s in group}):
                 grid = sorted((s for s in group if s.values[T] == t), key=lambda s: s.values[ALPHA])
-                alphas = [None, *(float(s.values[ALPHA]) for s in grid), None]
+                alphas: list[Any] = [None, *(float(s.values[ALPHA]) for s in grid), None]
                 i = 1 + min(range(len(grid)), key=lambda i: grid[i].number)
                 bests += [Best(float(t), alphas[i], alphas[i - 1], alphas[i + 1])] if len(grid) > 1 else []
             if len(bests) > 1:
@@ -264,8 +264,12 @@ class Panel:
     def references(self) -> list[Place]:
         """Return the pairs (α_ref, T_ref) that the configurations name for α ∝ T."""
         keys = ("filter.reference.alpha", "filter.reference.iterations")
-        pairs = {tuple(map(run.flat.get, keys)) for run in self.runs}
+        pairs: set[tuple[Any, ...]] = {tuple(map(run.flat.get, keys)) for run in self.runs}
         return sorted((float(a), float(t)) for a, t in pairs if is_number(a) and is_number(t))
+
+
+def _measured(metric: str, kind: object, run: Run) -> bool:
+    return metric in run.metrics and run.kind == kind
 
 
 def panels(runs: Runs) -> list[Panel]:
@@ -273,9 +277,7 @@ def panels(runs: Runs) -> list[Panel]:
     lost = runs.where(lambda run: run.state in ("failed", "damaged", "skipped"))
     known = runs.done.where(lambda run: bool(run.config))
     kinds = dict.fromkeys((name, run.kind) for name in runs.metrics for run in known if name in run.metrics)
-    return [
-        Panel(name, known.where(lambda run, n=name, k=kind: n in run.metrics and run.kind == k), lost) for name, kind in kinds
-    ]
+    return [Panel(name, known.where(partial(_measured, name, kind)), lost) for name, kind in kinds]
 
 
 def swept_keys(runs: Runs) -> list[str]:

@@ -79,7 +79,7 @@ class Measured:
         return {
             **{"row": cell.row, "column": cell.column, "printed": cell.printed, "measured": number, "deviation": spread},
             "seeds": len(setting.runs) if setting else 0,
-            "difference": number - cell.printed if self.alike and cell.printed is not None else None,
+            "difference": number - cell.printed if self.alike and number is not None and cell.printed is not None else None,
             **{"images": self.known("images"), "T": self.known("iterations"), "NFE": self.known("nfe")},
             **{"seconds": setting and setting.mean("seconds"), "metric": setting and setting.quantity},
             "note": "; ".join(self.notes),
@@ -257,7 +257,8 @@ class Grid:
         return [line.setting.quantity, *images, *line.notes]
 
     def _steps(self, head: str, key: str) -> str:
-        usual, others = self.usual(key), {}
+        usual = self.usual(key)
+        others: dict[Any, Any] = {}
         for row in self.rows:
             own = tuple(self.lines[row, c].known(key) if (row, c) in self.lines else None for c in self.columns)
             if any(value not in (None, most) for value, most in zip(own, usual, strict=True)):
@@ -318,5 +319,5 @@ def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
     lines = table_lines(folder, table)
     records = [line.record for line in lines]
     write_text(folder / "table.md", f"{markdown(table, lines)}\n    {table.command}\n")
-    write_text(folder / "table.csv", csv_table([list(records[0]), *(r.values() for r in records)]))
+    write_text(folder / "table.csv", csv_table([list(records[0]), *(list(r.values()) for r in records)]))
     return table, lines
