@@ -49,21 +49,36 @@ class Processes:
     rank: int = 0
     size: int = 1
 
+    @staticmethod
+    def check() -> None:
+        """Raise what is wrong with the numbers in the environment; `join` would wait for processes that never come.
+
+        Raises:
+            PDSError: the environment has a RANK without what `torchrun` sets beside it, or beyond the number of processes.
+        """
+        if "RANK" not in os.environ:
+            return
+        numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT")
+        wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
+        wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
+        what = ""
+        if wrong:
+            what = "is no number" if wrong[0] == "RANK" else f"is set, and {wrong[0]} is not"
+        elif int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+            what = "counts from 0, and is not below WORLD_SIZE"
+        if what:
+            raise PDSError(f"RANK {what}: start the processes with torchrun, or unset RANK to run in one")
+
     @classmethod
     def join(cls) -> Processes:
         """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone.
 
         Raises:
-            PDSError: the environment has a RANK without what `torchrun` sets beside it.
+            PDSError: as `check`.
         """
+        cls.check()
         if "RANK" not in os.environ:
             return cls()
-        numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT")
-        wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
-        wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
-        if wrong:
-            what = "is no number" if wrong[0] == "RANK" else f"is set, and {wrong[0]} is not"
-            raise PDSError(f"RANK {what}: start the processes with torchrun, or unset RANK to run in one")
         if not dist.is_initialized():
             # They wait for one another at the end of a run only, for as long as the slowest takes.
             dist.init_process_group("gloo", timeout=timedelta(days=30))

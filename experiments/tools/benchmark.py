@@ -8,16 +8,15 @@ python experiments/tools/benchmark.py -m batch_size=1,8,64 bf16=false,true compi
 
 from __future__ import annotations
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pds.lab.benchmark import benchmark
-from pds.lab.cli import configured, start
+from pds.lab.cli import configured, given_overrides, start
 
 
 def measure(cfg: DictConfig) -> None:
     """One network at one image size."""
-    benchmark(cfg, HydraConfig.get().overrides.task)
+    benchmark(cfg, given_overrides())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from typing import NoReturn
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pds.errors import PDSError
+from pds.generation import Processes
 from pds.lab import grammar, reference
 from pds.lab.config import CONF
 from pds.lab.logs import show_lines
@@ -110,6 +112,8 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
     """
 
     def work(arguments: list[str]) -> None:
+        # Here all processes fail; later, all but the first leave the answer to the first, which might not exist.
+        Processes.check()
         prepare()
         if told := reference.asked(name, arguments):
             show(told)
@@ -123,6 +127,11 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
             raise Failed
 
     return work
+
+
+def given_overrides() -> list[str]:
+    """The overrides that this job was composed of, as they were given: Hydra would resolve the ${...} in them."""
+    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
 
 
 class _Task:

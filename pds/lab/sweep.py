@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pds.errors import MissingError, PDSError
 from pds.generation import Processes
 from pds.lab import grammar
-from pds.lab.cli import Failed, leads
+from pds.lab.cli import Failed, given_overrides, leads
 from pds.lab.experiment import run
 from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
@@ -147,11 +147,10 @@ def _work(cfg: DictConfig) -> float:
 
 def run_or_point(cfg: DictConfig) -> None:
     """One run, or one point of a sweep, on a composed configuration of conf/run.yaml."""
-    overrides = list(HydraConfig.get().overrides.task)
     if cfg.sweep.number is None:
-        run(cfg, overrides)
+        run(cfg, given_overrides())
     else:
-        run_point(cfg, overrides)
+        run_point(cfg, given_overrides())
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:

@@ -251,10 +251,10 @@ def test_damaged_pages_are_one_sentence_whatever_they_do_to_the_process_that_rea
 
 REFUSED = [
     (LSUN, {"category": "castle"}, "category must be one of church, tower, bedroom"),
-    (LSUN, {"resolution": 0}, "resolution must be from 1 to 8192, got 0"),
+    (LSUN, {"resolution": 0}, "resolution must be a whole number from 1 to 8192, got 0"),
     (LSUN, {"preprocessing": "mine"}, "preprocessing must be one of ncsnv2, score_sde"),
     (LSUN, {"split": "test"}, "split must be one of train, val"),
-    (CelebA, {"resolution": 256}, "resolution must be from 1 to 140, got 256"),
+    (CelebA, {"resolution": 256}, "resolution must be a whole number from 1 to 140, got 256"),
 ]
 
 

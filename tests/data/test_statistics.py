@@ -86,7 +86,7 @@ def test_filters_from_statistics():
     )
     with pytest.raises(PDSError, match=r"released or none: .* 0 at 48 pixels of black"):
         StatisticsFilter(2, "paper").space(shape, lambda: black)
-    with pytest.raises(PDSError, match="alpha=1 leaves zeros"):
+    with pytest.raises(PDSError, match="alpha must be above 1: 1 leaves zeros"):
         StatisticsFilter(1, "released").space(shape, lambda: black)
 
 

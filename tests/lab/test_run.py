@@ -323,3 +323,30 @@ def test_more_images_and_another_metric_take_what_was_sampled_before(tmp_path):
         assert "taken_from" not in ran(tmp_path, "images=8", other)[0], other
     without, _, shards = ran(tmp_path, "images=8", "metric=none")
     assert without["metrics"] == {} and not any("features" in shard for shard in shards)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_value_that_refers_to_another_is_used_or_refused_in_one_sentence(tmp_path, many):
+    given = ["debug=tiny", "metric=none", "sampler.iterations=5", "sampler.step_size=1.0", f"outputs={tmp_path}"]
+    given += ["-m"] if many else []
+    whole = command("run.py", "images=2", "batch_size=${images}", "group=seed${seed}", *given)
+    assert whole.returncode == 0, whole.stderr
+    (result,) = tmp_path.glob("seed0/*/result.json")
+    assert yaml.safe_load((result.parent / "config.yaml").read_text())["batch_size"] == 2
+    for key in ("images", "seed"):
+        for value in ("${nowhere}", "${oc.env:PDS_NOWHERE}", f"${{{key}}}", "${no.resolver:1}"):
+            broken = command("run.py", f'{key}="{value}"', *given)
+            assert broken.returncode == 1 and "Traceback" not in broken.stderr, broken.stderr
+            assert len([line for line in broken.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_numbers_of_processes_that_cannot_be_fail_every_process_at_once(monkeypatch):
+    whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_PORT": "1", "MASTER_ADDR": "localhost"}
+    wrong = [{name: value} for name in whole for value in ("", *(["x", "-1", "1.5"] if name != "MASTER_ADDR" else []))]
+    wrong += [{"RANK": "2"}, {"RANK": "3"}, {"WORLD_SIZE": "0"}, {"WORLD_SIZE": "1"}]
+    for change in wrong:
+        for name, value in (whole | change).items():
+            monkeypatch.setenv(name, value)
+        for arguments in ([], ["-m"]):
+            refused = command("run.py", "debug=tiny", *arguments)
+            assert refused.returncode == 1 and refused.stderr.startswith("error: RANK "), change
