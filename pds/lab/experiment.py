@@ -197,7 +197,10 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         return
     show(f"\n{format_table(read_runs(folder.path.parent))}\n")
     show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}")
-    show(f"report   {write_report(folder.path.parent)}")
+    try:
+        show(f"report   {write_report(folder.path.parent)}")
+    except PDSError as error:  # the run is done all the same
+        log.warning("%s", error)
 
 
 def sample_and_measure(

@@ -112,6 +112,9 @@ def test_the_stability_bound_is_the_one_that_diverges():
     assert growth[1.02] > 1e6
     with pytest.raises(OptionError, match=r"step_size must be below 1.556.*and 1.6 diverges"):
         MomentumLangevin(10, 1.6, gamma=0.4).check(torch.ones(10), Identity())
-    for gamma, said in (([0.5, 1.0], "at least 0 and below 1, got 1.0"), ([], "one value or several, got none")):
+    for gamma, said in (
+        ([0.5, 1.0], "a number or a list of numbers at least 0 and below 1, got"),
+        ([], "one value or several, got none"),
+    ):
         with pytest.raises(OptionError, match=f"gamma must be {said}"):
             MomentumLangevin(10, 0.5, gamma=gamma)
