@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
-from pds.errors import OptionError
+from pds.errors import OptionError, PDSError
 from pds.evaluation.metric import FrechetMetric
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
