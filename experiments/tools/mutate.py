@@ -59,6 +59,9 @@ def main(seed: int = 0, count: int = 10) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "__pycache__", ".*_cache"))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(f"tests/{room}" for room in ROOMS)]
+        if subprocess.run(command, cwd=copy, check=False).returncode:
+            sys.exit("error: these tests fail without a mutant: mend them first")
         for path, i in choice.sample(candidates, count):
             source = path.read_text(encoding="utf-8")
             tree = ast.parse(source)
@@ -67,8 +70,6 @@ def main(seed: int = 0, count: int = 10) -> int:
             mutate(node)
             mutant = copy / path.relative_to(ROOT)
             mutant.write_text(ast.unparse(tree), encoding="utf-8")
-            tests = [f"tests/{room}" for room in ROOMS]
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
             done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
             mutant.write_text(source, encoding="utf-8")
             failed = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "")

@@ -156,6 +156,7 @@ class Database:
             failed = length == -1
             content = self._read(self._length() if failed else length)
         except EOFError:
+            self.process.kill()
             _open.cache_clear()  # another process may have better luck with other pages
             raise PDSError(f"{problem} (its pages are damaged): fetch it again") from None
         finally:
@@ -186,8 +187,10 @@ def _open(root: Path) -> Database:
     database = Database(root)
     expected = (database.state["last_pgno"] + 1) * database.state["psize"]
     if size < expected:
+        database.process.kill()
         raise PDSError(f"{root}/data.mdb is cut off ({size} of {expected} bytes): fetch it again")
     if not database.state["entries"]:
+        database.process.kill()
         raise PDSError(f"{root} holds no images: fetch it again")
     return database
 
