@@ -131,7 +131,9 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
 
 def given_overrides() -> list[str]:
     """The overrides that this job was composed of, as they were given: Hydra would resolve the ${...} in them."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(given, list)  # for the type checker: overrides are a list
+    return given
 
 
 class _Task:
