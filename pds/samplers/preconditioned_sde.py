@@ -72,7 +72,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
     """
 
-    source: ClassVar[str] = "the reverse SDE preconditioned (docs/why.md); solved as in Lu et al., arXiv:2211.01095"
+    source: ClassVar[str] = "the reverse SDE, its Langevin half preconditioned; solved as in Lu et al., arXiv:2211.01095"
     takes_filter: ClassVar[bool] = True
 
     iterations: Count = 20
