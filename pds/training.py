@@ -31,7 +31,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Tensor:
+def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """Denoising score matching weighted by sigma squared ([NCSN] Eq. 6), averaged over pixels: ½ mean (sigma s + z)².
 
     Args:
@@ -39,19 +39,35 @@ def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor) -> Ten
         x: (batch, C, H, W) clean images.
         sigma: (batch,) noise levels.
         z: standard normal noise like x.
+        labels: (batch,) int64 class of each image, -1 for none; for networks that take them.
 
     Returns:
         Scalar; 0.5 for a network that predicts nothing, 0 for one that knows the noise.
     """
     scale = sigma.to(x.dtype)[:, None, None, None]
-    return 0.5 * (scale * score(x + scale * z, sigma) + z).square().mean()
+    given = () if labels is None else (labels,)
+    return 0.5 * (scale * score(x + scale * z, sigma, *given) + z).square().mean()
+
+
+def check_labels(images: ImageSource, classes: int) -> None:
+    """Refuse a number of classes for which the images have no labels.
+
+    Raises:
+        OptionError: `classes` is not 0, and the images have no labels, or larger ones.
+    """
+    if classes and images.labels is None:
+        raise OptionError("classes", f"is {classes}, and {images.name} {images.split} has no labels: give 0")
+    if classes and images.labels is not None and images.labels.max() >= classes:
+        last = int(images.labels.max())
+        problem = f"is {classes}, and {images.name} {images.split} has labels up to {last}: give {last + 1}"
+        raise OptionError("classes", problem)
 
 
 @options
 class Trainer:
     """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
 
-    Batch, noise levels, noise and dropout of iteration i depend on (seed, i) alone, so a run that is killed and started again
+    Batch, noise levels, noise and dropouts of iteration i depend on (seed, i) alone, so a run that is killed and started again
     from its last checkpoint does what the unbroken run would have done.
 
     Attributes:
@@ -65,6 +81,8 @@ class Trainer:
         bf16: run the network under bfloat16 autocast (weights, loss and averages stay float32).
         compile: compile the network with `torch.compile` (minutes at the start, 3-4 times faster after).
         flip: mirror each image left to right with probability 1/2, as the authors do but for MNIST.
+        label_dropout: probability that an image is shown without its class, so that the network learns the unconditional score
+            as well (Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022); of networks with classes.
     """
 
     iterations: Annotated[int, Range(1, 100_000_000)] = 4000
@@ -77,18 +95,21 @@ class Trainer:
     bf16: bool = True
     compile: bool = True
     flip: bool = False
+    label_dropout: Annotated[float, Range(0, below=1)] = 0.0
 
     def rate(self, iteration: int) -> float:
         """Learning rate of an iteration."""
         warm = min(1.0, (iteration + 1) / max(1, self.warmup))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
 
-    def check(self, images: ImageSource) -> None:
+    def check(self, images: ImageSource, classes: int = 0) -> None:
         """Read a batch, so that images that cannot be trained on are refused at once.
 
         Raises:
-            PDSError: there are fewer than a batch, or one cannot be read.
+            PDSError: there are fewer than a batch, or one cannot be read, or labels are dropped that there are not.
         """
+        if not classes and self.label_dropout:
+            raise OptionError("label_dropout", "must be 0 for a network without classes: give model.classes")
         if len(images) < self.batch_size:
             raise OptionError(
                 "batch_size",
@@ -103,6 +124,7 @@ class Trainer:
         checkpoint: Path,
         device: torch.device,
         data_range: tuple[float, float] = (0.0, 1.0),
+        classes: int = 0,
         callback: Callable[[dict[str, float]], None] = lambda metrics: None,
     ) -> tuple[dict[str, Tensor], float]:
         """Train `score` in place, from `checkpoint` if it exists.
@@ -113,6 +135,7 @@ class Trainer:
             checkpoint: file that holds the state of training; written atomically.
             device: where to train.
             data_range: pixel values of black and white that the network is to see.
+            classes: how many it takes labels of; 0 for none.
             callback: receives {"iteration", "loss", "learning_rate"} every 50 iterations.
 
         Returns:
@@ -120,10 +143,11 @@ class Trainer:
             before a restart included.
 
         Raises:
-            PDSError: see `check`; or `checkpoint` is damaged or of another network, and is left as it is; or the loss is not
+            PDSError: see `check_labels` and `check`; or `checkpoint` is damaged or of another network, and is left as it is; or the loss is not
                 finite any more.
         """
-        self.check(images)
+        check_labels(images, classes)
+        self.check(images, classes)
         score = score.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
@@ -133,11 +157,11 @@ class Trainer:
         clock = time.perf_counter() - spent
         with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:
-                x, sigma, z = (t.to(device) for t in self._batch(iteration, images, score.draw_sigma))
+                x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score.draw_sigma, classes))
                 x = data_range[0] + (data_range[1] - data_range[0]) * x
                 torch.manual_seed(self._seed(iteration))  # of dropout
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                    loss = denoising_loss(network, x.contiguous(memory_format=torch.channels_last), sigma, z)
+                    loss = denoising_loss(network, x.contiguous(memory_format=torch.channels_last), sigma, z, *labels)
                 optimizer.param_groups[0]["lr"] = self.rate(iteration)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -163,17 +187,23 @@ class Trainer:
         return {name: value.cpu() for name, value in ema.items()}, time.perf_counter() - clock
 
     def _batch(
-        self, iteration: int, images: ImageSource, draw_sigma: Callable[[int, torch.Generator], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, iteration: int, images: ImageSource, draw_sigma: Callable[[int, torch.Generator], Tensor], classes: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Images in [0, 1], noise levels, noise and, for a network with classes, labels."""
         epoch, position = divmod(iteration, len(images) // self.batch_size)
         order = _order(self.seed, epoch, len(images))
-        x = to_unit(images.read(order[position * self.batch_size : (position + 1) * self.batch_size]))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        x = to_unit(images.read(chosen))
         generator = torch.Generator().manual_seed(self._seed(iteration))
         sigma = draw_sigma(len(x), generator)
         z = torch.randn(x.shape, generator=generator)
         if self.flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
-        return x, sigma, z
+        if not classes or images.labels is None:
+            return x, sigma, z
+        dropped = torch.rand(len(x), generator=generator) < self.label_dropout
+        labels = torch.from_numpy(images.labels[chosen].astype(np.int64))
+        return x, sigma, z, labels.masked_fill(dropped, -1)
 
     def _seed(self, iteration: int) -> int:
         return (self.seed * 1_000_003 + iteration) % 2**64

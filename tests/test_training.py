@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pds.data.images import ArrayImages
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.models.ncsn import ncsn
-from pds.models.scores import LadderScore, NoisePrediction, ScorePrediction
+from pds.models.scores import DataPrediction, LadderScore, NoisePrediction, ScorePrediction
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.training import Trainer, denoising_loss
 
@@ -145,7 +145,7 @@ def test_training_shows_the_noise_that_the_network_is_for():
 
 def test_flips_mirror_about_half_of_the_images():
     source = ArrayImages("ramp", "train", np.tile(np.arange(8, dtype=np.uint8), (400, 1, 8, 1)))
-    x, _, _ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small().draw_sigma)
+    x, *_ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small().draw_sigma)
     mirrored = (x[:, 0, 0, 0] > x[:, 0, 0, -1]).sum().item()
     assert abs(mirrored - 200) < 50  # five standard deviations
     assert torch.equal(x.sort(dim=-1).values, torch.arange(8).expand(400, 1, 8, 8) / 255)
@@ -292,3 +292,56 @@ def test_a_damaged_training_state_is_refused(tmp_path, stopped):
 class Hostile:
     def __reduce__(self):
         return os.system, ("touch hostile-code-ran",)
+
+
+def test_labels_go_with_their_images_and_are_dropped_at_random():
+    shades = np.arange(200, dtype=np.uint8)
+    source = ArrayImages("shades", "train", np.tile(shades[:, None, None, None], (1, 1, 2, 2)), shades)
+    trainer = trained(iterations=2, batch_size=200, label_dropout=0.3)
+    x, sigma, z, labels = trainer._batch(1, source, small().draw_sigma, 200)
+    kept = labels >= 0
+    assert torch.equal(labels[kept], (255 * x[kept, 0, 0, 0]).round().long())
+    assert abs(int(kept.sum()) - 140) < 33  # five standard deviations
+    # The labels change no other draw.
+    assert all(map(torch.equal, (x, sigma, z), trainer._batch(1, source, small().draw_sigma)))
+
+
+class Labelled(torch.nn.Module):
+    """Predicts the mean of each class, and nothing of images without one."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.nn.Embedding(3, 1)
+
+    def forward(self, x, sigma, labels):
+        return self.mean(labels + 1)[:, :, None, None].expand_as(x)
+
+
+def test_a_network_with_classes_learns_from_their_labels(tmp_path):
+    source = ArrayImages(
+        "two", "train", np.tile(np.array([0, 255], np.uint8)[:, None, None, None], (8, 1, 2, 2)), np.tile([0, 1], 8)
+    )
+    process = VarianceExploding(0.5, 0.5001, 2)
+    score = DataPrediction(Labelled(), process, "sigma")
+    fit = trained(
+        iterations=300, batch_size=16, learning_rate=0.1, warmup=1, checkpoint_every=300, bf16=False, label_dropout=0.3
+    )
+    fit.fit(score, source, tmp_path / "t.pt", torch.device("cpu"), classes=2)
+    # Without its class, an image is as likely black as white.
+    assert score.network.mean.weight.flatten().tolist() == pytest.approx([0.5, 0, 1], abs=0.1)
+
+
+def test_classes_without_their_labels_are_refused(tmp_path):
+    bare = images()
+    labelled = ArrayImages("stripes", "train", bare.images, np.arange(64) % 3)
+    for source, classes, options, message in (
+        (bare, 3, {}, "classes is 3, and stripes train has no labels: give 0"),
+        (labelled, 2, {}, "classes is 2, and stripes train has labels up to 2: give 3"),
+        (labelled, 0, {"label_dropout": 0.1}, "label_dropout must be 0 for a network without classes"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            trained(iterations=1, batch_size=4, **options).fit(
+                small(), source, tmp_path / "t.pt", torch.device("cpu"), classes=classes
+            )
+    with pytest.raises(OptionError, match="label_dropout must be a number at least 0 and below 1, got 1"):
+        trained(label_dropout=1)

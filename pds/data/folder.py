@@ -44,6 +44,8 @@ class EncodedImages(ABC):
         if self.shape[0] not in (1, 3):
             raise OptionError("shape", f"must start with 1 (grey) or 3 (RGB) for image files, got {list(shape)}")
 
+    labels: np.ndarray | None = None
+
     @property
     @abstractmethod
     def names(self) -> Sequence[bytes]:

@@ -25,11 +25,13 @@ class ImageSource(Protocol):
         shape: (C, H, W) of every image.
         fingerprint: what tells these images from others of the same name, split, shape and number, found in seconds
             however many they are; as it stands in provenance.
+        labels: (N,) the class of each image, counted from 0; None where there are none.
     """
 
     name: str
     split: str
     shape: tuple[int, int, int]
+    labels: np.ndarray | None
 
     @property
     def fingerprint(self) -> dict[str, str]: ...

@@ -29,7 +29,7 @@ from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
 from pds.models.torch_files import read_torch
 from pds.processes.discrete import DiscreteVariancePreserving
-from pds.training import Trainer
+from pds.training import Trainer, check_labels
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,10 @@ def train(cfg: DictConfig) -> None:
     if trainer.compile:
         require_compiler("trainer.compile")
     images = dataset.images
+    with keyed(cfg.model):
+        check_labels(images, model.classes)
     with keyed(cfg.trainer):
-        trainer.check(images)
+        trainer.check(images, model.classes)
     folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # Where training starts, whatever file that came from.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
@@ -64,7 +66,7 @@ def train(cfg: DictConfig) -> None:
         folder.status("running")
         try:
             ema, seconds = trainer.fit(
-                model.score, images, folder.path / "training.pt", device, model.data_range, metrics.append
+                model.score, images, folder.path / "training.pt", device, model.data_range, model.classes, metrics.append
             )
         except BaseException as error:
             with contextlib.suppress(OSError, PDSError):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pds.errors import OptionError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
-from pds.models.scores import LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
+from pds.models.scores import Classes, LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
 from pds.options import Length, Range, Shape, checked
 from pds.processes.forward import Process, VarianceExploding
 
@@ -256,6 +256,8 @@ class NCSNpp(nn.Module):
         dropout: of training.
         fourier_scale: standard deviation of the Fourier frequencies W.
         sigmas: (L,) descending noise levels; a positional network with `scale_by_sigma` looks its level up here.
+        classes: of its labels, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features of the
+            noise level, as in `SongUNet` of Karras et al., NeurIPS 2022 (EDM).
     """
 
     sigmas: Tensor
@@ -282,6 +284,7 @@ class NCSNpp(nn.Module):
         centred: bool = False,
         dropout: float = 0.0,
         fourier_scale: float = 16.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         if fir and (output == "residual" or (block == "ddpm" and resample_conv)):
@@ -295,7 +298,7 @@ class NCSNpp(nn.Module):
             raise OptionError("shape", f"must have a size divisible by {unit} for {len(multipliers)} levels, got {size}")
         self.embedding, self.scale_by_sigma, self.centred = embedding, scale_by_sigma, centred
         self.output, self.input, self.fir, self.width = output, input, fir, width
-        self.size, self.skip_rescale = size, skip_rescale
+        self.size, self.skip_rescale, self.classes = size, skip_rescale, classes
         self.pyramid_scale = 1 / math.sqrt(2) if skip_rescale else 1.0
         self.register_buffer("sigmas", sigmas.double())
         self.all_modules = nn.ModuleList()
@@ -358,19 +361,22 @@ class NCSNpp(nn.Module):
                 height *= 2
             self._up.append(UpLevel(made_blocks, attention_here, out, resample))
         self._end = add(_norm(c), _conv(c, channels, gain=NEARLY_ZERO)) if output != "output_skip" else []
+        if classes:
+            self.class_embedding = _linear(classes, features)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None = None) -> Tensor:
         """Network output: the score where `scale_by_sigma` is set, else (for VP) the predicted noise.
 
         Args:
             x: (batch, C, H, W) noisy images.
             condition: (batch,) sigma for Fourier embeddings; a label for positional ones: 999 t for continuous VP, the
                 integer index of the noise level, 0 = the LARGEST, for discrete VE.
+            labels: (batch,) int64 class of each image, -1 for none; None is none for all.
 
         Returns:
             (batch, C, H, W).
         """
-        embedding = self._embed(condition)
+        embedding = self._embed(condition, labels)
         x = x if self.centred else 2 * x - 1
         lowest, skips = self._contract(x, embedding)
         h = self._expand(lowest, skips, embedding)
@@ -379,14 +385,18 @@ class NCSNpp(nn.Module):
         sigma = condition if self.embedding == "fourier" else self.sigmas[condition.long()]
         return h / sigma[:, None, None, None]
 
-    def _embed(self, condition: Tensor) -> Tensor | None:
-        """(batch, 4 width) features of the noise level, activated: every block starts with the activation."""
+    def _embed(self, condition: Tensor, labels: Tensor | None) -> Tensor | None:
+        """(batch, 4 width) features of the noise level and the class, activated: every block starts with the activation."""
         if not self._dense:
             return None
         if self._fourier:
             features = self._fourier[0](condition.log())
         else:
             features = sinusoidal_features(condition, self.width)
+        if self.classes:
+            labels = torch.full_like(condition, -1) if labels is None else labels
+            one_hot = (labels[:, None] == torch.arange(self.classes, device=labels.device)).to(features.dtype)
+            features = features + self.class_embedding(math.sqrt(self.classes) * one_hot)
         first, second = self._dense
         return F.silu(second(F.silu(first(features))))
 
@@ -452,6 +462,7 @@ def ncsnpp(
     centred: bool = False,
     dropout: Annotated[float, Range(0, below=1)] = 0.1,
     fourier_scale: Annotated[float, Range(0.001, 1e6)] = 16.0,
+    classes: Classes = 0,
     checkpoint: str | Path | None = None,
     weights: Which = None,
 ) -> Model:
@@ -476,6 +487,7 @@ def ncsnpp(
         centred: images in [-1, 1] (VP) instead of [0, 1] (VE).
         dropout: of training.
         fourier_scale: standard deviation of the Fourier frequencies.
+        classes: of the labels that it takes; 0 for none.
         checkpoint: weights file; None for random weights.
         weights: which of its weights, see `load_weights`.
 
@@ -517,6 +529,7 @@ def ncsnpp(
         centred=centred,
         dropout=dropout,
         fourier_scale=fourier_scale,
+        classes=classes,
     ).eval()
     loaded = None
     if checkpoint is not None:
@@ -531,6 +544,8 @@ def ncsnpp(
     else:
         score = ScorePrediction(network, process, "sigma")
     name = "NCSN++" if exploding else "DDPM++"
-    title = f"{name} ({process.title}, width {network.width}) {shape[0]}x{shape[1]}x{shape[2]}"
+    taken = f", {classes} classes" if classes else ""
+    title = f"{name} ({process.title}, width {network.width}{taken}) {shape[0]}x{shape[1]}x{shape[2]}"
     channels, height, width = shape
-    return Model(title, score, process, (channels, height, width), loaded, (-1.0, 1.0) if centred else (0.0, 1.0))
+    data_range = (-1.0, 1.0) if centred else (0.0, 1.0)
+    return Model(title, score, process, (channels, height, width), loaded, data_range, classes=classes)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from pds.errors import OptionError
 from pds.models.checkpoints import Checkpoint
+from pds.options import Range
 from pds.processes.forward import Process
 from pds.score import Score
 
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
     from pds.data.statistics import DatasetStatistics
     from pds.samplers.sampler import Sampler
 
+Classes = Annotated[int, Range(0, 1_000_000)]
+"""How many classes a network takes; 0 for one that takes none."""
+
 TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] appendix C)
 
 
 class NetworkScore(nn.Module):
-    """A network as a score, which knows the noise levels that its training is to show it."""
+    """A network as a score, which knows the noise levels that its training is to show it.
+
+    That of a network with classes takes labels as well, `score(x, sigma, labels)`: (batch,) int64, -1 for no class. Without
+    them it is the unconditional score, if its training dropped labels.
+    """
 
     network: nn.Module
 
@@ -55,8 +63,8 @@ class LadderScore(NetworkScore):
         """(count,) levels of the ladder, each as likely."""
         return self.sigmas.cpu()[torch.randint(len(self.sigmas), (count,), generator=generator)]
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        output: Tensor = self.network(x, self.label(sigma))
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        output: Tensor = self.network(x, self.label(sigma), *labels)
         return output.float()
 
 
@@ -103,11 +111,11 @@ class Prediction(NetworkScore):
         """The score of x from the network's float32 output; m and sigma are (batch, 1, 1, 1)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         t = self.process.time(sigma)
         label = self.label(sigma.double(), t).to(x.dtype)
         m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.process.scale(t), sigma))
-        output: Tensor = self.network(m * x, label)
+        output: Tensor = self.network(m * x, label, *labels)
         return self.read(output.float(), x, m, std)
 
 
@@ -187,6 +195,7 @@ class Model:
         beside_weights: what its function depends on and neither its weights nor its arguments tell: other files of its folder.
         statistics: of the images that it was trained on, where they are known; filters are made of them.
         sampler: what its authors sample it with, where that is known.
+        classes: how many it takes labels of; 0 for none.
     """
 
     title: str
@@ -198,6 +207,7 @@ class Model:
     beside_weights: Mapping[str, Any] = field(default_factory=dict)
     statistics: DatasetStatistics | None = None
     sampler: Sampler[Any] | None = None
+    classes: int = 0
 
     @property
     def device(self) -> torch.device:

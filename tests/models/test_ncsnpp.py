@@ -67,3 +67,25 @@ def test_full_size_names_shapes_and_order_are_the_published_ones(case):
     trainable = [name for name, p in network.named_parameters() if p.requires_grad]
     assert trainable == listing["trainable_parameters_in_order"]
     assert sum(p.numel() for p in network.parameters()) == listing["num_parameters"]
+
+
+@pytest.mark.parametrize(("embedding", "features"), [("fourier", 16), ("positional", 8)])
+def test_a_class_adds_its_column_to_the_features_of_the_noise_as_in_edm(embedding, features):
+    def made(classes):
+        torch.manual_seed(0)
+        return NCSNpp(1, 8, 8, (1, 2), 1, (4,), geometric_ladder(16, 0.01, 10), embedding, fir=False, classes=classes).eval()
+
+    plain, labelled = made(0), made(5)
+    extra = dict(labelled.named_parameters()).keys() - dict(plain.named_parameters()).keys()
+    assert extra == {"class_embedding.weight", "class_embedding.bias"}  # and the others are drawn as before
+    assert all(torch.equal(value, labelled.state_dict()[name]) for name, value in plain.state_dict().items())
+    x, condition, labels = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 3.0, 2.0]), torch.tensor([4, -1, 0])
+    weight, bias = labelled.class_embedding.weight, torch.nn.init.normal_(labelled.class_embedding.bias)
+    # EDM multiplies the one-hot label by sqrt(classes) and shows zeros for no class, to which its bias is added.
+    shift = bias + 5**0.5 * torch.stack([weight[:, 4], torch.zeros(features), weight[:, 0]])
+    first = plain._dense[0]
+    expected = first.bias + shift @ first.weight.T
+    first.register_forward_hook(lambda module, given, output: output - module.bias + expected)
+    with torch.no_grad():
+        torch.testing.assert_close(labelled(x, condition, labels), plain(x, condition))
+        assert torch.equal(labelled(x, condition), labelled(x, condition, torch.full((3,), -1)))
