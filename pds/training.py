@@ -143,8 +143,8 @@ class Trainer:
             before a restart included.
 
         Raises:
-            PDSError: see `check_labels` and `check`; or `checkpoint` is damaged or of another network, and is left as it is; or the loss is not
-                finite any more.
+            PDSError: see `check_labels` and `check`; or `checkpoint` is damaged or of another network, and is left as it is;
+                or the loss is not finite any more.
         """
         check_labels(images, classes)
         self.check(images, classes)
