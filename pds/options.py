@@ -259,7 +259,7 @@ def described(annotation: Any) -> str:
         said = described(arguments[0])
         if any(isinstance(limit, Length) for limit in arguments[1:]):
             length = next(limit for limit in arguments[1:] if isinstance(limit, Length))
-            said = said.replace("a list of", f"a list of {length}")
+            said = said.replace("a list of", f"a list of {length}").replace(f"{length} one of", f"{length} of")
         return " ".join([said, *(str(limit) for limit in arguments[1:] if isinstance(limit, Range))])
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pds.cache import cache_folder, fetch
 from pds.data.images import to_unit
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.files import locate, sha256
 from pds.models.checkpoints import load_weights
 from pds.models.classifier import Classifier, DigitClassifier
+from pds.options import shown
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -34,6 +35,10 @@ class FeatureExtractor(Protocol):
     name: str
     dimension: int
     provenance: dict[str, str]
+
+    @property
+    def logits(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """Gives (n, classes) logits of (n, D) features, by the network's last layer; None where it has none."""
 
     def __call__(self, images: Tensor) -> np.ndarray:
         """(n, D) float32 features of (n, C, H, W) uint8 images; other images raise `PDSError`."""
@@ -83,6 +88,11 @@ class ClassifierFeatures:
     def _features(self, images: Tensor) -> Tensor:
         return self.network.features(to_unit(images.to(self.device)))
 
+    @torch.inference_mode()
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n, classes) logits of (n, D) features."""
+        return self.network.head(torch.from_numpy(features).to(self.device).relu()).cpu().numpy()
+
 
 def classifier_file(classifier: type[Classifier]) -> str:
     """The name of a classifier's weights file."""
@@ -107,6 +117,7 @@ class InceptionFeatures:
     name = "inception"
     dimension = 2048
     chunk = 32
+    logits = None  # the TorchScript file gives features alone
 
     def __init__(self, device: str | torch.device = "cpu", cache: Path | None = None, checksum: str = INCEPTION_SHA256) -> None:
         from cleanfid.downloads_helper import inception_url
@@ -133,3 +144,18 @@ class InceptionFeatures:
         arrays = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
         resized = np.stack(list(self.threads.map(self.resize, arrays)))
         return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device))
+
+
+def extractor(name: str, device: str | torch.device = "cpu", cache: Path | None = None) -> FeatureExtractor:
+    """The extractor of a name.
+
+    Args:
+        name: mnist_classifier or inception_clean.
+        device: where it runs.
+        cache: folder of downloaded weights; the project's by default.
+    """
+    if name == "mnist_classifier":
+        return ClassifierFeatures(DigitClassifier, device)
+    if name == "inception_clean":
+        return InceptionFeatures(device, cache)
+    raise OptionError("features", f"must be one of mnist_classifier, inception_clean, got {shown(name)}")

@@ -8,6 +8,8 @@ import numpy as np
 
 from pds.errors import PDSError
 
+ROWS = 8192  # features that are in float64 at once, to bound memory
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
@@ -42,12 +44,27 @@ class FeatureStatistics:
         """Statistics of (N, D) features; N < 2 or non-finite features raise `PDSError`."""
         if features.ndim != 2 or len(features) < 2:
             raise PDSError(f"a Fréchet distance needs (N, D) features of at least 2 images, got shape {features.shape}")
-        features = features.astype(np.float64)
-        mean = features.mean(axis=0)
+        mean = features.mean(axis=0, dtype=np.float64)
         if not np.isfinite(mean).all():
             raise PDSError("features are not finite: look for NaN or infinity in the images they come from")
-        centred = features - mean
-        return cls(mean, centred.T @ centred / (len(features) - 1), len(features))
+        return cls(mean, _products(features, mean) / (len(features) - 1), len(features))
+
+    def without(self, features: np.ndarray) -> FeatureStatistics:
+        """Statistics of the other vectors, where (n, D) `features` are some of those described."""
+        rest = self.count - len(features)
+        shift = len(features) * (self.mean - features.mean(axis=0, dtype=np.float64)) / rest
+        products = (self.count - 1) * self.covariance - _products(features, self.mean) - rest * np.outer(shift, shift)
+        np.fill_diagonal(products, products.diagonal().clip(min=0))  # below it by rounding, where a feature is constant
+        return FeatureStatistics(self.mean + shift, (products + products.T) / (2 * (rest - 1)), rest)
+
+
+def _products(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Sum over vectors of the outer product of their differences to `mean`, in float64."""
+    total = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(features), ROWS):
+        block = features[start : start + ROWS] - mean
+        total += block.T @ block
+    return total
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -6,7 +6,7 @@ Every function refuses features that are not finite, of different lengths, or of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from pds.errors import PDSError
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.options import Count, Range, checked
 
-BLOCK = 4096  # rows of a block of distances, to bound memory
+BLOCK = 2048  # rows of a block of distances, to bound memory
+BLOCKS = 20  # of images, for a jackknife
 
 
 class Estimate(NamedTuple):
@@ -33,6 +34,20 @@ class Estimate(NamedTuple):
     error: float
 
 
+class KernelDistance(NamedTuple):
+    """KID with both of its uncertainties.
+
+    Attributes:
+        value: mean over subsets.
+        spread: standard deviation over subsets, as papers print it.
+        left_out: (blocks,) the mean over the same subsets without the images of one block each; NaN where nothing remains.
+    """
+
+    value: float
+    spread: float
+    left_out: np.ndarray
+
+
 @checked
 def kernel_distance(
     samples: np.ndarray,
@@ -40,7 +55,8 @@ def kernel_distance(
     subsets: Count = 100,
     size: Annotated[int, Range(2, 10**6)] = 1000,
     seed: int = 0,
-) -> Estimate:
+    progress: bool = False,
+) -> KernelDistance:
     """KID, the unbiased squared MMD with the kernel (x·y / D + 1)^3 averaged over subsets (Binkowski et al., ICLR 2018).
 
     Args:
@@ -48,20 +64,28 @@ def kernel_distance(
         subsets: how many pairs of subsets.
         size: images in each subset, at most N and M.
         seed: of their choice.
-
-    Returns:
-        The mean over subsets and their standard deviation.
+        progress: show a bar.
     """
     _require(samples, reference, at_least=size, what=f"KID with subsets of {size}")
     choice = np.random.RandomState(seed)  # numpy's legacy stream, which torch-fidelity draws from
-    distances = []
-    for _ in range(subsets):
-        x = samples[choice.choice(len(samples), size, replace=False)].astype(np.float64)
+    block_of = blocks_of(len(samples))
+    distances, left_out = [], []
+    for _ in tqdm(range(subsets), desc="kernel", unit="subset", disable=not progress, leave=False, delay=1):
+        chosen = choice.choice(len(samples), size, replace=False)
+        x = samples[chosen].astype(np.float64)
         y = reference[choice.choice(len(reference), size, replace=False)].astype(np.float64)
         xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
         within = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (size * (size - 1))
         distances.append(within - 2 * xy.mean())
-    return Estimate(float(np.mean(distances)), float(np.std(distances)))
+        # Without block b: sums over the images of other blocks alone, from sums over pairs of blocks.
+        member = block_of[chosen, None] == np.arange(BLOCKS)
+        np.fill_diagonal(xx, 0)
+        between, kept = member.T @ xx @ member, size - member.sum(0)
+        own = xx.sum() - 2 * between.sum(0) + between.diagonal()
+        across = (xy.sum() - member.T @ xy.sum(1)) / (np.maximum(kept, 1) * size)
+        others = (yy.sum() - np.trace(yy)) / (size * (size - 1))
+        left_out.append(np.where(kept > 1, own / np.maximum(kept * (kept - 1), 1) + others - 2 * across, np.nan))
+    return KernelDistance(float(np.mean(distances)), float(np.std(distances)), np.mean(left_out, axis=0))
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -84,11 +108,43 @@ class Manifold(NamedTuple):
     coverage: float
 
 
+class Neighbours(NamedTuple):
+    """Which balls hold which images: all that precision, recall, density and coverage are made of.
+
+    Attributes:
+        inside: (N,) whether a sample lies in the ball of a real image.
+        balls: (N,) number of wide balls that a sample lies in, divided by k.
+        recalled: (M, blocks) whether a real image lies in the ball of a sample of the block.
+        covered: (M, blocks) whether the wide ball of a real image holds a sample of the block.
+    """
+
+    inside: np.ndarray
+    balls: np.ndarray
+    recalled: np.ndarray
+    covered: np.ndarray
+
+    def manifold(self, without: int | None = None) -> Manifold:
+        """The four measures, of all samples or of those outside one block; their balls stay as they are among all."""
+        samples = blocks_of(len(self.inside)) != (-1 if without is None else without)
+        blocks = np.arange(BLOCKS) != (-1 if without is None else without)
+        return Manifold(
+            float(self.inside[samples].mean()),
+            float(self.recalled[:, blocks].any(1).mean()),
+            float(self.balls[samples].mean(dtype=np.float64)),
+            float(self.covered[:, blocks].any(1).mean()),
+        )
+
+
+def manifold(samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: Count = 5, device: str = "cpu") -> Manifold:
+    """Precision, recall, density and coverage; see `neighbours`."""
+    return neighbours(samples, reference, near, wide, device).manifold()
+
+
 @checked
-def manifold(
+def neighbours(
     samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: Count = 5, device: str = "cpu", progress: bool = False
-) -> Manifold:
-    """Precision, recall, density and coverage. The ball of an image reaches to its k-th nearest neighbour in its own set.
+) -> Neighbours:
+    """Who lies in whose ball. The ball of an image reaches to its k-th nearest neighbour in its own set.
 
     Args:
         samples, reference: (N, D) and (M, D) features.
@@ -102,24 +158,24 @@ def manifold(
     centre = reference.mean(0, dtype=np.float64).astype(np.float32)
     fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
     total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
-    with tqdm(total=total, desc="neighbours", unit="block", disable=not progress, leave=False) as bar:
+    with tqdm(total=total, desc="neighbours", unit="block", disable=not progress, leave=False, delay=1) as bar:
         fake_radius = _radii(fake, (near,), bar)[0]
         real_radius, real_wide = _radii(real, (near, wide), bar)
-        inside, counts = [], torch.zeros((), dtype=torch.int64)
-        recalled = torch.zeros(len(real), dtype=torch.bool, device=device)
-        nearest = torch.full((len(real),), math.inf, device=device)
+        inside, balls = [], []
+        recalled, covered = (torch.zeros(len(real), BLOCKS, dtype=torch.bool, device=device) for _ in range(2))
+        block_of = blocks_of(len(fake))
         for start, distances in _blocks(fake, real):
             inside.append((distances <= real_radius).any(1))
-            counts += (distances < real_wide).sum().cpu()
-            recalled |= (distances <= fake_radius[start : start + len(distances), None]).any(0)
-            nearest = torch.minimum(nearest, distances.amin(0))
+            within = distances < real_wide
+            balls.append(within.sum(1) / wide)
+            held = distances <= fake_radius[start : start + len(distances), None]
+            of = block_of[start : start + len(distances)]
+            for block in np.unique(of):
+                first, last = np.searchsorted(of, (block, block + 1))
+                recalled[:, block] |= held[first:last].any(0)
+                covered[:, block] |= within[first:last].any(0)
             bar.update()
-    return Manifold(
-        torch.cat(inside).float().mean().item(),
-        recalled.float().mean().item(),
-        counts.item() / (wide * len(fake)),
-        (nearest < real_wide).float().mean().item(),
-    )
+    return Neighbours(*(found.cpu().numpy() for found in (torch.cat(inside), torch.cat(balls), recalled, covered)))
 
 
 def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm[Any]) -> list[Tensor]:
@@ -219,26 +275,26 @@ def frechet_limit(
     return Estimate(float(value), float(covariance[0, 0] ** 0.5))
 
 
-@checked
-def jackknife(
-    measure: Callable[[np.ndarray], float], features: np.ndarray, blocks: Annotated[int, Range(2, 10**4)] = 20
-) -> Estimate:
-    """A measure of one seed's images with its standard error, by leaving out one block of images after the other.
+def blocks_of(count: int) -> np.ndarray:
+    """(count,) the block that each image belongs to: `BLOCKS` contiguous parts of equal size, up to one image."""
+    return np.repeat(np.arange(BLOCKS), [len(part) for part in np.array_split(np.empty(count), BLOCKS)])
 
-    Args:
-        measure: a number of (n, D) features.
-        features: (N, D) features, in the order of the images.
-        blocks: contiguous parts of equal size, up to one image.
 
-    Returns:
-        The measure of all images, and its standard error. The error says nothing of a bias that all blocks share, as that of
-        the Fréchet distance, which is larger by a factor of 1/N.
+def jackknife_error(left_out: Sequence[float] | np.ndarray) -> float:
+    """Standard error of a measure from its values without one block of images after the other (Efron & Stein, 1981).
+
+    It says nothing of a bias that all blocks share. The Fréchet distance of N images is too large by a factor of 1/N, and
+    its error does not say so. Where the balls of neighbours are held, the error leaves out how they grow with fewer images.
     """
-    _require(features, at_least=2 * blocks, what=f"a jackknife of {blocks} blocks")
-    parts = np.array_split(np.arange(len(features)), blocks)
-    left_out = np.array([measure(np.delete(features, part, axis=0)) for part in parts])
-    error = math.sqrt((blocks - 1) / blocks * np.square(left_out - left_out.mean()).sum())
-    return Estimate(float(measure(features)), error)
+    values = np.asarray(left_out)
+    return math.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())
+
+
+def jackknife(measure: Callable[[np.ndarray], float], features: np.ndarray) -> float:
+    """Standard error of any measure of (n, D) features, computed anew without each of `BLOCKS` blocks of (N, D) features."""
+    _require(features, at_least=2 * BLOCKS, what=f"a jackknife of {BLOCKS} blocks")
+    block_of = blocks_of(len(features))
+    return jackknife_error([measure(features[block_of != block]) for block in range(BLOCKS)])
 
 
 # 97.5% quantiles of Student's t for 1 to 10 degrees of freedom; beyond, their expansion around the normal quantile.

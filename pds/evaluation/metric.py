@@ -1,79 +1,40 @@
-"""A Fréchet distance with its name: features, reference and image count belong to the number."""
+"""What conf/metric names: each makes a panel of measures, from the data set and the device that it is given by position."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import Annotated
 
 from pds.cache import cache_folder
 from pds.data.dataset import Dataset
-from pds.errors import PDSError
-from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures
-from pds.evaluation.frechet import FeatureStatistics, frechet_distance
-from pds.evaluation.reference import Reference, shipped_reference
+from pds.data.images import ImageSource
+from pds.errors import MissingError, OptionError, PDSError
+from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures, extractor
+from pds.evaluation.panel import KID_SIZE, NAMES, Name, Panel, Seen
+from pds.evaluation.reference import MadeReference, Reference, kept_whole, shipped_reference
 from pds.files import user_path
 from pds.models.classifier import Classifier, DigitClassifier
-from pds.options import checked
+from pds.options import Length, Range, Seed, checked
 
 
-@dataclass(frozen=True, eq=False)
-class FrechetMetric:
-    """The Fréchet distance of samples to a reference.
-
-    Attributes:
-        features: extractor for the samples.
-        reference: what they are compared with; made with other features it raises `PDSError`.
-        prefix: the metric's name without the image count, e.g. "clean_fid_inception".
-    """
-
-    features: FeatureExtractor
-    reference: Reference
-    prefix: str
-
-    def __post_init__(self) -> None:
-        self.reference.require(self.features)
-
-    def name(self, count: int) -> str:
-        """The metric's name for `count` images: whole thousands as "50k", other counts in full."""
-        return f"{self.prefix}_{count // 1000}k" if count and count % 1000 == 0 else f"{self.prefix}_{count}"
-
-    def measure(self, features: np.ndarray) -> float:
-        """Distance of (N, D) features to the reference; it is biased upwards, the more so the smaller N."""
-        return frechet_distance(FeatureStatistics.from_features(features), self.reference.statistics)
-
-    def floor(self, count: int) -> tuple[str, float] | None:
-        """Name and distance of up to `count` held-out real images: what perfect samples would measure.
-
-        None if the reference has no held-out images. The name tells when there were fewer of them than `count`.
-        """
-        if self.reference.held_out is None:
-            return None
-        real = self.reference.held_out[:count]
-        return self.name(len(real)), self.measure(real)
-
-
-def classifier_metric(classifier: type[Classifier], device: str = "cpu") -> FrechetMetric:
-    """The offline metric of a data set: shipped classifier, shipped reference. Comparable with no published FID."""
-    features = ClassifierFeatures(classifier, device)
-    return FrechetMetric(features, shipped_reference(classifier), f"fid_{features.name}")
-
-
-# What conf/metric names: each is given the data set and the device by position, and takes from them what it needs.
+def classifier_metric(classifier: type[Classifier], device: str = "cpu") -> Panel:
+    """The offline distance of a data set: shipped classifier, shipped reference. Comparable with no published FID."""
+    return Panel(ClassifierFeatures(classifier, device), shipped_reference(classifier), short=True)
 
 
 def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
     """No distance: the images only."""
 
 
-def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> FrechetMetric:
+def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
     """The offline metric for MNIST."""
     return classifier_metric(DigitClassifier, device)
 
 
 @checked
-def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> FrechetMetric:
+def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> Panel:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
     Args:
@@ -83,7 +44,66 @@ def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | P
     """
     if dataset.reference is None:
         raise PDSError(f"{dataset.name} names no reference for Clean-FID: choose one that is made or published")
-    folder = cache_folder() if cache is None else user_path(cache)
+    folder = _folder(cache)
     features = InceptionFeatures(device, folder)
-    reference = dataset.reference(lambda: dataset.images, features, folder)
-    return FrechetMetric(features, reference, "clean_fid_inception")
+    return Panel(features, dataset.reference(lambda: dataset.images, features, folder), short=True)
+
+
+@checked
+def panel_metric(
+    dataset: Dataset,
+    device: str = "cpu",
+    /,
+    *,
+    measures: Annotated[Sequence[Name], Length(1, len(NAMES))] = NAMES[:-1],
+    features: str = "mnist_classifier",
+    kid_size: Annotated[int, Range(2, 10**6)] = KID_SIZE,
+    seed: Seed = 0,
+    cache: str | Path | None = None,
+) -> Panel:
+    """Several measures in one pass: Fréchet distance, KID, neighbours, inception score, extrapolated distance, memorisation.
+
+    Args:
+        dataset: names its reference, and has the images when that must be made; memorisation reads them, and its test images.
+        device: where the network runs.
+        measures: which ones: memorisation needs the data set's files.
+        features: what they are computed from, see `pds.evaluation.features.extractor`.
+        kid_size: images in a subset of KID; another size than 1,000 stands in the measure's name.
+        seed: of the choice of subsets.
+        cache: folder of downloaded and made files; the project's by default.
+    """
+    folder = _folder(cache)
+    made = extractor(features, device, folder)
+    if features == "mnist_classifier":
+        reference = shipped_reference(DigitClassifier)
+    else:
+        reference = (dataset.reference or MadeReference())(lambda: dataset.images, made, folder)
+    seen = _seen(dataset, made, folder) if "memorisation" in measures else None
+    return Panel(made, reference, tuple(measures), kid_size, seed, seen, device)
+
+
+def _folder(cache: str | Path | None) -> Path:
+    return cache_folder() if cache is None else user_path(cache)
+
+
+def _seen(dataset: Dataset, features: FeatureExtractor, folder: Path) -> Seen:
+    """Features of a data set's training and test images, kept in the cache."""
+    source: Callable[..., ImageSource] = dataset.source
+    if "split" not in inspect.signature(source).parameters:
+        raise OptionError(
+            "measures", f"has memorisation, and {dataset.name} has no test images apart from its training images: leave it out"
+        )
+
+    def images(name: str) -> ImageSource:
+        try:
+            return source(split=name)
+        except MissingError as error:
+            raise MissingError(
+                f"memorisation needs the {name} images of {dataset.name} (a reference's held-out images are of the training "
+                f"set and will not do): {error}"
+            ) from None
+
+    def describe(source: ImageSource) -> Reference:
+        return kept_whole(source, features, folder)
+
+    return Seen.of(images("train"), images("test"), describe)

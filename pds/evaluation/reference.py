@@ -34,6 +34,7 @@ PUBLISHED: dict[tuple[str, int], dict[str, int]] = {
     ("lsun_church", 256): {"train": 50_000, "trainfull": 126_227},
 }
 SEED = 0  # of the choice of images
+KEPT = 10_000  # features of single images in a reference that is made: 82 MB of Inception
 FEW = 2048  # below this number of images an Inception covariance has no full rank
 
 
@@ -46,12 +47,19 @@ class Reference:
         features_name: `FeatureExtractor.name` of what they were made with.
         provenance: what they depend on: data set, split, count, image checksum, and the extractor's provenance.
         held_out: (M, D) features of real images that are not in the statistics, for the floor of the distance.
+        kept: (K, D) float32 features of single images that are in the statistics, at most `KEPT` unless more were asked for.
     """
 
     statistics: FeatureStatistics
     features_name: str
     provenance: dict[str, str | int]
     held_out: np.ndarray | None = None
+    kept: np.ndarray | None = None
+
+    @property
+    def single(self) -> np.ndarray | None:
+        """Features of single real images, which a kernel and neighbours compare with; None where there are statistics alone."""
+        return self.kept if self.held_out is None else self.held_out.astype(np.float32)
 
     def require(self, features: FeatureExtractor) -> None:
         """Raise `PDSError` unless the reference was made with these features: same name, resize and weights."""
@@ -70,6 +78,8 @@ def write_reference(path: Path, reference: Reference) -> None:
     arrays = {"mean": reference.statistics.mean, "covariance": reference.statistics.covariance}
     if reference.held_out is not None:
         arrays["held_out"] = reference.held_out
+    if reference.kept is not None:
+        arrays["kept"] = reference.kept
     header = {"features_name": reference.features_name, "count": reference.statistics.count}
     header |= {"provenance": reference.provenance, "held_out": 0 if reference.held_out is None else len(reference.held_out)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -84,6 +94,7 @@ def read_reference(path: Path) -> Reference:
         "mean": Array("float64", ("D",)),
         "covariance": Array("float64", ("D", "D")),
         "held_out": Array("float", ("M", "D"), optional=True),
+        "kept": Array("float32", ("K", "D"), optional=True),
     }
     arrays = read_npz(path, schema, what, fix)
     with reading(path, what, fix):
@@ -95,7 +106,7 @@ def read_reference(path: Path) -> Reference:
         if header.get("held_out", found) != found:  # files of old do not say how many there are
             raise ValueError(f"it has {found} held-out images, not {header['held_out']}")
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], header["count"])
-        return Reference(statistics, header["features_name"], header["provenance"], held_out)
+        return Reference(statistics, header["features_name"], header["provenance"], held_out, arrays.get("kept"))
 
 
 def reference_file(classifier: type[Classifier]) -> str:
@@ -151,7 +162,11 @@ def _provenance(images: ImageSource, features: FeatureExtractor, count: int) -> 
 
 
 def make_reference(
-    images: ImageSource, features: FeatureExtractor, cache_file: Path | None = None, count: int | None = None
+    images: ImageSource,
+    features: FeatureExtractor,
+    cache_file: Path | None = None,
+    count: int | None = None,
+    keep: int | None = None,
 ) -> Reference:
     """Statistics of `images`, computed once.
 
@@ -161,15 +176,16 @@ def make_reference(
         cache_file: npz file to keep the result in; read instead of computing when it describes the same images and
             features.
         count: how many images, chosen at random by a fixed seed; all of them when None.
+        keep: of how many of them the features are kept one by one, chosen likewise; `KEPT` of them when None.
 
     Raises:
         PDSError: `cache_file` describes other images or features, or there are not as many images.
     """
     count = len(images) if count is None else count
-    provenance = _provenance(images, features, count)
+    provenance, keep = _provenance(images, features, count), min(KEPT if keep is None else keep, count)
     if cache_file is None:
-        return _compute(images, features, count, provenance)
-    make_once(cache_file, lambda: write_reference(cache_file, _compute(images, features, count, provenance)))
+        return _compute(images, features, count, keep, provenance)
+    make_once(cache_file, lambda: write_reference(cache_file, _compute(images, features, count, keep, provenance)))
     reference = read_reference(cache_file)
     for key in provenance.keys() | reference.provenance.keys():
         if reference.provenance.get(key) != provenance.get(key):
@@ -180,7 +196,9 @@ def make_reference(
     return reference
 
 
-def _compute(images: ImageSource, features: FeatureExtractor, count: int, provenance: dict[str, str | int]) -> Reference:
+def _compute(
+    images: ImageSource, features: FeatureExtractor, count: int, keep: int, provenance: dict[str, str | int]
+) -> Reference:
     log.info("computing the %s statistics of %d images of %s %s", features.name, count, images.name, images.split)
     indices = np.arange(count) if count == len(images) else np.sort(choose(images, count, SEED))
     values = np.empty((count, features.dimension), np.float32)
@@ -188,7 +206,15 @@ def _compute(images: ImageSource, features: FeatureExtractor, count: int, proven
         for batch in read_in_batches(images, indices):
             values[bar.n : bar.n + len(batch)] = features(batch)
             bar.update(len(batch))
-    return Reference(FeatureStatistics.from_features(values), features.name, provenance)
+    kept = values[np.sort(np.random.default_rng(SEED).permutation(count)[:keep])]
+    return Reference(FeatureStatistics.from_features(values), features.name, provenance, kept=kept)
+
+
+def kept_whole(images: ImageSource, features: FeatureExtractor, cache: Path) -> Reference:
+    """A reference with the features of all images one by one, made once and kept under `features/` of the cache folder."""
+    key = json_digest(_provenance(images, features, len(images)))
+    file = cache / "features" / f"{images.name}_{features.name}_{images.split}-{key}.npz"
+    return make_reference(images, features, file, keep=len(images))
 
 
 Resolution = Annotated[int, Range(1, 16_384)]
@@ -224,6 +250,11 @@ class PublishedReference:
     split: str = "train"
 
     def __call__(self, images: Callable[[], ImageSource], features: FeatureExtractor, cache: Path) -> Reference:
+        if features.name != InceptionFeatures.name:
+            raise PDSError(
+                f"clean-fid publishes statistics of its Inception features alone, not of {features.name}: choose a reference "
+                "that is made of the images"
+            )
         return published_reference(self.name, self.resolution, self.split, cache)
 
 

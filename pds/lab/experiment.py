@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError
-from pds.evaluation.metric import FrechetMetric
+from pds.evaluation.panel import Panel
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
@@ -54,7 +54,7 @@ class Experiment:
     dataset: Dataset
     filter: Filter
     sample: ImageSampler
-    metric: FrechetMetric | None
+    metric: Panel | None
     tracker: Tracker
     label: str
     doubts: list[str]
@@ -79,11 +79,13 @@ class Experiment:
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric: FrechetMetric | None = build(cfg.metric, dataset, str(device))
+        metric: Panel | None = build(cfg.metric, dataset, str(device))
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
                 raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
+            with keyed(cfg.metric):
+                metric.require(cfg.images)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
         remedied, remedy = (model, "") if cfg.remedy is None else (build(cfg.remedy, model, dataset), _told(cfg.remedy))
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
@@ -116,6 +118,8 @@ class Experiment:
             "reference": json_digest(reference) if reference else None,
             "batch": str(self.batch_size) if self.sample.sampler.mixes_batch else None,
         }
+        if self.metric and self.metric.seen:
+            facts["seen"] = json_digest(self.metric.seen.provenance)
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
@@ -349,16 +353,17 @@ def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[s
     }
 
 
-def measure(metric: FrechetMetric | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The distance of all images and its floor, by the metric's full name."""
+def measure(metric: Panel | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The measures of all images by full name, with their errors, and the floor."""
     if metric is None:
         return {"metrics": {}, "floor": {}}
     features = np.concatenate([a["features"] for a in arrays])
     floor = metric.floor(len(features))
     return {
-        "metrics": {metric.name(len(features)): metric.measure(features)},
+        **metric.measure(features, progress=True)._asdict(),
         "floor": {} if floor is None else {floor[0]: floor[1]},
         "reference": metric.reference.provenance,
+        **({"seen": metric.seen.provenance} if metric.seen else {}),
     }
 
 

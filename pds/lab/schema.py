@@ -27,7 +27,7 @@ from pds.data.folder import ImageFolder
 from pds.data.lsun import LSUN
 from pds.data.mnist import mnist
 from pds.errors import PDSError
-from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric
+from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric, panel_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
 from pds.lab.config import CONF, defaults
 from pds.lab.own import own
@@ -141,7 +141,12 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "sampler/corrector": {"none": no_corrector},
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": AnnealedLangevinSteps},
     "remedy": {remedy.__name__: remedy for remedy in (epsilon_scaling, time_shift, band_correction, seen_noise)},
-    "metric": {"none": no_metric, "mnist_classifier": mnist_classifier_metric, "clean_fid": clean_fid_metric},
+    "metric": {
+        "none": no_metric,
+        "mnist_classifier": mnist_classifier_metric,
+        "clean_fid": clean_fid_metric,
+        "panel": panel_metric,
+    },
     "tracker": {"none": NoTracker, "wandb": WandbTracker},
     "schema/trainer": {"default": Trainer},
 }

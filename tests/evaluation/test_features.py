@@ -36,7 +36,8 @@ from pds.evaluation.features import (
     classifier_file,
 )
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
-from pds.evaluation.metric import FrechetMetric, clean_fid_metric, mnist_classifier_metric
+from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric
+from pds.evaluation.panel import Panel, short_name
 from pds.evaluation.reference import (
     MadeReference,
     PublishedReference,
@@ -280,33 +281,37 @@ def test_a_reference_is_made_of_a_folder_once(tmp_path: Path, monkeypatch: pytes
 def test_features_and_reference_must_be_of_one_kind(inception_cache: tuple[Path, str]) -> None:
     reference = shipped_reference(DigitClassifier)
     with pytest.raises(PDSError, match="choose a reference made with inception"):
-        FrechetMetric(InceptionFeatures("cpu", *inception_cache), reference, "clean_fid_inception")
+        Panel(InceptionFeatures("cpu", *inception_cache), reference)
     with pytest.raises(PDSError, match="choose a reference made with mnist_classifier"):
-        FrechetMetric(ClassifierFeatures(), replace(reference, features_name="lenet"), "fid_mnist_classifier")
+        Panel(ClassifierFeatures(), replace(reference, features_name="lenet"))
     other = replace(reference, provenance={**reference.provenance, "weights_sha256": "0"})
     with pytest.raises(PDSError, match="weights_sha256"):
-        FrechetMetric(ClassifierFeatures(), other, "fid_mnist_classifier")
+        Panel(ClassifierFeatures(), other)
 
 
 def test_names_carry_features_and_count() -> None:
     metric = mnist_classifier_metric()
-    assert metric.name(256) == "fid_mnist_classifier_256"
-    assert metric.name(2000) == "fid_mnist_classifier_2k"
-    assert metric.name(2048) == "fid_mnist_classifier_2048"
-    assert replace(metric, prefix="clean_fid_inception").name(50_000) == "clean_fid_inception_50k"
+    assert metric.name("fid", 256) == "fid_mnist_classifier_256"
+    assert metric.name("fid", 2000) == "fid_mnist_classifier_2k"
+    exact = replace(metric, short=False)
+    assert exact.name("kid", 2048) == "kid_mnist_classifier_native_n2048"
+    assert replace(exact, kid_size=100).name("kid", 2048) == "kid100_mnist_classifier_native_n2048"
+    assert short_name(exact.name("fid", 2048)) == "fid_mnist_classifier_2048"
+    assert short_name("fid_inception_clean_n50000") == "clean_fid_inception_50k"
+    assert short_name("kid_inception_clean_n50000") == "kid_inception_clean_n50000"
 
 
 def test_floor_is_that_of_the_held_out_images() -> None:
     metric = mnist_classifier_metric()
     name, value = metric.floor(256)
     assert name == "fid_mnist_classifier_256"
-    assert value == metric.measure(metric.reference.held_out[:256])
+    assert value == metric.measure(metric.reference.held_out[:256]).metrics[name]
     assert metric.floor(50_000)[0] == "fid_mnist_classifier_10k"
     assert 0 < metric.floor(10_000)[1] < metric.floor(2_000)[1] < value
     # Halves of one distribution: at most a thousandth of the variance apart.
     assert metric.floor(10_000)[1] < 1e-3 * np.trace(metric.reference.statistics.covariance)
     # Noise lies far above the floor.
-    assert metric.measure(metric.features(digits(256))) > 20 * value
+    assert metric.measure(metric.features(digits(256))).metrics[name] > 20 * value
     assert replace(metric, reference=replace(metric.reference, held_out=None)).floor(256) is None
 
 

@@ -38,7 +38,7 @@ def test_distances_and_neighbours_are_those_of_torch_fidelity(size):
     pair = [torch.from_numpy(x).double() for x in (a, b)]
     theirs = kid_features_to_metric(*pair, kid_subsets=20, kid_subset_size=100, rng_seed=7, verbose=False)
     expected = (theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"])
-    assert kernel_distance(a, b, subsets=20, size=100, seed=7) == pytest.approx(expected, rel=1e-4)
+    assert kernel_distance(a, b, subsets=20, size=100, seed=7)[:2] == pytest.approx(expected, rel=1e-4)
     near = manifold(a, b)
     theirs = prc_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), verbose=False)
     assert (near.precision, near.recall) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-4)
@@ -82,8 +82,7 @@ def test_an_extrapolated_distance_has_no_bias_where_that_of_few_images_has():
 
 def test_the_jackknife_of_a_mean_is_its_standard_error():
     x = np.random.default_rng(0).normal(size=(2000, 1)).astype(np.float32)
-    value, error = jackknife(lambda features: float(features.mean()), x)
-    assert value == pytest.approx(float(x.mean()))
+    error = jackknife(lambda features: float(features.mean()), x)
     blocks = x.reshape(20, 100).mean(1)
     assert error == pytest.approx(blocks.std(ddof=1) / 20**0.5, rel=1e-3)
 

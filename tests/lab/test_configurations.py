@@ -382,7 +382,7 @@ def test_clean_fid_finds_or_makes_the_reference_of_every_data_set(overrides, fil
         np.savez(published, mu=np.zeros(2048), sigma=np.eye(2048))
     cfg = composed(*overrides, "metric=clean_fid", f"metric.cache={tmp_path}/cache")
     metric = build(cfg.metric, build(cfg.dataset), "cpu")
-    assert metric.name(50_000) == "clean_fid_inception_50k"
+    assert metric.name("fid", 50_000) == "clean_fid_inception_50k"
     assert [path.name.startswith(file) for path in (tmp_path / "cache").glob("*/*.npz")] == [True]
 
 

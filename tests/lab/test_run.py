@@ -22,7 +22,9 @@ from PIL import Image
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.evaluation.features import ClassifierFeatures
 from pds.files import ASSETS
+from pds.generation import ImageSampler
 from pds.lab.cli import sentence
 from pds.lab.experiment import Experiment, run
 from pds.lab.moments import make_moments
@@ -185,6 +187,24 @@ def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_
         make_moments(composed("model=ncsnpp_small", "sampler=ddim"))
     # What has no moments is named as ever.
     assert list(Experiment.build(composed()).fingerprint) == ["weights", "filters", "reference", "batch"]
+
+
+def test_a_finished_run_gets_new_measures_without_sampling_and_without_its_features_anew(tmp_path, monkeypatch):
+    given = ["debug=tiny", f"outputs={tmp_path}", "images=42", "sampler.iterations=2"]
+    run(composed(*given), given)
+    sampled, seen, read = [], [], ClassifierFeatures.__call__
+    monkeypatch.setattr(ImageSampler, "__call__", lambda *arguments, **more: sampled.append(arguments))
+    monkeypatch.setattr(ClassifierFeatures, "__call__", lambda self, images: seen.append(len(images)) or read(self, images))
+    more = [*given, "metric=panel", "metric.kid_size=20"]
+    run(composed(*more), more)
+    with pytest.raises(PDSError, match=r"metric\.measures has kid, which needs at least 1000 images, and there are 42: sample"):
+        run(composed(*given, "metric=panel"), [])
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("debug/*/result.json"), key=os.path.getmtime)]
+    assert not sampled and seen == [1, 1], "an image, to see whether the extractor takes such"
+    assert results[1]["taken_from"] == [results[0]["name"]]
+    before, after = (result["metrics"] for result in results)
+    assert before == {"fid_mnist_classifier_42": after["fid_mnist_classifier_native_n42"]}
+    assert len(after) == 8 == len(results[1]["errors"])
 
 
 def test_the_tracker_mirrors_the_run(tmp_path):
