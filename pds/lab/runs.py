@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -70,14 +70,14 @@ _FIRST = {now: first for first, now in MOVED.items()}
 _ROOT = {"bf16": False}
 
 
-def identity(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat, dotted view of a resolved configuration without what only says where and how fast: what the images depend on."""
+def identity(config: dict[str, Any], without: Collection[str] = PLACE) -> dict[str, Any]:
+    """Return the flat, dotted view of a resolved configuration: what the images depend on, so `without` where and how fast."""
 
     def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat: dict[str, Any] = {}
         for key, value in node.items():
             name = prefix + key
-            if name not in PLACE:
+            if name not in without:
                 flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
         return flat
 

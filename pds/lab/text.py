@@ -8,11 +8,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pds.files import atomic_path
 
 MISSING = "–"
+FLOOR = "real data (floor)"
 
 
 def rounded(values: Iterable[float | None]) -> list[str]:
@@ -30,12 +31,12 @@ def significant(value: float) -> str:
     return f"{value:.{min(max(0, decimals), 6)}f}"
 
 
-def decimals_of(text: str) -> int:
-    """Count the decimals of the number in `text`."""
-    return len(text.partition(".")[2])
+def with_decimals_of(text: str, value: float) -> str:
+    """Return `value` with as many decimals as the number in `text`."""
+    return f"{value:.{len(text.partition('.')[2])}f}"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether `value` is a finite number; a bool is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -83,7 +83,7 @@ def tune_by_network(cfg: DictConfig) -> None:
 
 def _drawn(tracks: list[NoiseTrack]) -> str:
     """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
-    from pds.lab.report.charts import Column, Series, lines, ramp  # matplotlib takes a second to load
+    from pds.lab.charts import Column, Series, lines, ramp  # matplotlib takes a second to load
 
     lengths = sorted({track.iterations for track in tracks})
     tones = dict(zip(lengths, ramp(len(lengths)), strict=True))

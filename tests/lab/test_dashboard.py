@@ -26,6 +26,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of W&B's own code
     wr = pytest.importorskip("wandb_workspaces.reports.v2")
 
+from dashboard import main
+
 from pds.lab import experiment
 from pds.lab.report import wandb as dashboard
 
@@ -221,22 +223,22 @@ def test_what_is_not_uploaded(tmp_path):
 
 def test_without_an_account_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     with pytest.raises(PDSError, match="no runs in"):
-        dashboard.main([str(tmp_path)])
+        main([str(tmp_path)])
     folder = sweep(tmp_path / "sweep")
     for name in ("pds-10", "pds-20"):
         (folder / name / "wandb" / "offline-run-20260101_000000-a").mkdir(parents=True)
     with pytest.raises(PDSError, match=r"wandb login.*sweep/report.html"):
-        dashboard.main([str(folder), "--entity", "me"])
+        main([str(folder), "--entity", "me"])
     out = capsys.readouterr().out
     paths = [f"{folder}/{name}/wandb/offline-run-20260101_000000-a" for name in ("pds-20", "pds-10")]
     assert f"wandb sync --entity me --project lab {' '.join(paths)}\n" in out and "2 of 4 runs had no tracker" in out
     monkeypatch.setattr(dashboard, "wr", None)
     with pytest.raises(PDSError, match=r"pip install wandb-workspaces.*sweep/report.html"):
-        dashboard.main([str(folder)])
+        main([str(folder)])
     for status in folder.glob("*/status.json"):
         write_json(status, {"state": "running"})
     with pytest.raises(PDSError, match="is finished"):
-        dashboard.main([str(folder)])
+        main([str(folder)])
 
 
 def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
@@ -296,7 +298,7 @@ def test_the_report_is_saved(tmp_path, monkeypatch, capsys):
     with stand_in_for_wandb(received) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-        dashboard.main([str(folder)])
+        main([str(folder)])
     (saved,) = received
     assert (saved["entityName"], saved["projectName"], saved["displayName"]) == ("me", "lab", f"{GROUP}: vanilla and PDS")
     assert len(grids(json.loads(saved["spec"]))) == 3
@@ -311,5 +313,5 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(PDSError, match=r"W&B did not take the report.*sweep/report.html"):
-            dashboard.main([str(folder)])
+            main([str(folder)])
     assert time.monotonic() - start < 10

@@ -15,44 +15,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jinja2
 
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
-from pds.lab.report.runs import FLOOR, Run, Runs, differing, grouped, read_runs
-from pds.lab.report.settings import Panel, T, panels, swept_keys, symbol
+from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
+from pds.lab.report.settings import Panel, T, panels, repeated, symbol
 from pds.lab.report.table import WORDS, Grid, long_form, plain_columns, write_table
-from pds.lab.text import MISSING, csv_table, decimals_of, rounded, significant, write_text
+from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, with_decimals_of, write_text
 
 if TYPE_CHECKING:
-    from pds.lab.report.charts import Chart
+    from pds.lab.charts import Chart
 
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
-LEVEL = 0.03
-"""Relative difference of two distances below which the page calls them level."""
-MANY = 12
-"""With more runs than this a page shows strips instead of grids, and folds its long tables."""
-BARS = " Bars are a standard deviation over the seeds."
+LEVEL = 0.03  # relative difference of two distances below which the page calls them level
+MANY = 12  # with more runs than this a page shows strips instead of grids, and folds its long tables
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html atomically: it compares all runs of the experiment in `folder`.
+    """Write `folder`/report.html atomically, and return its path: it compares all runs of the experiment in `folder`.
 
     The page holds its pictures, runs no script, loads nothing, and follows the reader's light or dark setting. Beside it stand
     summary.csv, with one row a run, and the charts as `figures/*.svg`. Runs that fill a paper's table also get table.md and
     table.csv. A part that cannot be made becomes a sentence on the page.
 
-    Returns:
-        Path of the page.
-
     Raises:
         PDSError: there is neither a run nor a sweep in `folder`, or the files cannot be written.
     """
     runs = read_runs(folder)
-    done, states, notes = runs.done, Counter(point.state for point in runs.points), []
-    if states["waiting"] or states["running"]:
-        counts = f"{states['waiting']} wait and {states['running']} run (or were killed)"
-        notes.append(f"Of the {len(runs.points)} points of the sweep {counts}.")
+    done, notes = runs.done, list[str]()
 
-    def part(what: str, empty: Made, make: Callable[..., Made], *arguments: Any) -> Made:
+    def part(what: str, empty: Any, make: Callable[..., Any], *arguments: Any) -> Any:
         """Make one part; its failure must not cost the rest of the page."""
         try:
             return make(*arguments)
@@ -62,12 +53,11 @@ def write_report(folder: Path) -> Path:
             return empty
 
     table = part("The table", {"table": None, "grid": None, "cells": [], "rows_chart": None}, _table, folder)
-    swept = part("What was swept over", [], _swept, runs, {T} if table["rows_chart"] else set())
-    strips, lowest = len(done) > MANY, {name: done.ranked(name)[0].metrics[name] for name in done.metrics}
-    labels = [run.label if run.state == "done" else f"{run.label} ({run.state})" for run in runs if run.config]
-    rows = differing([{k: v for k, v in run.flat.items() if not k.startswith("sweep.")} for run in runs if run.config])
-    facts = [_facts(run) for run in done]
-    own = {**differing(facts), "run directory": [run.folder.name for run in done]}
+    swept = part("What was swept over", {}, _swept, runs, {T} if table["rows_chart"] else set())
+    configured, facts = [run for run in runs if run.config], [_facts(run) for run in done]
+    labels = [run.label if run.state == "done" else f"{run.label} ({run.state})" for run in configured]
+    rows = differing([{k: v for k, v in run.flat.items() if not k.startswith("sweep.")} for run in configured])
+    own, strips, foremost = differing(facts), len(done) > MANY, _foremost(done)
     page = {
         "title": next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name),
         "lede": part("The verdict", [], lambda: [_summed_up(done), *_verdicts(done)]),
@@ -75,8 +65,8 @@ def write_report(folder: Path) -> Path:
         "notes": notes,
         **table,
         "columns": plain_columns(done),
-        "lowest": {run.folder for name, least in lowest.items() for run in done if run.metrics.get(name) == least},
-        "foremost": [i for i, run in enumerate(done) if run.folder in _foremost(done)] if strips else [],
+        "lowest": {r.folder for m in done.metrics for r in done if r.metrics.get(m) == done.ranked(m)[0].metrics[m]},
+        "foremost": [i for i, run in enumerate(done) if strips and run.folder in foremost],
         "swept": swept,
         "strips": strips,
         "images": part("The images", {}, _images, done, strip_of if strips else grid_of),
@@ -84,14 +74,15 @@ def write_report(folder: Path) -> Path:
         "differences": _comparison(labels, rows) if rows else None,
         "shared": {key: value for key, value in facts[0].items() if key not in own} if facts else {},
         "methods": {run.result["sampler"]: run.result["source"] for run in done if run.result.get("source")},
-        "own": _comparison([run.label for run in done], own),
+        "own": _comparison([run.label for run in done], {**own, "run directory": [run.folder.name for run in done]}),
         "points": runs.points,
+        "states": Counter(point.state for point in runs.points),
         "sweeps": list(dict.fromkeys(point.command for point in runs.points if point.command)),
         "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
     }
-    for drawn in [table["rows_chart"], *(c for _, _, parts in swept for one in parts for c in one["charts"])]:
-        if drawn:
-            write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
+    charts = [table["rows_chart"], *(c for parts in swept.values() for one in parts for c in one.get("charts", []))]
+    for drawn in filter(None, charts):
+        write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
     write_text(folder / "summary.csv", csv_table(_summary(runs)))
     write_text(folder / "report.html", _template().render(page, done=done))
     return folder / "report.html"
@@ -99,10 +90,10 @@ def write_report(folder: Path) -> Path:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
+    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     environment.filters["told"] = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    environment.globals |= {"FLOOR": FLOOR, "BARS": BARS, "words": WORDS, "many": MANY}
+    environment.globals |= {"FLOOR": FLOOR, "words": WORDS, "many": MANY, "repeated": repeated}
     return environment.get_template("page.html")
 
 
@@ -114,22 +105,23 @@ def _chart(kind: str, *arguments: Any) -> Chart:
 
 def _summary(runs: Runs) -> list[list[Any]]:
     """Return one row a run: its facts, every metric by its full name, every swept key."""
-    heads = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
-    keys = swept_keys(runs)
-    rows = [["name", "label", "state", "seed", *heads, *runs.metrics, *keys, "message"]]
+    facts = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
+    found = panels(runs)
+    # Without a finished run, what differs between all.
+    keys = dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs])
+    rows: list[list[Any]] = [["name", "label", "state", "seed", *facts, *runs.metrics, *keys, "message"]]
     for run in runs:
-        seed = run.result.get("seed", run.config.get("seed"))
-        row = [run.folder.name if run.folder.exists() else "", run.label, run.state, seed, *map(run.result.get, heads.values())]
-        rows.append([*row, *map(run.metrics.get, runs.metrics), *map(run.values.get, keys), run.message])
+        name, seed = run.folder.name * run.folder.exists(), run.result.get("seed", run.config.get("seed"))
+        numbers = [*map(run.result.get, facts.values()), *map(run.metrics.get, runs.metrics), *map(run.values.get, keys)]
+        rows.append([name, run.label, run.state, seed, *numbers, run.message])
     return rows
 
 
 def _summed_up(done: Runs) -> str:
     if not len(done):
         return "No run has finished yet."
-    model, sampler, iterations, nfe, images, seed = map(
-        done.common, ("model", "sampler", "iterations", "nfe", "images", "seed")
-    )
+    keys = ("model", "sampler", "iterations", "nfe", "images", "seed")
+    model, sampler, iterations, nfe, images, seed = map(done.common, keys)
     steps = f"{iterations} iterations ({nfe} score evaluations)" if nfe and iterations else "several lengths"
     each = f"{images} images each" if images else "images as listed"
     noise = "from different seeds" if seed is None else f"from the same noise (seed {seed})"
@@ -139,44 +131,40 @@ def _summed_up(done: Runs) -> str:
 
 def _verdicts(done: Runs) -> Iterator[str]:
     """Say for each model and metric whether PDS is closer to the data, whichever way the numbers fall."""
-    for model in done.models:
-        of_model = done.where(lambda run, model=model: run.model == model)
-        for metric in of_model.metrics:
-            if verdict := _verdict(of_model, metric):
-                yield f"{model}: {verdict}" if len(done.models) > 1 else verdict
+    for model, metric in itertools.product(done.models, done.metrics):
+        if verdict := _verdict(Runs(tuple(run for run in done if run.model == model)), metric):
+            yield f"{model}: {verdict}" if len(done.models) > 1 else verdict
 
 
 def _verdict(done: Runs, metric: str) -> str:
     """Return the sentence of one metric; empty without a run to compare with."""
     ranked, texts = done.ranked(metric), done.texts(metric)
-    pds, first = next((run for run in ranked if not run.vanilla), None), ranked[0]
+    pds = next((run for run in ranked if not run.vanilla), None)
     reference = done.baseline(pds, metric) if pds else None
     if pds is None or reference is None:
         return ""
-    value, number, without = pds.metrics[metric], texts[pds.metrics[metric]], texts[reference]
+
+    value, first, same = pds.metrics[metric], ranked[0], "the same sampler without preconditioning"
+    number, without = texts[value], texts[reference]
     if abs(value - reference) < LEVEL * reference:
-        return (
-            f"Level: {metric} {number} at best with PDS ({pds.label}), {without} without preconditioning; differences below "
-            f"{LEVEL:.0%} are within the noise of a single run."
-        )
+        noise = f"differences below {LEVEL:.0%} are within the noise of a single run"
+        return f"Level: {metric} {number} at best with PDS ({pds.label}), {without} without preconditioning; {noise}."
     if value > reference:
         best = f"{metric} {number} at best ({pds.label}), against {without} without preconditioning"
         return f"No preconditioned run is closer to the data than vanilla: {best}."
-    rivals = [r for r in ranked if r.vanilla and r.metrics[metric] < reference]
     if pds is first:
+        rivals = [run for run in ranked if run.vanilla and run.metrics[metric] < reference]
         rival = f" ({rivals[0].result['sampler']}: {texts[rivals[0].metrics[metric]]})" if rivals else ""
-        against = f"against {without} of the same sampler without preconditioning{rival}"
-        return f"{pds.label} is closest to the data: {metric} {number}, {against}."
+        return f"{pds.label} is closest to the data: {metric} {number}, against {without} of {same}{rival}."
     closest = f"{first.label} ({first.result['sampler']}) is closest: {texts[first.metrics[metric]]}"
-    closer = f"than the same sampler without preconditioning ({metric} {number} against {without})"
-    return f"{pds.label} is closer to the data {closer}, but {closest}."
+    return f"{pds.label} is closer to the data than {same} ({metric} {number} against {without}), but {closest}."
 
 
 def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
     """Return the labels of runs without a result, by state and message; waiting and running points are counted elsewhere."""
-    bad = ("failed", "damaged")
-    others = runs.where(lambda run: run.state == "skipped" or (run.state not in ("done", *bad) and not run.overrides))
-    groups = {"failed": runs.where(lambda run: run.state in bad), "skipped": others}
+    failed = [run for run in runs if run.state in ("failed", "damaged")]
+    others = [run for run in runs if run.state == "skipped" or (run.state not in STATES and not run.overrides)]
+    groups = {"failed": failed, "skipped": others}
     return {kind: grouped(((run.state, run.message), run.label) for run in group) for kind, group in groups.items()}
 
 
@@ -185,77 +173,61 @@ def _table(folder: Path) -> dict[str, Any]:
     table, lines = write_table(folder) or (None, [])
     grid, cells = Grid.of(table, lines) if table else None, long_form(lines) if lines else []
     # A figure of images has nothing printed, and a table that waits nothing measured.
-    kept = (
-        [i for i, head in enumerate(cells[0]) if head == "note" or {row[i] for row in cells[1:]} != {MISSING}] if cells else []
-    )
+    kept = [i for i, (head, *texts) in enumerate(zip(*cells, strict=True)) if head == "note" or set(texts) != {MISSING}]
     drawn = _chart("rows", f"{grid.quantity}-against-NFE", grid) if grid and grid.curves() else None
     return {"table": table, "grid": grid, "cells": [[row[i] for i in kept] for row in cells], "rows_chart": drawn}
 
 
 def _foremost(done: Runs) -> set[Path]:
     """Return the folders of the lowest runs of each model and metric, vanilla ones and others apart."""
-    kinds = itertools.product(done.metrics, done.models, (True, False))
-    ranked = [[r for r in done.ranked(name) if (r.model, r.vanilla) == (model, vanilla)] for name, model, vanilla in kinds]
-    return {run.folder for runs in ranked for run in runs[: MANY // 3]}
+    groups = grouped(((name, run.model, run.vanilla), run.folder) for name in done.metrics for run in done.ranked(name))
+    return {folder for folders in groups.values() for folder in folders[: MANY // 3]}
 
 
-def _swept(runs: Runs, without: Collection[str]) -> list[tuple[str, str, list[dict[str, Any]]]]:
-    """Return a title, a note and parts for each section about the sweep; the keys `without` get no curves."""
-    found, names = panels(runs), Counter()
-    several, seeds = len(runs.done.models) > 1, any(panel.several_seeds for panel in found)
+def _swept(runs: Runs, without: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the parts of each section about the sweep; the keys `without` get no curves.
 
-    def name(text: str) -> str:
-        """Name a file; metrics of several models share a name, so a number follows."""
-        text = re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
-        names[text] += 1
-        return text if names[text] == 1 else f"{text}-{names[text]}"
+    A part has a note, and rows (label, mean ± deviation, seeds), or a head and charts.
+    """
+    parts: dict[str, list[dict[str, Any]]] = {"Over the seeds": [], "Curves": [], "Heat maps": [], "The best α against T": []}
+    seeds, curves, maps, bests = parts.values()
+    several, names, lowest = len(runs.done.models) > 1, Counter[str](), "those with the lowest distances"
 
-    def of(panel: Panel, *facts: str) -> str:
-        return "; ".join([panel.metric + (f", {panel.runs.models[0]}" if several else ""), *facts])
+    def chart(kind: str, name: str, *arguments: Any) -> Chart:
+        """Draw a chart; metrics of several models share a name, so a number follows."""
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+        names[name] += 1
+        return _chart(kind, name if names[name] == 1 else f"{name}-{names[name]}", *arguments)
 
-    def part(panel: Panel, head: str, charts: list[Chart], *facts: str) -> dict[str, Any]:
-        return {"rows": [], "head": head, "note": of(panel, *facts), "charts": charts}
-
-    means, curves, maps, bests = [], [], [], []
-    for panel in found:
-        if panel.several_seeds:
-            means.append({"rows": _means(panel), "note": of(panel), "charts": []})
+    for panel in panels(runs):
+        metric, note = panel.quantity, panel.quantity + (f", {panel.runs.models[0]}" if several else "")
+        if repeated(panel.settings):
+            seeds.append({"note": note, "rows": _means(panel)})
         for x in panel.axes:
-            if x not in without and (line := panel.curves(x)):
-                drawn = _chart("against", name(f"{panel.metric}-against-{symbol(x) if x == T else x}"), panel, line)
-                left = [f"of {len(line.lines) + line.left_out} lines those with the lowest distances"] * bool(line.left_out)
-                curves.append(part(panel, f"Against {'T, NFE and seconds' if x == T else symbol(x)}", [drawn], *left))
+            if x not in without and (found := panel.curves(x)):
+                name, head = ("T", "T, NFE and seconds") if x == T else (x, symbol(x))
+                left = f"; of {len(found.lines) + found.left_out} lines {lowest}" * bool(found.left_out)
+                charts = [chart("against", f"{metric}-against-{name}", panel, found)]
+                curves.append({"note": note + left, "head": f"Against {head}", "charts": charts})
         for x, y in itertools.combinations(panel.axes, 2):
             kept, left_out = panel.heat_maps(x, y)
-            file, numbers = f"{panel.metric}-over-{x}-and-{y}", [s.number for one in kept for s in one.cells.values()]
-            drawn = [_chart("heat_map", name(file), panel, one, min(numbers), max(numbers)) for one in kept]
-            vanilla = [s for s in panel.settings if s.vanilla and x not in s.values and y not in s.values]
-            facts = [f"{panel.label([s])} {significant(s.number)}" for s in vanilla[:4]]
-            facts += [f"of {len(kept) + left_out} maps those with the lowest distances"] * bool(left_out)
-            maps += [part(panel, f"Over {symbol(x)} and {symbol(y)}", drawn, *facts)] * bool(kept)
+            numbers = [s.number for one in kept for s in one.cells.values()]
+            charts = [chart("heat_map", f"{metric}-over-{x}-and-{y}", panel, m, min(numbers), max(numbers)) for m in kept]
+            vanilla = [s for s in panel.settings if s.runs[0].vanilla and x not in s.values and y not in s.values]
+            facts = [note, *(f"{panel.label([s])} {significant(s.number)}" for s in vanilla[:4])]
+            facts += [f"of {len(kept) + left_out} maps {lowest}"] * bool(left_out)
+            maps += [{"note": "; ".join(facts), "head": f"Over {symbol(x)} and {symbol(y)}", "charts": charts}] * bool(kept)
         if panel.best_alphas():
-            drawn = _chart("best_alphas", name(f"{panel.metric}-best-alpha-against-T"), panel)
-            bests.append(part(panel, "By", [drawn]))
-    hatched = "Dark is closer to the data; the frame marks the lowest of a map. Hatched cells have no result."
-    grid = (
-        "The α with the lowest distance at each T. The grid is discrete: the bar reaches to the neighbours of the best, and "
-        "the optimum lies between them. An open marker stands at an edge of its grid and is only a bound."
-    )
-    line = " The dashed line is α ∝ T through the reference of the configuration." * any(panel.references() for panel in found)
-    sections = [
-        ("Over the seeds", "Runs that differ in their seed only, taken together: mean ± standard deviation.", means),
-        ("Curves", "Lower is closer to the data. Grey and dashed is vanilla." + BARS * seeds, curves),
-        ("Heat maps", hatched + " Means over the seeds, ± a standard deviation." * seeds, maps),
-        ("The best α against T", grid + line, bests),
-    ]
-    return [section for section in sections if section[2]]
+            charts = [chart("best_alphas", f"{metric}-best-alpha-against-T", panel)]
+            bests.append({"note": note, "head": "By", "charts": charts, "line": bool(panel.references())})
+    return {title: found for title, found in parts.items() if found}
 
 
 def _means(panel: Panel) -> list[tuple[str, str, int]]:
-    settings = sorted(panel.settings, key=lambda setting: (not setting.vanilla, setting.number))
+    settings = sorted(panel.settings, key=lambda setting: (not setting.runs[0].vanilla, setting.number))
     rows = []
     for setting, mean in zip(settings, rounded(s.number for s in settings), strict=True):
-        spread = "" if setting.spread is None else f" ± {setting.spread:.{decimals_of(mean)}f}"
+        spread = "" if setting.spread is None else f" ± {with_decimals_of(mean, setting.spread)}"
         rows.append((panel.label([setting]), mean + spread, len(setting.runs)))
     return rows
 
@@ -283,28 +255,24 @@ def _filters(done: Runs) -> list[tuple[str, str, Chart | None]]:
             found[run.folder] = (run.label, planes, None)
             continue
         for kind, values in planes.items():
-            drawn = (kind, values.tobytes()) not in found and len(found) < MANY
-            picture = _chart("filter_plane", f"filter-{len(found)}", kind, values) if drawn else None
-            note = "R, frequency plane" if kind == "frequency" else "A, pixel plane"
-            found.setdefault((kind, values.tobytes()), (run.label, note, picture))
+            if (key := (kind, values.tobytes())) not in found:
+                picture = _chart("filter_plane", f"filter-{len(found)}", kind, values) if len(found) < MANY else None
+                found[key] = (run.label, "R, frequency plane" if kind == "frequency" else "A, pixel plane", picture)
     return list(found.values())
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    result, weights = run.result, run.checkpoint
+    result, weights = run.result, run.result.get("checkpoint") or {}
     facts = {"model": run.model, "checkpoint": weights.get("file"), "checkpoint SHA-256": weights.get("sha256")}
     facts |= {key: result.get(key) for key in ("seed", "commit", "device")} | {"images/s": result.get("images_per_second")}
-    facts |= {
-        "finished": result.get("finished"),
-        "versions": ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items()),
-    }
+    versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
+    facts |= {"finished": result.get("finished"), "versions": versions}
     return {key: value for key, value in facts.items() if value not in (None, "")}
 
 
 def _comparison(labels: list[str], rows: dict[str, list[Any]]) -> dict[str, Any]:
     """Arrange values by key and run, the longer of the two downwards; many runs are folded."""
     summary = f"{len(labels)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}" if len(labels) > MANY else ""
-    down, heads, sides, cells = len(labels) <= len(rows), labels, list(rows), list(rows.values())
-    if not down:
-        heads, sides, cells = sides, heads, list(zip(*cells, strict=True))
-    return {"down": down, "heads": heads, "rows": list(zip(sides, cells, strict=True)), "summary": summary}
+    down, by_key = len(labels) <= len(rows), [["", *labels], *([key, *values] for key, values in rows.items())]
+    heads, *body = by_key if down else zip(*by_key, strict=True)
+    return {"down": down, "heads": heads[1:], "rows": body, "summary": summary}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +14,9 @@ from pds.files import Array, read_npz
 from pds.lab.report.runs import Run
 from pds.pictures import GAP, image_grid
 
-_LONGEST = 1600
-"""Longest side of a grid on the page, in pixels; larger grids are scaled down, and their files stay as they are."""
+_LONGEST = 1600  # side of a grid on the page, in pixels; larger grids are scaled down, and their files stay as they are
+_FEW_PIXELS = 32  # images up to this side are shown pixel by pixel, and their strips are kept exactly
 _STRIP_IMAGES, _STRIP_SIDE = 10, 64
-_FEW_PIXELS = 32
-"""Images up to this side are shown pixel by pixel, and their strips are kept exactly."""
 _PLANE = Array("float", ("C", "H", "W"), optional=True)
 FILTERS = {"frequency": _PLANE, "space": _PLANE}
 SHARD = {"images": Array("uint8", ("n", "C", "H", "W"))}
@@ -41,14 +38,11 @@ def grid_of(run: Run) -> Picture | None:
     if not path.exists():
         return None
     with Image.open(path, formats=["PNG"]) as opened:
-        opened.load()
-        image: Image.Image = opened
-        width, height = image.size
-        if max(width, height) <= _LONGEST:
-            return _picture("png", path.read_bytes(), image.size, width < 700)
-        image = image.convert("RGB")
-        image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
-        return _picture("jpeg", _encoded(image, "JPEG", quality=92), (width, height), False)
+        image, size = opened.convert("RGB"), opened.size
+    if max(size) <= _LONGEST:
+        return _picture(path.read_bytes(), size, size[0] < 700)
+    image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+    return _picture(image, size, False)
 
 
 def strip_of(run: Run) -> Picture | None:
@@ -58,29 +52,25 @@ def strip_of(run: Run) -> Picture | None:
         return None
     images = read_npz(path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True)["images"]
     n, _, *sides = images.shape
-    exact = max(sides) <= _FEW_PIXELS
     if max(sides) > _STRIP_SIDE:
         size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))
         tiles = [Image.fromarray(tile.transpose(1, 2, 0).squeeze()).resize(size, Image.Resampling.LANCZOS) for tile in images]
         images = np.stack([np.atleast_3d(np.asarray(tile)).transpose(2, 0, 1) for tile in tiles])
     row = image_grid(torch.from_numpy(images), n)
-    content = _encoded(row, "PNG", optimize=True) if exact else _encoded(row, "JPEG", quality=92)
-    return _picture("png" if exact else "jpeg", content, (row.width - GAP, row.height), exact, 100 * n // _STRIP_IMAGES)
+    return _picture(row, (row.width - GAP, row.height), max(sides) <= _FEW_PIXELS, 100 * n // _STRIP_IMAGES)
 
 
 def filters_of(run: Run) -> dict[str, np.ndarray]:
     """Return R ("frequency") and A ("space") of a run, as far as it has them."""
-    path: Path = run.folder / "filter.npz"
-    return (
-        read_npz(path, FILTERS, "the filters of a run", "delete it; nothing but its picture is lost") if path.exists() else {}
-    )
+    path, fix = run.folder / "filter.npz", "delete it; nothing but its picture is lost"
+    return read_npz(path, FILTERS, "the filters of a run", fix) if path.exists() else {}
 
 
-def _encoded(picture: Image.Image, kind: str, **options: bool | int) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _picture(kind: str, content: bytes, size: tuple[int, int], exact: bool, share: int = 100) -> Picture:
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", *size, exact, share)
+def _picture(content: Image.Image | bytes, size: tuple[int, int], exact: bool, share: int = 100) -> Picture:
+    """Return a picture from a PNG file's content, or from an image; one that is not exact becomes JPEG."""
+    kind, buffer = "png" if exact or isinstance(content, bytes) else "jpeg", io.BytesIO()
+    if isinstance(content, bytes):
+        buffer.write(content)
+    else:
+        content.save(buffer, kind, **({"optimize": True} if exact else {"quality": 92}))
+    return Picture(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *size, exact, share)

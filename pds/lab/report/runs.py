@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from pds.errors import PDSError
 from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
 from pds.lab.runs import RESULT, identity, read_config, read_result
-from pds.lab.text import MISSING, is_number, rounded
+from pds.lab.text import FLOOR, MISSING, is_number, rounded
 from pds.options import fitted
 
-FLOOR = "real data (floor)"
 STATES = ("done", "failed", "damaged", "skipped")
 BESIDE = ("seed.", "shard_size.", "name.", "published.", "metric.", "fingerprint.", "filter.reference.")
 """These keys make no difference of settings. Neither do the keys that only say where and how fast (`pds.lab.runs.identity`).
@@ -25,32 +25,20 @@ Seeds repeat a measurement; the other keys belong to the measuring, or follow fr
 OF_T = ("sampler.end", "filter.iterations")
 """These make none either where each T has one value: configurations compute them from T."""
 
-_NEEDED = (
-    *("name", "label", "vanilla", "sampler", "iterations", "nfe"),
-    *("images", "seconds", "seed", "model", "metrics", "floor"),
-)
+_NEEDED = {"name", "label", "vanilla", "sampler", "iterations", "nfe", "images", "seconds", "seed", "model", "metrics", "floor"}
 """A result has these keys; older versions wrote no others."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, or a point of a sweep that ended before it had one.
+    """One run folder, or a point of a sweep that ended before it had one."""
 
-    Attributes:
-        folder: the run folder; of such a point, the folder it would have.
-        state: "done", "failed", "skipped", "running" (which is also what a killed run says) or "damaged" (unreadable).
-        message: why it failed, was skipped or cannot be read, or what it was doing.
-        result: content of result.json; empty unless done.
-        config: resolved configuration; empty if it cannot be read.
-        overrides: the command line of its point; empty outside a sweep.
-    """
-
-    folder: Path
-    state: str
-    message: str = ""
-    result: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
+    folder: Path  # of such a point, the folder it would have
+    state: str  # "done", "failed", "skipped", "running" (which is also what a killed run says) or "damaged" (unreadable)
+    message: str = ""  # why it failed, was skipped or cannot be read, or what it was doing
+    result: dict[str, Any] = field(default_factory=dict)  # content of result.json; empty unless done
+    config: dict[str, Any] = field(default_factory=dict)  # resolved configuration; empty if it cannot be read
+    overrides: tuple[str, ...] = ()  # the command line of its point; empty outside a sweep
 
     @property
     def label(self) -> str:
@@ -72,11 +60,6 @@ class Run:
         """The model that a finished run sampled."""
         return self.result.get("model", MISSING)
 
-    @property
-    def checkpoint(self) -> dict[str, Any]:
-        """The facts about the weights file, as far as they are known."""
-        return self.result.get("checkpoint") or {}
-
     def number(self, key: str) -> float:
         """Return a metric by its full name, or a number of result.json."""
         return float(self.metrics[key] if key in self.metrics else self.result[key])
@@ -84,12 +67,12 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The whole configuration by dotted key."""
-        return _flat(self.config)
+        return identity(self.config, without=())
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Model, weights and reference; only runs that share all three may be compared."""
-        weights = self.flat.get("fingerprint.weights") or self.checkpoint.get("sha256")
+        weights = self.flat.get("fingerprint.weights") or (self.result.get("checkpoint") or {}).get("sha256")
         return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
 
     @cached_property
@@ -97,13 +80,6 @@ class Run:
         """The configuration by dotted key, without `BESIDE`. A point without a folder gives what its command line says."""
         flat = identity(self.config) if self.config else dict(map(_override, self.overrides))
         return {k: v for k, v in flat.items() if v is not None and not f"{k}.".startswith(BESIDE)}
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) and item else {f"{prefix}{key}": item}
-    return flat
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -177,8 +153,7 @@ class Runs:
     @property
     def other_floors(self) -> list[str]:
         """One line for each floor whose name no metric has; fewer real images than samples were at hand."""
-        others = {name: value for name, value in self.floors.items() if name not in self.metrics}
-        return [f"{FLOOR}: {name} = {rounded([value])[0]}" for name, value in others.items()]
+        return [f"{FLOOR}: {name} = {rounded([v])[0]}" for name, v in self.floors.items() if name not in self.metrics]
 
     def common(self, key: str) -> Any:
         """Return the value of result.json that all runs share, or None."""
@@ -196,12 +171,9 @@ class Runs:
 
     def baseline(self, run: Run, metric: str) -> float | None:
         """Return the lowest vanilla distance with the kind, metric, sampler, NFE and seed of `run`; None without one."""
-
-        def alike(other: Run) -> bool:
-            same = ("sampler", "nfe", "seed")
-            return other.vanilla and other.kind == run.kind and all(other.result[k] == run.result[k] for k in same)
-
-        others = [] if run.vanilla or metric not in run.metrics else self.where(alike).ranked(metric)
+        facts = itemgetter("sampler", "nfe", "seed")
+        alike = self.where(lambda r: r.vanilla and r.kind == run.kind and facts(r.result) == facts(run.result))
+        others = [] if run.vanilla or metric not in run.metrics else alike.ranked(metric)
         return others[0].metrics[metric] if others else None
 
 
@@ -218,31 +190,29 @@ def read_runs(folder: Path) -> Runs:
     except PDSError as error:
         by_name["points"] = Run(folder / "points", "damaged", str(error))
     for point in points:
-        lost, overrides = point.state in ("failed", "skipped"), point.overrides or (point.title,)
-        run = by_name.get(point.run)
-        if run is not None:
+        name, lost = point.run or f"points/{point.digest}", point.state in ("failed", "skipped")
+        if lost and name not in by_name:
+            by_name[name] = Run(folder / name, point.state, point.message)
+        if name in by_name:
+            run = replace(by_name[name], overrides=point.overrides or (point.title,))
             # A run that was repeated alone is done, whatever its point said before.
-            told: dict[str, Any] = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
-            by_name[point.run] = replace(run, overrides=overrides, **told)
-        elif lost:
-            name = point.run or f"points/{point.digest}"
-            by_name[name] = Run(folder / name, point.state, point.message, overrides=overrides)
+            again = lost and run.state != "done"
+            by_name[name] = replace(run, state=point.state, message=point.message) if again else run
     if not by_name and not points:
         raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
-    found = Runs(tuple(by_name.values()), tuple(points))
+    runs = Runs(tuple(by_name.values()), tuple(points))
 
     def distance(run: Run) -> tuple[int, float]:
         name, value = next(iter(run.metrics.items()), ("", 0.0))
-        return found.metrics.index(name) if name else len(found.metrics), value
+        return runs.metrics.index(name) if name else len(runs.metrics), value
 
-    best = {model: min(distance(run) for run in found if run.model == model) for model in {run.model for run in found}}
+    best = {model: min(map(distance, alike)) for model, alike in grouped((run.model, run) for run in runs).items()}
 
-    def order(run: Run) -> tuple[int, int, float, str, bool, float, str]:
+    def order(run: Run) -> tuple[Any, ...]:
         metric, value = distance(run)
-        state = STATES.index(run.state) if run.state in STATES else len(STATES)
-        return state, metric, best[run.model][1], run.model, not run.vanilla, value, run.label
+        return [*STATES, run.state].index(run.state), metric, best[run.model][1], run.model, not run.vanilla, value, run.label
 
-    return replace(found, runs=tuple(sorted(found, key=order)))
+    return replace(runs, runs=tuple(sorted(runs, key=order)))
 
 
 def _read_run(folder: Path) -> Run:

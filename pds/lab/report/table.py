@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,12 +12,12 @@ from typing import Any
 
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
-from pds.lab.report.runs import FLOOR, Run, Runs, read_runs
-from pds.lab.report.settings import Line, Setting
-from pds.lab.text import MISSING, csv_table, decimals_of, markdown_table, rounded, sentence, significant, write_text
+from pds.lab.report.runs import Run, Runs, grouped, read_runs
+from pds.lab.report.settings import Line, Setting, repeated
+from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
-WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")
-"""Columns without numbers."""
+WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")  # columns without numbers
+Place = tuple[str, str]
 
 
 def format_table(runs: Runs) -> str:
@@ -32,13 +30,10 @@ def format_table(runs: Runs) -> str:
     unfinished = "\n".join(f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done")
     if not len(done):
         return unfinished
-    columns = {"run": [run.label for run in done], **plain_columns(done, "seed"), **{n: [] for n in names}}
-    for name in names:
-        columns[name] = [done.texts(name)[value] for value in (*(run.metrics.get(name) for run in done), done.floors.get(name))]
-    rows = [list(columns), *map(list, itertools.zip_longest(*columns.values(), fillvalue=""))]
-    if names:
-        rows[-1][0] = FLOOR
-    rows = rows if names and set(names) & done.floors.keys() else rows[: len(done) + 1]
+    texts, columns = {name: done.texts(name) for name in names}, {"run": [run.label for run in done]}
+    columns |= plain_columns(done, "seed") | {name: [texts[name][run.metrics.get(name)] for run in done] for name in names}
+    floor = [FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in columns if head != "run")]
+    rows = [list(columns), *zip(*columns.values(), strict=True), *[floor] * bool(texts.keys() & done.floors.keys())]
     table = markdown_table(rows, [head not in WORDS for head in columns])
     return "\n\n".join(filter(None, [table, "\n".join(done.other_floors), unfinished]))
 
@@ -81,7 +76,7 @@ class Measured:
             "seeds": len(setting.runs) if setting else 0,
             "difference": number - cell.printed if self.alike and number is not None and cell.printed is not None else None,
             **{"images": self.known("images"), "T": self.known("iterations"), "NFE": self.known("nfe")},
-            **{"seconds": setting and setting.mean("seconds"), "metric": setting and setting.quantity},
+            **{"seconds": setting and setting.at("seconds"), "metric": setting and setting.quantity},
             "note": "; ".join(self.notes),
         }
 
@@ -101,12 +96,10 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     # One sentence where all seeds say the same.
     notes = sorted({f"{p.state}: {p.message}".removesuffix(": ") for p in points if p and p.state != "done"})
     notes += ["not started"] * (None in points) + ["a run is gone: run the command again"] * (len(runs) < len(ended))
-    if not runs:
-        return Measured(cell, notes)
     seconds = table.quantity == "seconds"
-    name = "seconds" if seconds else next(iter(runs[0].metrics), "")
-    if not name:
-        return Measured(cell, [*notes, "no distance: the runs have metric=none"])
+    name = "seconds" if seconds else next((name for run in runs[:1] for name in run.metrics), "")
+    if not runs or not name:
+        return Measured(cell, notes + ["no distance: the runs have metric=none"] * bool(runs))
     setting = Setting(tuple(run for run in runs if seconds or name in run.metrics), name)
     images, alike = runs[0].result["images"], seconds or name.startswith(table.metric)
     notes += [f"{len(setting.runs)} of {len(points)} seeds"] * (len(setting.runs) < len(points))
@@ -125,8 +118,7 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     columns |= {head: rounded(r[head] for r in records) for head in ("measured", "difference", "seconds")}
     for i, r in enumerate(records):
         if r["deviation"] is not None:
-            measured = columns["measured"][i]
-            columns["measured"][i] += f" ± {r['deviation']:.{decimals_of(measured)}f} ({r['seeds']} seeds)"
+            columns["measured"][i] += f" ± {with_decimals_of(columns['measured'][i], r['deviation'])} ({r['seeds']} seeds)"
         columns["difference"][i] = "+" * ((r["difference"] or 0) > 0) + columns["difference"][i]
     del columns["deviation"], columns["seeds"]
     return [list(columns), *map(list, zip(*columns.values(), strict=True))]
@@ -136,98 +128,72 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
 class Grid:
     """A table to read across and down: it has nothing printed to compare with.
 
-    `lines` are its cells by row and column, in the table's order.
+    `lines` are its cells by row and column, in the table's order, and `settings` and `runs` what is measured by now. `quantity`
+    is its full name, empty where cells differ or none is measured.
     """
 
     table: Table
-    lines: dict[tuple[str, str], Measured]
+    lines: dict[Place, Measured]
+    settings: dict[Place, Setting]
+    runs: Runs
+    quantity: str
+    rows: list[str]
+    columns: list[str]
 
     @classmethod
     def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
         """Return None where one line a cell says more: with printed numbers, or with rows that share few columns."""
         places = {(line.cell.row, line.cell.column): line for line in lines}
-        counts = [Counter(place[side] for place in places) for side in (0, 1)]
-        shared = all(sum(count > 1 for count in side.values()) > 1 for side in counts)
-        full = 2 * len(places) >= math.prod(map(len, counts)) and len(places) == len(lines)
-        return cls(table, places) if shared and full and all(line.cell.printed is None for line in lines) else None
-
-    @cached_property
-    def rows(self) -> list[str]:
-        return list(dict.fromkeys(row for row, _ in self.lines))
-
-    @cached_property
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(column for _, column in self.lines))
-
-    @cached_property
-    def settings(self) -> list[Setting]:
-        """The settings measured by now."""
-        return [line.setting for line in self.lines.values() if line.setting]
-
-    @cached_property
-    def runs(self) -> Runs:
-        return Runs(tuple(run for setting in self.settings for run in setting.runs))
-
-    @property
-    def quantity(self) -> str:
-        """The full name of the measured quantity; empty where cells differ or none is measured."""
-        names = {setting.quantity for setting in self.settings}
-        return names.pop() if len(names) == 1 else ""
-
-    @property
-    def floor(self) -> float | None:
-        """Distance of real data to real data, where known."""
-        return self.runs.floors.get(self.quantity)
-
-    @property
-    def several_seeds(self) -> bool:
-        return any(setting.spread is not None for setting in self.settings)
+        rows, columns = (Counter(place[side] for place in places) for side in (0, 1))
+        shared = all(sum(count > 1 for count in side.values()) > 1 for side in (rows, columns))
+        full = 2 * len(places) >= len(rows) * len(columns) and len(places) == len(lines)
+        if not shared or not full or any(line.cell.printed is not None for line in lines):
+            return None
+        settings = {place: line.setting for place, line in places.items() if line.setting}
+        quantities = {setting.quantity for setting in settings.values()}
+        runs, quantity = [run for s in settings.values() for run in s.runs], quantities.pop() if len(quantities) == 1 else ""
+        return cls(table, places, settings, Runs(tuple(runs)), quantity, list(rows), list(columns))
 
     def blocks(self) -> dict[str, list[list[tuple[str, str, str]]]]:
         """Return the contents of the cells by quantity: the measured one, then the seconds.
 
         A cell is (text, deviation over the seeds, kind); the kind is "best" of its column, "failing", "soft" or "".
         """
-        timed = self.settings and self.table.quantity != "seconds"
-        heads = {self.quantity or self.table.quantity: self._number, **({"seconds": self._seconds} if timed else {})}
-        return {
-            head: [[cell((row, c)) if (row, c) in self.lines else ("", "", "") for c in self.columns] for row in self.rows]
-            for head, cell in heads.items()
-        }
 
-    def _number(self, place: tuple[str, str]) -> tuple[str, str, str]:
-        setting = self.lines[place].setting
-        if setting is None:
-            word = self.lines[place].notes[0].partition(":")[0]
-            return word, "", "failing" if word == "failed" else "soft"
-        text = significant(setting.number)
-        spread = "" if setting.spread is None else f"{setting.spread:.{decimals_of(text)}f}"
-        return text, spread, "best" * (place in self.lowest)
+        def cell(place: Place, seconds: bool) -> tuple[str, str, str]:
+            line, setting = self.lines.get(place), self.settings.get(place)
+            if line is None:
+                return "", "", ""
+            if seconds:
+                return significant(setting.at("seconds")) if setting else MISSING, "", "soft"
+            if setting is None:
+                word = line.notes[0].partition(":")[0]
+                return word, "", "failing" if word == "failed" else "soft"
+            text = significant(setting.number)
+            spread = "" if setting.spread is None else with_decimals_of(text, setting.spread)
+            return text, spread, "best" * (place in self.lowest)
 
-    def _seconds(self, place: tuple[str, str]) -> tuple[str, str, str]:
-        setting = self.lines[place].setting
-        return MISSING if setting is None else significant(setting.mean("seconds")), "", "soft"
+        heads = {self.quantity or self.table.quantity: False}
+        heads |= {"seconds": True} if self.settings and self.table.quantity != "seconds" else {}
+        return {head: [[cell((r, c), timed) for c in self.columns] for r in self.rows] for head, timed in heads.items()}
 
     @cached_property
-    def lowest(self) -> set[tuple[str, str]]:
+    def lowest(self) -> set[Place]:
         """The places of the lowest number in each column; none where cells cannot be compared."""
-        found: set[tuple[str, str]] = set()
-        for column in self.columns if self.quantity else []:
-            numbers = {at: line.setting.number for at, line in self.lines.items() if at[1] == column and line.setting}
-            found |= {at for at, number in numbers.items() if number == min(numbers.values()) and len(numbers) > 1}
-        return found
+        columns = grouped((place[1], (setting.number, place)) for place, setting in self.settings.items() if self.quantity)
+        several = [column for column in columns.values() if len(column) > 1]
+        return {place for column in several for number, place in column if number == min(column)[0]}
 
     def curves(self) -> list[Line]:
         """Return the settings of each row by rising NFE; none where rows stay at one NFE or cannot be compared."""
-        if self.table.quantity != "distance" or not self.quantity:
-            return []
-        rows = {name: [m.setting for (row, _), m in self.lines.items() if row == name and m.setting] for name in self.rows}
-        lines = [Line(name, sorted(row, key=lambda s: s.mean("nfe"))) for name, row in rows.items() if row]
-        return lines if any(len({s.mean("nfe") for s in line.settings}) > 1 for line in lines) else []
+        rows = grouped((row, setting) for (row, _), setting in self.settings.items())
+        lines = [Line(row, sorted(settings, key=lambda s: s.at("nfe"))) for row, settings in rows.items()]
+        rising = any(len({s.at("nfe") for s in line.settings}) > 1 for line in lines)
+        return lines if self.table.quantity == "distance" and self.quantity and rising else []
 
     def usual(self, key: str) -> list[Any]:
         """Return the commonest "iterations" or "nfe" of each column; None where unknown."""
-        known = [[m.known(key) for (_, name), m in self.lines.items() if name == c and m.setting] for c in self.columns]
+        known = [[self.lines[place].known(key) for place in self.settings if place[1] == c] for c in self.columns]
         return [statistics.mode(values) if values else None for values in known]
 
     def sentences(self) -> list[str]:
@@ -235,17 +201,13 @@ class Grid:
         told, facts = [], [self._facts(line) for line in self.lines.values() if line.setting]
         shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
         if facts:
-            seeds = f"mean ± standard deviation over {max(len(setting.runs) for setting in self.settings)} seeds"
-            told.append(sentence(f"measured: {'; '.join([*shared, *[seeds] * self.several_seeds])}"))
-            device = self.runs.common("device")
+            settings, floor, device = self.settings.values(), self.runs.floors.get(self.quantity), self.runs.common("device")
+            seeds = f"mean ± standard deviation over {max(len(setting.runs) for setting in settings)} seeds"
+            told.append(sentence(f"measured: {'; '.join([*shared, *[seeds] * repeated(settings)])}"))
             told += [sentence(timing(self.runs) + (f", on {device}" if device else ""))] * (self.table.quantity != "seconds")
-            told += [sentence(f"{FLOOR}: {significant(self.floor)}")] if self.floor is not None else []
+            told += [] if floor is None else [sentence(f"{FLOOR}: {significant(floor)}")]
             told += [self._steps("T", "iterations"), self._steps("NFE", "nfe")]
-        others: dict[str, list[tuple[str, str]]] = {}
-        for place, line in self.lines.items():
-            for fact in self._facts(line):
-                if fact not in shared:
-                    others.setdefault(fact, []).append(place)
+        others = grouped((f, at) for at, line in self.lines.items() for f in self._facts(line) if f not in shared)
         return told + [f"{self._named(places)}: {fact.rstrip('.')}." for fact, places in others.items()]
 
     def _facts(self, line: Measured) -> list[str]:
@@ -257,26 +219,24 @@ class Grid:
         return [line.setting.quantity, *images, *line.notes]
 
     def _steps(self, head: str, key: str) -> str:
-        usual = self.usual(key)
-        others: dict[Any, Any] = {}
-        for row in self.rows:
-            own = tuple(self.lines[row, c].known(key) if (row, c) in self.lines else None for c in self.columns)
-            if any(value not in (None, most) for value, most in zip(own, usual, strict=True)):
-                others.setdefault(own, []).append(row)
+        """Say T or NFE of each column, then the rows with others."""
 
-        def listed(values: Sequence[int | None]) -> str:
+        def listed(values: Iterable[int | None]) -> str:
             words = [MISSING if value is None else str(value) for value in values]
             return words[0] if len(set(words)) == 1 else ", ".join(words)
 
+        def known(row: str) -> tuple[Any, ...]:
+            return tuple(self.lines[row, c].known(key) if (row, c) in self.lines else None for c in self.columns)
+
+        usual = self.usual(key)
+        unusual = [row for row in self.rows if any(v not in (None, u) for v, u in zip(known(row), usual, strict=True))]
+        others = grouped((known(row), row) for row in unusual)
         parts = [listed(usual), *(f"{' and '.join(rows)}: {listed(own)}" for own, rows in others.items())]
         return f"{head}: {'; '.join(parts)}."
 
-    def _named(self, places: Sequence[tuple[str, str]], most: int = 4) -> str:
+    def _named(self, places: Sequence[Place], most: int = 4) -> str:
         """Name cells by row; a whole row by its name alone, and cells in many rows by their number."""
-        rows: dict[str, list[str]] = {}
-        for row, column in places:
-            rows.setdefault(row, []).append(column)
-        whole = Counter(row for row, _ in self.lines)
+        rows, whole = grouped(places), Counter(row for row, _ in self.lines)
         named = [row if len(own) == whole[row] else f"{row} ({', '.join(own)})" for row, own in rows.items()]
         return "; ".join(named) if len(rows) <= most else f"{len(places)} cells"
 
@@ -301,23 +261,22 @@ def markdown(table: Table, lines: Sequence[Measured]) -> str:
 
 def overview(folder: Path) -> str:
     """Return the text a terminal shows of a folder: the paper's table its runs fill, else their comparison."""
+    found = table_lines(folder)
+    return markdown(*found) if found else format_table(read_runs(folder))
+
+
+def table_lines(folder: Path) -> tuple[Table, list[Measured]] | None:
+    """Return a folder's table and its cells with the runs that measured them by now; None without a table."""
     table = Table.read(folder)
-    return format_table(read_runs(folder)) if table is None else markdown(table, table_lines(folder, table))
-
-
-def table_lines(folder: Path, table: Table) -> list[Measured]:
-    """Return the cells of a folder's table with the runs that measured them by now."""
     runs = read_runs(folder) if (folder / "points").exists() else Runs(())
-    return fill(table, runs.points, runs)
+    return (table, fill(table, runs.points, runs)) if table else None
 
 
 def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
-    """Write table.md and table.csv beside table.json; return None where that is absent."""
-    table = Table.read(folder)
-    if table is None:
-        return None
-    lines = table_lines(folder, table)
-    records = [line.record for line in lines]
-    write_text(folder / "table.md", f"{markdown(table, lines)}\n    {table.command}\n")
-    write_text(folder / "table.csv", csv_table([list(records[0]), *(list(r.values()) for r in records)]))
-    return table, lines
+    """Write table.md and table.csv beside table.json; return what `table_lines` does."""
+    found = table_lines(folder)
+    if found:
+        records = [line.record for line in found[1]]
+        write_text(folder / "table.md", f"{markdown(*found)}\n    {found[0].command}\n")
+        write_text(folder / "table.csv", csv_table([list(records[0]), *(list(r.values()) for r in records)]))
+    return found

@@ -1,24 +1,19 @@
-"""Make the Weights & Biases report of a group of runs, vanilla beside PDS.
-
-python experiments/tools/dashboard.py outputs/quickstart
-
-It needs an account (`wandb login`); outputs/<group>/report.html is the same comparison without one.
-"""
+"""The Weights & Biases report of a group of runs, vanilla beside PDS (experiments/tools/dashboard.py)."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import wandb
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from pds.errors import PDSError
-from pds.lab.report.runs import Run, Runs, read_runs
+from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import panels
 from pds.lab.report.table import format_table
 from pds.lab.terminal import show
@@ -27,36 +22,24 @@ from pds.lab.tracking import has_api_key
 try:
     import wandb_workspaces.reports.v2 as wr
 except ImportError:
-    wr = None
+    wr = None  # type: ignore[assignment]
 
-JOB_TYPES = ("vanilla", "pds")
 WIDTH = 24  # columns of W&B's grid, which puts panels side by side while there is room
 
 
-def main(arguments: list[str]) -> None:
-    """Print how to upload what W&B does not have, then make the report and print its address."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder of a group: outputs/<group>")
-    parser.add_argument("--project", help="W&B project (default: that of the runs)")
-    parser.add_argument("--entity", help="W&B user or team (default: that of the runs)")
-    options = parser.parse_args(arguments)
-    show(f"dashboard  {dashboard(options.folder, options.project, options.entity)}")
+def dashboard(folder: Path, project: str | None = None, entity: str | None = None) -> str:
+    """Print how to upload what W&B does not have, save a new report of the runs in `folder`, and return its address.
 
-
-def dashboard(folder: Path, project: str | None, entity: str | None) -> str:
-    """Save the report of the runs in `folder`, which changes nothing there; every call makes a new one.
-
-    Returns:
-        Its address.
+    None is the project or the entity (user or team) of the runs.
 
     Raises:
         PDSError: no run is finished, or W&B cannot be reached.
     """
-    runs = read_runs(folder).done
+    runs, beside = read_runs(folder).done, f"{folder / 'report.html'} compares the same runs without W&B"
     if not len(runs):
         raise PDSError(f"no run in {folder} is finished: there is nothing to compare yet")
     if wr is None:
-        raise PDSError(f"wandb-workspaces is not installed: pip install wandb-workspaces ({_offline(folder)})")
+        raise PDSError(f"wandb-workspaces is not installed: pip install wandb-workspaces ({beside})")
     project = project or _setting(runs, "project", "WANDB_PROJECT")
     entity = entity or _setting(runs, "entity", "WANDB_ENTITY")
     if project is None:
@@ -69,18 +52,14 @@ def dashboard(folder: Path, project: str | None, entity: str | None) -> str:
         command = shlex.join(["wandb", "sync", *owner, "--project", project, *map(str, offline)])
         show(f"{len(offline)} of {len(runs)} runs are not uploaded; the report shows them once you run:\n{command}")
     if not has_api_key():
-        raise PDSError(f"no W&B account is configured: run `wandb login` ({_offline(folder)})")
+        raise PDSError(f"no W&B account is configured: run `wandb login` ({beside})")
     try:
         entity = entity or wandb.Api().default_entity
         if entity is None:
             raise PDSError("this W&B account has no default entity: give --entity")
         return comparison(runs, project, entity).save().url
     except (wandb.Error, WandbApiFailedError) as error:
-        raise PDSError(f"W&B did not take the report: {str(error).rstrip('.')} ({_offline(folder)})") from None
-
-
-def _offline(folder: Path) -> str:
-    return f"{folder / 'report.html'} compares the same runs without W&B"
+        raise PDSError(f"W&B did not take the report: {str(error).rstrip('.')} ({beside})") from None
 
 
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
@@ -96,14 +75,10 @@ def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:
 
     A run that was killed and resumed has a W&B folder for each attempt: the last one holds the result.
     """
-    offline, untracked = [], []
-    for run in runs:
-        attempts = sorted((run.folder / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
-        if not attempts:
-            untracked.append(run)
-        elif attempts[-1].name.startswith("offline-") and not list(attempts[-1].glob("*.wandb.synced")):
-            offline.append(attempts[-1])
-    return offline, untracked
+    found = [(run, list((run.folder / "wandb").glob("*run-*-*"))) for run in runs]
+    last = [max(attempts, key=lambda path: path.name.removeprefix("offline-")) for _, attempts in found if attempts]
+    offline = [path for path in last if path.name.startswith("offline-") and not list(path.glob("*.wandb.synced"))]
+    return offline, [run for run, attempts in found if not attempts]
 
 
 def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
@@ -113,35 +88,35 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     its full name: a run with another image count or other features is absent there.
     """
     group, names = runs.runs[0].flat["group"], runs.metrics
+    # W&B's filter language rewrites = < > even between quotes.
+    escaped = re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", group)
     keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
-    present = [job_type for job_type in JOB_TYPES if any(run.vanilla == (job_type == "vanilla") for run in runs)]
-    columns = ["summary:T", "summary:NFE", "summary:images", "summary:seconds", *(f"summary:{name}" for name in names)]
+    present = sorted({"vanilla" if run.vanilla else "pds" for run in runs}, reverse=True)
+    columns = [f"summary:{name}" for name in ("T", "NFE", "images", "seconds", *names)]
+    # `value` follows the first part of a key.
+    columns += [f"config:{'.value.'.join(key.split('.', 1))}" if "." in key else f"config:{key}.value" for key in keys]
 
-    def grid(*panels: wr.Panel) -> wr.PanelGrid:
+    def grid(*panels: Any) -> wr.PanelGrid:
         # One run set per job type: W&B's grouping would average unlike points.
-        runsets = [
-            wr.Runset(
-                name=job_type,
-                filters=f"Metric('Group') == '{_escaped(group)}' and Metric('JobType') == '{job_type}' and State == 'finished'",
-                order=[wr.OrderBy("Name", ascending=True)],
-                pinned_columns=["run:displayName"],
-                visible_columns=[*columns, *(_column(key) for key in keys)],
-                lock_columns=True,
-            )
-            for job_type in present
-        ]
+        alike = f"Metric('Group') == '{escaped}' and State == 'finished' and Metric('JobType') == "
+        order, pinned = [wr.OrderBy("Name", ascending=True)], ["run:displayName"]
+        table: dict[str, Any] = {"order": order, "pinned_columns": pinned, "visible_columns": columns, "lock_columns": True}
+        runsets = [wr.Runset(name=job_type, filters=f"{alike}'{job_type}'", **table) for job_type in present]
         return wr.PanelGrid(runsets=runsets, panels=list(panels))
 
-    distances = [panel for name in names for panel in _distance_panels(name, len(runs))]
+    # A row for each metric: its bars, then the metric against each cost.
+    distances, place, most = list[Any](), {"w": WIDTH // 4, "h": 8}, len(runs)
+    for name in names:
+        distances.append(wr.BarPlot(name, [name], layout=wr.Layout(**place), max_runs_to_show=most, max_bars_to_show=most))
+        for cost in ("NFE", "T", "seconds"):
+            distances.append(wr.ScatterPlot(title=f"{name} by {cost}", x=cost, y=name, layout=wr.Layout(**place)))
     sampled = [
         wr.MediaBrowser(title="samples", media_keys=["samples"], num_columns=2, layout=wr.Layout(w=WIDTH, h=16)),
         wr.WeavePanelSummaryTable(table_name="sample_table", layout=wr.Layout(w=WIDTH, h=16)),
     ]
-    different: list[wr.Panel] = []
-    if keys:
-        axes = [wr.Metric("JobType"), *map(wr.Config, keys), *map(wr.SummaryMetric, ["NFE", *names])]
-        parallel = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
-        different.append(wr.ParallelCoordinatesPlot(columns=parallel, layout=wr.Layout(w=WIDTH, h=10)))
+    axes: list[Any] = [wr.Metric("JobType"), *map(wr.Config, keys), *map(wr.SummaryMetric, ["NFE", *names])]
+    parallel = [wr.ParallelCoordinatesPlotColumn(metric=axis) for axis in axes]
+    different: list[Any] = [wr.ParallelCoordinatesPlot(columns=parallel, layout=wr.Layout(w=WIDTH, h=10))] if keys else []
     different.append(wr.RunComparer(diff_only="split", layout=wr.Layout(w=WIDTH, h=16)))
     blocks = [
         wr.MarkdownBlock(text=format_table(runs)),
@@ -158,50 +133,17 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
         wr.H2(text="What was run"),
         *_provenance(runs),
     ]
-    return wr.Report(
-        project=project,
-        entity=entity,
-        title=f"{group}: vanilla and PDS"[:128],
-        description=f"{len(runs)} runs, made by experiments/tools/dashboard.py of PDS lab",
-        blocks=blocks,
-        width="fluid",
-    )
+    title, about = f"{group}: vanilla and PDS"[:128], f"{len(runs)} runs, made by experiments/tools/dashboard.py of PDS lab"
+    return wr.Report(project=project, entity=entity, title=title, description=about, blocks=blocks, width="fluid")
 
 
-def _escaped(text: str) -> str:
-    """Escape `text` for quotes of W&B's filter language, which rewrites = < > even there."""
-    return re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", text)
-
-
-def _column(key: str) -> str:
-    """Return the name of a configuration key in W&B's tables, where `value` follows its first part."""
-    first, *rest = key.split(".")
-    return ".".join([f"config:{first}", "value", *rest])
-
-
-def _distance_panels(name: str, count: int) -> list[wr.Panel]:
-    """Return a row of panels for one metric of `count` runs: its bars, then the metric against each cost."""
-    size = {"w": WIDTH // 4, "h": 8}
-    bars = wr.BarPlot(title=name, metrics=[name], max_runs_to_show=count, max_bars_to_show=count, layout=wr.Layout(**size))
-    scatters = [
-        wr.ScatterPlot(title=f"{name} by {cost}", x=cost, y=name, layout=wr.Layout(**size)) for cost in ("NFE", "T", "seconds")
-    ]
-    return [bars, *scatters]
-
-
-def _provenance(runs: Runs) -> list[wr.Block]:
+def _provenance(runs: Runs) -> list[Any]:
     """Return commands, doubts, commits and versions, as the runs recorded them."""
     commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
-    blocks: list[wr.Block] = [wr.MarkdownBlock(text=f"```bash\n{commands}\n```")]
-    doubts = dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", []))
-    if doubts:
-        blocks.append(wr.MarkdownBlock(text="\n".join(doubts)))
-    for title in dict.fromkeys(_made_by(run) for run in runs):
-        labels = [f"`{run.folder.name}`" for run in runs if _made_by(run) == title]
-        blocks.append(wr.MarkdownBlock(text=f"{title}: {', '.join(labels)}"))
-    return blocks
-
-
-def _made_by(run: Run) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
-    return f"Commit {run.result['commit']} on {run.result['device']} ({versions})"
+    doubts = "\n".join(dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", [])))
+    texts, made = [f"```bash\n{commands}\n```", *[doubts] * bool(doubts)], []
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
+        made.append((f"Commit {run.result['commit']} on {run.result['device']} ({versions})", f"`{run.folder.name}`"))
+    texts += [f"{title}: {', '.join(names)}" for title, names in grouped(made).items()]
+    return [wr.MarkdownBlock(text=text) for text in texts]

@@ -11,9 +11,9 @@ import yaml
 from made_runs import edit
 
 from pds.lab.asked import Cell, Table
+from pds.lab.charts import QUIET, RAMP
 from pds.lab.points import Point, Points
 from pds.lab.report import overview, write_report
-from pds.lab.report.charts import _QUIET, _RAMP
 from pds.lab.report.runs import Run
 from pds.lab.report.table import Grid, fill, long_form, markdown, table_lines, write_table
 
@@ -218,7 +218,7 @@ def test_seeds_give_deviations_and_what_all_cells_share_is_said_once(tmp_path):
 
 def test_the_form_follows_the_table(tmp_path):
     table = make(tmp_path)
-    lines = table_lines(tmp_path, table)
+    _, lines = table_lines(tmp_path)
     assert Grid.of(table, lines) is not None
     printed = [dataclasses.replace(lines[0], cell=dataclasses.replace(lines[0].cell, printed=3.0)), *lines[1:]]
     assert Grid.of(table, printed) is None and "| row " in markdown(table, printed)
@@ -239,16 +239,18 @@ def test_a_grid_that_waits_or_measures_seconds_has_no_second_one_and_no_chart(tm
     assert only["distance"] == list(COLUMNS) and only["DDIM"] == ["not started"] * 3
     assert "Measured" not in markdown(table, waiting) and Grid.of(table, waiting).curves() == []
     timed = dataclasses.replace(table, quantity="seconds")
-    (only,) = grids(markdown(timed, table_lines(tmp_path, timed)))
+    timed.write(tmp_path)
+    _, lines = table_lines(tmp_path)
+    (only,) = grids(markdown(timed, lines))
     assert only["seconds"] == list(COLUMNS) and only["DDIM"][:2] == ["**1.25**", "**2.50**"]
-    assert Grid.of(timed, table_lines(tmp_path, timed)).curves() == []
+    assert Grid.of(timed, lines).curves() == []
 
 
 def test_numbers_of_several_metrics_have_no_lowest(tmp_path):
     table = make(tmp_path)
-    assert ("PDS", "NFE 10") in Grid.of(table, table_lines(tmp_path, table)).lowest
+    assert ("PDS", "NFE 10") in Grid.of(table, table_lines(tmp_path)[1]).lowest
     edit(tmp_path / "PDS-10-0", metrics={"fid_other_256": 1.0})
-    mixed = Grid.of(table, table_lines(tmp_path, table))
+    mixed = Grid.of(table, table_lines(tmp_path)[1])
     assert mixed.lowest == set() and mixed.curves() == []
     assert "PDS (NFE 10): fid_other_256." in mixed.sentences()
 
@@ -289,7 +291,7 @@ def test_the_chart_has_a_line_a_row_in_both_columns(tmp_path):
     words = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
     assert [word for word in words if word in DISTANCES] == ["DDIM", "Heun", "PDS"], "as their ends stand, none without one"
     assert {"NFE (score evaluations)", "seconds for 256 images", "real data (floor)", METRIC, "10", "20", "200"} <= set(words)
-    for count, colour in ((3, _QUIET[0]), (3, _QUIET[1]), (2, _RAMP[5])):
+    for count, colour in ((3, QUIET[0]), (3, QUIET[1]), (2, RAMP[5])):
         assert len(re.findall(f"<use [^>]*{colour}", svg)) == 2 * count + 1, "its points twice, and one in the legend"
 
 
