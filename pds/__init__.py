@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pds.cards import load as load
+    from pds.conditioning import ClassifierFree as ClassifierFree
+    from pds.conditioning import ClassifierGuidance as ClassifierGuidance
+    from pds.conditioning import Conditional as Conditional
+    from pds.conditioning import Guided as Guided
     from pds.data.statistics import DatasetStatistics as DatasetStatistics
     from pds.errors import MissingError as MissingError
     from pds.errors import OptionError as OptionError
@@ -64,6 +68,7 @@ __version__ = "0.1.0"
 # The same names as above, for Python; a test compares the two.
 _HOMES = {
     "pds.cards": "load",
+    "pds.conditioning": "ClassifierFree ClassifierGuidance Conditional Guided",
     "pds.data.statistics": "DatasetStatistics",
     "pds.errors": "MissingError OptionError PDSError",
     "pds.evaluation.excess_noise": "diagnose",

@@ -23,13 +23,14 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from pds.conditioning import CLASS_ALONE, Guidance
 from pds.data.images import to_uint8
 from pds.errors import PDSError
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Callback, Sampler, no_callback
-from pds.score import CountedScore, Score, score_at
+from pds.score import CountedScore, Labelled, Score, score_at
 from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class ImageSampler:
     """Everything that makes image i out of (seed, i): score, sampler, process, preconditioner.
 
     Attributes:
-        score: the network as a score.
+        score: the network as a score, which takes labels if there are any.
         sampler: a sampler of `pds.samplers`.
         process: forward process of the model.
         preconditioner: P and S; `Identity()` is the vanilla sampler.
@@ -130,9 +131,11 @@ class ImageSampler:
         device: where to sample.
         data_range: pixel values of black and white in the model's state.
         compiled: whether the network is compiled at its first call with a batch of some size.
+        labels: (n,) int64: image i is of class labels[i mod n]; None for images without classes.
+        guidance: towards them.
     """
 
-    score: Score
+    score: Labelled
     sampler: Sampler[Any]
     process: Process
     preconditioner: Preconditioner
@@ -141,6 +144,8 @@ class ImageSampler:
     device: torch.device
     data_range: tuple[float, float] = (0.0, 1.0)
     compiled: bool = False
+    labels: Tensor | None = None
+    guidance: Guidance = CLASS_ALONE
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], callback: Callback = no_callback) -> tuple[Tensor, float]:
@@ -157,7 +162,8 @@ class ImageSampler:
         Raises:
             PDSError: when a step gives values that are not finite: with the step, the level and the likely cause.
         """
-        score = CountedScore(self.score)
+        counted = CountedScore(self.score)
+        score = self._conditioned(counted, indices)
         noise = ImageNoise(self.seed, torch.tensor(indices, device=self.device), self.shape)
         levels = self.sampler.levels(self.process)
         x = self.sampler.prior(noise, self.process, self.preconditioner)
@@ -187,13 +193,24 @@ class ImageSampler:
         require_finite()
         black, white = self.data_range
         # Not the calls: an adaptive sampler evaluates an image no more once it has arrived.
-        return (x - black) / (white - black), score.images / len(indices)
+        return (x - black) / (white - black), counted.images / len(indices)
+
+    def _conditioned(self, score: Labelled, indices: Sequence[int]) -> Score:
+        """The score of the images of a batch."""
+        if self.labels is None:
+            return score
+        chosen = torch.tensor(indices) % len(self.labels)
+        return self.guidance(score, self.labels[chosen].to(self.device))
 
     @torch.no_grad()
     def warm_up(self, count: int) -> None:
         """Have a GPU and a compiled network do now what they do once for batches of `count` images: one evaluation."""
         if self.device.type == "cuda" or self.compiled:
-            score_at(self.score, torch.zeros(count, *self.shape, device=self.device), self.process.ladder[0].item())
+            score_at(
+                self._conditioned(self.score, range(count)),
+                torch.zeros(count, *self.shape, device=self.device),
+                self.process.ladder[0].item(),
+            )
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -65,8 +65,9 @@ class EpsilonScaling(Remedy):
         super().__init__(score)
         self.scale = scale
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.score(x, sigma) / self.scale
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        s: Tensor = self.score(x, sigma, *labels)
+        return s / self.scale
 
 
 class TimeShift(Remedy):
@@ -87,11 +88,12 @@ class TimeShift(Remedy):
         super().__init__(score)
         self.data_variance, self.window, self.cutoff = data_variance, window, cutoff
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         found = (x.flatten(1).double().var(1) - self.data_variance).clamp(min=0).sqrt().to(sigma.dtype)
         shifted = found.clamp(sigma * (1 - self.window), sigma * (1 + self.window))
         told = torch.where(sigma >= self.cutoff, shifted, sigma)
-        return self.score(x, told) * (told / sigma)[:, None, None, None]
+        s: Tensor = self.score(x, told, *labels)
+        return s * (told / sigma)[:, None, None, None]
 
 
 class BandCorrection(Remedy):
@@ -111,8 +113,8 @@ class BandCorrection(Remedy):
         super().__init__(score)
         self.sigma_max, self.low, self.high = sigma_max, low, high
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s, part = self.score(x, sigma), (sigma / self.sigma_max)[:, None, None, None]
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        s, part = self.score(x, sigma, *labels), (sigma / self.sigma_max)[:, None, None, None]
         # The low band of one Haar level is the mean of each 2 x 2 block; an odd last row or column is a block by itself.
         coarse = torch.nn.functional.avg_pool2d(s, 2, ceil_mode=True, count_include_pad=False)
         coarse = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., : x.shape[-2], : x.shape[-1]]
@@ -140,8 +142,8 @@ class SeenNoise(Remedy):
         self.register_buffer("power", power.float(), persistent=False)
         self.response = response
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s, level = self.score(x, sigma), sigma[0].item()
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        s, level = self.score(x, sigma, *labels), sigma[0].item()
         # Samplers that ask at several levels at once differ from image to image in their modes.
         if (sigma != sigma[0]).any():
             return torch.cat([self._corrected(*row) for row in zip(x.split(1), s.split(1), sigma.tolist(), strict=True)])

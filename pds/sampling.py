@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pds.conditioning import CLASS_ALONE, Guidance, Labels, labels_of
 from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
 from pds.data.statistics import DatasetStatistics, dataset_statistics
@@ -59,6 +60,8 @@ def sample(
     filter: Filter | None = None,
     solenoid: Solenoid | None = None,
     statistics: DatasetStatistics | None = None,
+    labels: Labels | None = None,
+    guidance: Guidance | None = None,
     images: Count = 16,
     seed: Seed = 0,
     batch_size: Count = 64,
@@ -73,6 +76,9 @@ def sample(
         filter: a frequency or space filter, for PDS; None samples without one.
         solenoid: a solenoidal term; None samples without one.
         statistics: of the training images, for a `StatisticsFilter`; None for those of the model.
+        labels: classes of the images, in turn: a list, "uniform" for all of them, or a file of whole numbers; None for images
+            without a class.
+        guidance: towards the labels, as `ClassifierFree`; None for the network's class alone.
         images: how many.
         seed: of all noise.
         batch_size: images sampled at once; it does not change them.
@@ -80,7 +86,8 @@ def sample(
         callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
 
     Raises:
-        PDSError: the sampler cannot sample this model with this filter, the filter needs statistics, or values are not finite.
+        PDSError: labels or guidance are not for this model, the sampler cannot sample it with this filter, the filter needs
+            statistics, or values are not finite.
     """
     place = model.device if device is None else torch.device(device)
     sampler = sampler or model.sampler or DEFAULT
@@ -106,8 +113,13 @@ def sample(
     doubts = sampler.check(steps, P)
     for doubt in doubts:
         log.warning(doubt)
+    if guidance is not None:
+        guidance.check(model)
+    classes = labels_of(model, labels, guidance)
     score = for_sampling(model.score, place)
-    make = ImageSampler(score, sampler, model.process, P, model.shape, seed, place, model.data_range)
+    make = ImageSampler(
+        score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guidance or CLASS_ALONE
+    )
     batches, evaluations, seconds = [], 0.0, 0.0
     form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
     with tqdm(desc="sample", total=images, unit="img", bar_format=form) as bar:

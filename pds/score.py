@@ -7,7 +7,7 @@ x is (batch, C, H, W) in the range of the data, sigma is (batch,) in the same un
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,15 +28,33 @@ def denoised(score: Score, x: Tensor, sigma: float) -> Tensor:
     return x + sigma**2 * score_at(score, x, sigma)
 
 
+class Labelled(Protocol):
+    """A score that may be given the class of each image, (batch,) int64, -1 for none."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class BatchScore(Protocol):
+    """The score of the images of one batch, which it tells apart."""
+
+    def rows(self, rows: Tensor) -> Score: ...
+
+
+def score_of(score: Score, rows: Tensor) -> Score:
+    """The score of some images of the batch, by their numbers in it."""
+    return score.rows(rows) if isinstance(score, BatchScore) else score
+
+
 class CountedScore:
     """A score that counts its evaluations since its making: `nfe` network calls, of `images` images in all."""
 
-    def __init__(self, score: Score) -> None:
+    def __init__(self, score: Labelled) -> None:
         self.score = score
         self.nfe = 0
         self.images = 0
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         self.nfe += 1
         self.images += len(x)
-        return self.score(x, sigma)
+        return self.score(x, sigma, *labels)

@@ -109,7 +109,7 @@ class Trainer:
             PDSError: there are fewer than a batch, or one cannot be read, or labels are dropped that there are not.
         """
         if not classes and self.label_dropout:
-            raise OptionError("label_dropout", "must be 0 for a network without classes: give model.classes")
+            raise OptionError("label_dropout", "must be 0 for a network without classes: give classes")
         if len(images) < self.batch_size:
             raise OptionError(
                 "batch_size",

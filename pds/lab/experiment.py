@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from pds.conditioning import CLASS_ALONE, Guidance, labels_of
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError
 from pds.evaluation.panel import Panel
@@ -62,7 +63,7 @@ class Experiment:
 
     @classmethod
     def build(cls, cfg: DictConfig) -> Experiment:
-        settings(Run, cfg)
+        asked = settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
@@ -88,14 +89,30 @@ class Experiment:
                 metric.require(cfg.images)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
         remedied, remedy = (model, "") if cfg.remedy is None else (build(cfg.remedy, model, dataset), _told(cfg.remedy))
+        guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
+        if guidance is not None:
+            with keyed(cfg.guidance):
+                guidance.check(model)
+        labels = labels_of(model, asked.labels, guidance)
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
-            score, sampler, model.process, preconditioner, model.shape, cfg.seed, device, model.data_range, cfg.compile
+            score,
+            sampler,
+            model.process,
+            preconditioner,
+            model.shape,
+            cfg.seed,
+            device,
+            model.data_range,
+            cfg.compile,
+            labels,
+            guidance or CLASS_ALONE,
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
-        label = ", ".join(part for part in (what, sampler.detail, remedy, "bf16" if cfg.bf16 else "") if part)
+        classes = () if labels is None else (f"labels {asked.labels}", guidance.title if guidance else "")
+        label = ", ".join(part for part in (what, sampler.detail, remedy, *classes, "bf16" if cfg.bf16 else "") if part)
         return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
 
     @property
@@ -121,6 +138,8 @@ class Experiment:
         if self.metric and self.metric.seen:
             facts["seen"] = json_digest(self.metric.seen.provenance)
         # Only where there are any: other runs keep the name they had before there were such samplers and models.
+        if self.sample.labels is not None:
+            facts["labels"] = fingerprint(self.sample.labels)
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
         for name, value in self.sample.sampler.provenance.items():

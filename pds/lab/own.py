@@ -19,7 +19,7 @@ from pds.errors import OptionError
 from pds.files import sha256, user_path
 from pds.models.checkpoints import first_line, load_weights
 from pds.models.layouts import Which
-from pds.models.scores import Model
+from pds.models.scores import Classes, Model
 from pds.models.wrap import DataRange, Predicts, wrap
 from pds.options import Shape, checked, shown
 from pds.processes.forward import Process
@@ -33,6 +33,8 @@ def own(
     shape: Shape,
     data_range: DataRange,
     label: str | None = None,
+    classes: Classes = 0,
+    no_class: int | None = None,
     checkpoint: str | None = None,
     weights: Which = None,
     arguments: Mapping[str, Any] = MappingProxyType({}),
@@ -46,6 +48,8 @@ def own(
         shape: (C, H, W) of its images.
         data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1].
         label: what it is shown of the noise level: sigma, log_sigma/4, t, 999t or Nt-1; null for that of its process.
+        classes: how many it takes labels of, as (x, label, labels); 0 for none.
+        no_class: the label that stands for none; null for a network without an unconditional score.
         checkpoint: weights file, in any layout of `pds.models.checkpoints`; null for random weights.
         weights: which of its weights, see `load_weights`.
         arguments: of `make`, by name.
@@ -60,7 +64,16 @@ def own(
     module = _file(user_path(source)) if source.endswith(".py") else _module(source)
     network = _called(_named(module, name, source), f"{source}:{name}", arguments)
     loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
-    model = wrap(network, predicts=predicts, process=process, shape=shape, data_range=data_range, label=label)
+    model = wrap(
+        network,
+        predicts=predicts,
+        process=process,
+        shape=shape,
+        data_range=data_range,
+        label=label,
+        classes=classes,
+        no_class=no_class,
+    )
     code = inspect.getsourcefile(module)
     return replace(model, checkpoint=loaded, beside_weights={"code": sha256(Path(code))} if code else {})
 

@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pds.cards import CARDS, Card
+from pds.conditioning import ClassifierFree
 from pds.data.celeba import CelebA
 from pds.data.cifar10 import cifar10, cifar10_jpeg
 from pds.data.dataset import Dataset, form_of_dataset
@@ -141,6 +142,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "sampler/corrector": {"none": no_corrector},
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": AnnealedLangevinSteps},
     "remedy": {remedy.__name__: remedy for remedy in (epsilon_scaling, time_shift, band_correction, seen_noise)},
+    "guidance": {"classifier_free": ClassifierFree},
     "metric": {
         "none": no_metric,
         "mnist_classifier": mnist_classifier_metric,
@@ -188,7 +190,7 @@ SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
 # The options of each program, the groups that it builds, and what else its configuration holds: None for a group that is left
 # out unless it is chosen.
 PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
-    "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "sweep": Sweep}),
+    "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "guidance": None, "sweep": Sweep}),
     "train": (Train, ("model", "dataset", "trainer"), {}),
     "benchmark": (Benchmark, SAMPLING, {}),
     "gaussian": (Gaussian, SAMPLING, {}),

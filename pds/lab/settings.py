@@ -54,6 +54,8 @@ class Run(Precision):
         images: images to sample and to measure the distance on.
         seed: seed of all noise: image i depends on (seed, i) alone.
         shard_size: images a file of samples/: the unit of resume and of work shared by processes.
+        labels: class of each image, image i being of class i mod n of n: uniform for all classes in turn, a list, or a file of
+            whole numbers; null for images without a class.
         batch_size: images sampled at once, of several shards where it is larger; changes speed and memory, not the images.
             (With corrector.norms=batch it does, and is at most shard_size: a restart must have the same batches.)
     """
@@ -63,6 +65,7 @@ class Run(Precision):
     seed: Seed = 0
     shard_size: Annotated[int, Range(1, 1_000_000)] = 64
     batch_size: Batch = 64
+    labels: Sequence[int] | str | None = None
 
 
 @options

@@ -43,12 +43,14 @@ class Checkpoint:
         ema: whether these are exponential moving averages; None where the file does not tell.
         path: the file.
         sha256: of the file's bytes.
+        label_dropout: with which a network with classes was trained; None where the file does not tell.
     """
 
     layout: str
     ema: bool | None
     path: Path
     sha256: str
+    label_dropout: float | None = None
 
 
 class _Weights(NamedTuple):
@@ -60,6 +62,7 @@ class _Weights(NamedTuple):
         traits: options that it was trained with, by name.
         settings: all options that make its network, where they are known and `traits` are not all.
         advice: what to do with weights of another network.
+        label_dropout: see `Checkpoint`.
     """
 
     layout: str
@@ -69,6 +72,7 @@ class _Weights(NamedTuple):
     traits: Mapping[str, Any] = MappingProxyType({})
     settings: Mapping[str, Any] = MappingProxyType({})
     advice: str = "it is a checkpoint of another network"
+    label_dropout: float | None = None
 
 
 class DiffusersFolder(NamedTuple):
@@ -177,7 +181,12 @@ def _read(path: Path, network: nn.Module, which: Which) -> _Weights:
         return _Weights(layout, ema, path, state)
     if ema is None and metadata.get("weights") == "ema":
         ema = True
-    return _Weights("safetensors", ema, path, state, _flat(configuration_of(metadata, path).get("model", {})))
+    configuration = configuration_of(metadata, path)
+    model = _flat(configuration.get("model", {}))
+    trainer = configuration.get("trainer")
+    told = trainer.get("label_dropout") if isinstance(trainer, dict) else None
+    dropout = float(told) if isinstance(told, (int, float)) else None
+    return _Weights("safetensors", ema, path, state, model, label_dropout=dropout)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -208,7 +217,7 @@ def _load(
         if _eps(state[LEVELS]) > torch.finfo(torch.float32).eps:
             del state[LEVELS]
     network.load_state_dict(state, strict=False)
-    checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path))
+    checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path), weights.label_dropout)
     log.info("weights read from %s (layout: %s; %s; sha256 %s)", path, weights.layout, EMA[weights.ema], checkpoint.sha256[:12])
     if weights.ema is False and which is None:
         log.warning(

@@ -13,7 +13,7 @@ from pds.errors import OptionError
 from pds.models.checkpoints import Checkpoint
 from pds.options import Range
 from pds.processes.forward import Process
-from pds.score import Score
+from pds.score import Labelled
 
 if TYPE_CHECKING:
     from pds.data.statistics import DatasetStatistics
@@ -160,12 +160,13 @@ class Bfloat16Score:
     def __init__(self, score: NetworkScore) -> None:
         self.score = score
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
-            return self.score(x, sigma)
+            output: Tensor = self.score(x, sigma, *labels)
+            return output
 
 
-def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, compile: bool = False) -> Score:
+def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, compile: bool = False) -> Labelled:
     """The score as samplers call it, `score` itself being moved, and compiled, in place.
 
     Args:
@@ -196,6 +197,7 @@ class Model:
         statistics: of the images that it was trained on, where they are known; filters are made of them.
         sampler: what its authors sample it with, where that is known.
         classes: how many it takes labels of; 0 for none.
+        unconditional: whether it gives a score without labels; true where that is not known.
     """
 
     title: str
@@ -208,6 +210,7 @@ class Model:
     statistics: DatasetStatistics | None = None
     sampler: Sampler[Any] | None = None
     classes: int = 0
+    unconditional: bool = True
 
     @property
     def device(self) -> torch.device:

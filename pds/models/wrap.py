@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
-from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
+from pds.models.scores import Classes, DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
 from pds.options import Length, Range, Shape, checked, shown
 from pds.processes.forward import Process
 
@@ -29,28 +29,44 @@ PREDICTIONS: dict[Predicts, type[Prediction]] = {
 class _Function(nn.Module):
     """A function as a network."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        return self.function(x, label)
+    def forward(self, x: Tensor, label: Tensor, *labels: Tensor) -> Tensor:
+        return self.function(x, label, *labels)
+
+
+class _WithClasses(nn.Module):
+    """A network with classes, which is shown `no_class` where there is none."""
+
+    def __init__(self, network: nn.Module, no_class: int | None) -> None:
+        super().__init__()
+        self.network, self.no_class = network, -1 if no_class is None else no_class
+
+    def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = torch.full(label.shape, -1, device=x.device) if labels is None else labels
+        output: Tensor = self.network(x, label, labels.where(labels >= 0, self.no_class))
+        return output
 
 
 @checked
 def wrap(
-    network: Callable[[Tensor, Tensor], Tensor],
+    network: Callable[..., Tensor],
     *,
     predicts: Predicts,
     process: Process,
     shape: Shape,
     data_range: DataRange,
     label: str | Callable[[Tensor], Tensor] | None = None,
+    classes: Classes = 0,
+    no_class: int | None = None,
 ) -> Model:
     """A pretrained network as a model that every sampler here can sample.
 
     The network is called as `network(x, label)`: x is (batch, C, H, W) float32, the state m(t) (x_0 + sigma z) of the process
-    (m = 1 for VE); label is (batch,) float32. It returns a tensor of the shape of x. It is called once here, with two images,
+    (m = 1 for VE); label is (batch,) float32. One with classes is called as `network(x, label, labels)`, labels being the
+    (batch,) int64 class of each image. It returns a tensor of the shape of x. It is called once here, with two images,
     and is put into evaluation mode.
 
     Args:
@@ -63,6 +79,8 @@ def wrap(
         label: what it is shown of the noise level: "sigma" (in units of `data_range`), "log_sigma/4" (EDM's c_noise), "t"
             (from 0 to 1), "999t" ([SDE]), "Nt-1" (DDPM; N of the process), or a function of the (batch,) float64 sigma. None is
             what published networks of the process are shown: sigma (VE), 999 t (VP, sub-VP), N t - 1 (a chain of N levels).
+        classes: how many it takes labels of; 0 for none.
+        no_class: the label that stands for none, as 1000 for ImageNet; None for a network without an unconditional score.
 
     Raises:
         PDSError: an argument does not fit, or the network fails or returns something else than a tensor like x.
@@ -78,15 +96,18 @@ def wrap(
         )
     channels, height, width = shape
     name = type(network).__name__ if isinstance(network, nn.Module) else getattr(network, "__name__", "network")
-    module = network if isinstance(network, nn.Module) else _Function(network)
+    module: nn.Module = network if isinstance(network, nn.Module) else _Function(network)
+    module = _WithClasses(module, no_class) if classes else module
     score = PREDICTIONS[predicts](module.eval(), process, process.label if label is None else label)
-    _try(score, (channels, height, width), name)
+    _try(score, (channels, height, width), name, bool(classes))
     title = f"{name} ({process.title}) {channels}x{height}x{width}"
-    return Model(title, score, process, (channels, height, width), None, (black, white))
+    unconditional = not classes or no_class is not None
+    size = (channels, height, width)
+    return Model(title, score, process, size, None, (black, white), classes=classes, unconditional=unconditional)
 
 
 @torch.no_grad()
-def _try(score: Prediction, shape: tuple[int, int, int], name: str) -> None:
+def _try(score: Prediction, shape: tuple[int, int, int], name: str, labelled: bool) -> None:
     """Call the network once, with two images at the largest and the smallest noise level."""
     device = next((p.device for p in score.parameters()), torch.device("cpu"))
     sigma = score.process.ladder[[0, -1]].to(device)
@@ -96,7 +117,8 @@ def _try(score: Prediction, shape: tuple[int, int, int], name: str) -> None:
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     expected = f"a floating-point tensor of shape {tuple(x.shape)}, that of x"
     try:
-        output = score.network(x, label.to(x.dtype))
+        labels = [torch.zeros(2, dtype=torch.long, device=device)] if labelled else []
+        output = score.network(x, label.to(x.dtype), *labels)
     except Exception as error:  # whatever a network that someone wrote can fail with
         raise PDSError(
             f"{name}(x, label) fails for x of shape {tuple(x.shape)} and label of shape (2,), both float32 on {device.type}: "

@@ -14,6 +14,7 @@ from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
 from pds.samplers.sigma_space import Interval
+from pds.score import Score, score_of
 
 # h_init, theta and r of the paper's experiments.
 FIRST_STEP, SAFETY, EXPONENT = 0.01, 0.9, 0.9
@@ -67,16 +68,17 @@ class AdaptiveSDE(Sampler[list[Interval]]):
         t = torch.ones(len(x), dtype=torch.float64, device=x.device)
         h = torch.full_like(t, FIRST_STEP)
 
-        def kick(x: Tensor, at: Tensor, t: Tensor, h: Tensor, z: Tensor) -> Tensor:
+        def kick(network: Score, x: Tensor, at: Tensor, t: Tensor, h: Tensor, z: Tensor) -> Tensor:
             sigma = sigma_min * (rate * t).exp()
             variance = _column(2 * rate * sigma**2 * h, x)
-            return variance * task.network(at, sigma.to(x.dtype)) + variance.sqrt() * z
+            return variance * network(at, sigma.to(x.dtype)) + variance.sqrt() * z
 
         for _ in task.levels:
             moving = (t > 0).nonzero()[:, 0]
             x_now, t_now, h_now, z = x[moving], t[moving], h[moving], task.noise.normal()[moving]
-            euler = x_now + kick(x_now, x_now, t_now, h_now, z)
-            improved = (euler + x_now + kick(x_now, euler, t_now - h_now, h_now, z)) / 2
+            network = score_of(task.network, moving)
+            euler = x_now + kick(network, x_now, x_now, t_now, h_now, z)
+            improved = (euler + x_now + kick(network, x_now, euler, t_now - h_now, h_now, z)) / 2
             tolerance = (self.eps_rel * torch.maximum(euler.abs(), before[moving].abs())).clamp(min=self.eps_abs)
             error = ((euler - improved) / tolerance).double().square().mean((1, 2, 3)).sqrt()
             # Not <= 1, so that an image that is not finite goes on to where it is told.

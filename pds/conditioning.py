@@ -1,0 +1,241 @@
+"""Classes and guidance, each an adapter of a score, so that any sampler can have them.
+
+    pds.sample(model, sampler, labels=[3], guidance=pds.ClassifierFree(scale=3))
+
+The scores made here belong to one batch. They wrap the counter of evaluations, so both halves of guidance are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import torch
+from torch import Tensor
+
+from pds.errors import OptionError
+from pds.files import read_bytes, reading, user_path
+from pds.models.scores import Model
+from pds.options import Length, Range, options
+from pds.score import Labelled, Score, score_of
+
+Labels = Sequence[int] | str | Path
+"""Image i has the class i mod n of n: "uniform" takes all classes in turn, a list or a file of whole numbers says which."""
+
+Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
+
+
+class Classifier(Protocol):
+    """(batch, classes) logits of noisy images x at noise levels sigma, differentiable in x."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+class Conditional:
+    """The score of images of given classes.
+
+    Args:
+        score: `score(x, sigma, labels)`.
+        labels: (batch,) int64 class of each image.
+    """
+
+    def __init__(self, score: Labelled, labels: Tensor) -> None:
+        self.score, self.labels = score, labels
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.score(x, sigma, self.labels)
+
+    def rows(self, rows: Tensor) -> Conditional:
+        """That of some images of the batch."""
+        return Conditional(self.score, self.labels[rows])
+
+
+class Guided:
+    """s_u + w (s - s_u): classifier-free guidance (Ho & Salimans, 2022), within an interval of noise levels (Kynkäänniemi et
+    al., *Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models*, NeurIPS 2024).
+
+    This is not p_c^w p_u^(1-w). At each noise level it is the gradient of the logarithm of that product of noisy densities.
+    These products are not one law with more and more noise, so what is sampled is another law.
+
+    Where all images need one half alone, w = 0 or 1, one is evaluated.
+
+    Args:
+        score: s, that of a class.
+        unconditional: s_u.
+        scale: w within the interval; outside it w = 1.
+        interval: (low, high), for low < sigma <= high, in units of the data range.
+    """
+
+    def __init__(self, score: Score, unconditional: Score, scale: float, interval: Sequence[float] = (0.0, math.inf)) -> None:
+        self.score, self.unconditional, self.scale, self.interval = score, unconditional, scale, interval
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        w = within(sigma, self.interval, self.scale, 1.0).to(x.dtype)
+        if (w == 1).all():
+            return self.score(x, sigma)
+        unconditional = self.unconditional(x, sigma)
+        if (w == 0).all():
+            return unconditional
+        return unconditional + w[:, None, None, None] * (self.score(x, sigma) - unconditional)
+
+    def rows(self, rows: Tensor) -> Guided:
+        """That of some images of the batch."""
+        return Guided(score_of(self.score, rows), score_of(self.unconditional, rows), self.scale, self.interval)
+
+
+class ClassifierGuided:
+    """s + w grad_x log p(label | x, sigma): classifier guidance ([SDE] section 5; Dhariwal & Nichol, NeurIPS 2021).
+
+    The classifier's calls are no score evaluations, and are not counted.
+
+    Args:
+        score: s, unconditional or that of the same classes.
+        classifier: a classifier of noisy images.
+        labels: (batch,) int64 class of each image.
+        scale: w within the interval; outside it w = 0.
+        interval: (low, high), for low < sigma <= high, in units of the data range.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        classifier: Classifier,
+        labels: Tensor,
+        scale: float,
+        interval: Sequence[float] = (0.0, math.inf),
+    ) -> None:
+        self.score, self.classifier, self.labels, self.scale, self.interval = score, classifier, labels, scale, interval
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        s, w = self.score(x, sigma), within(sigma, self.interval, self.scale, 0.0).to(x.dtype)
+        with torch.enable_grad():
+            seen = x.detach().requires_grad_()
+            chosen = self.classifier(seen, sigma).log_softmax(1).gather(1, self.labels[:, None])
+            (gradient,) = torch.autograd.grad(chosen.sum(), seen)
+        return s + w[:, None, None, None] * gradient
+
+    def rows(self, rows: Tensor) -> ClassifierGuided:
+        """That of some images of the batch."""
+        score = score_of(self.score, rows)
+        return ClassifierGuided(score, self.classifier, self.labels[rows], self.scale, self.interval)
+
+
+def within(sigma: Tensor, interval: Sequence[float], inside: float, outside: float) -> Tensor:
+    """(batch,) `inside` for low < sigma <= high, else `outside`."""
+    low, high = interval
+    return torch.where((sigma > low) & (sigma <= high), inside, outside)
+
+
+class Guidance(Protocol):
+    """Makes the score of a batch from its labels; `check` refuses a model that it cannot guide."""
+
+    @property
+    def title(self) -> str: ...
+
+    def check(self, model: Model) -> None: ...
+
+    def __call__(self, score: Labelled, labels: Tensor) -> Score: ...
+
+
+@options
+class ClassifierFree:
+    """Classifier-free guidance: see `Guided`, with the network's own unconditional score.
+
+    Attributes:
+        scale: w; 1 is the network's class alone, 0 no class. Both cost one evaluation, any other two.
+        interval: noise levels that are guided, (low, high], in units of the data range; the class alone elsewhere.
+    """
+
+    scale: Annotated[float, Range(-1000, 1000)] = 1.0
+    interval: Interval = (0.0, math.inf)
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        low, high = self.interval
+        return f"w={self.scale:g}" + (f" for σ in ({low:g}, {high:g}]" if low or high < math.inf else "")
+
+    def check(self, model: Model) -> None:
+        """Refuse a network without an unconditional score where that is needed."""
+        if self.scale != 1 and not model.unconditional:
+            raise OptionError(
+                "scale",
+                f"must be 1 for {model.title}, got {self.scale:g}: it was always shown its labels in training, and has no "
+                "unconditional score",
+            )
+
+    def __call__(self, score: Labelled, labels: Tensor) -> Score:
+        return Guided(Conditional(score, labels), score, self.scale, self.interval)
+
+
+@options
+class ClassifierGuidance:
+    """Classifier guidance: see `ClassifierGuided`. A network with classes is shown them as well.
+
+    Attributes:
+        classifier: a classifier of noisy images, where the network is.
+        classes: how many it knows.
+        scale: w.
+        interval: noise levels that are guided, (low, high], in units of the data range.
+    """
+
+    classifier: Classifier
+    classes: Annotated[int, Range(1, 1_000_000)]
+    scale: Annotated[float, Range(-1000, 1000)] = 1.0
+    interval: Interval = (0.0, math.inf)
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"classifier guidance, w={self.scale:g}"
+
+    def check(self, model: Model) -> None:
+        """Refuse a network of other classes."""
+        if model.classes not in (0, self.classes):
+            raise OptionError(
+                "classes", f"is {self.classes}, and {model.title} takes {model.classes}: give a classifier of these"
+            )
+
+    def __call__(self, score: Labelled, labels: Tensor) -> Score:
+        return ClassifierGuided(score, self.classifier, labels, self.scale, self.interval)
+
+
+CLASS_ALONE = ClassifierFree()
+
+
+def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = None) -> Tensor | None:
+    """(n,) int64 classes of images 0 to n - 1; those of later images begin again. None for images without classes.
+
+    Raises:
+        OptionError: there are labels and no classes, or none and the network needs them; or one is out of range.
+        PDSError: a file of labels is absent or holds something else than whole numbers.
+    """
+    classes = guidance.classes if isinstance(guidance, ClassifierGuidance) else model.classes
+    if labels is None:
+        if guidance is not None or not model.unconditional:
+            why = f"{model.title} has no unconditional score" if guidance is None else "guidance is towards a class"
+            raise OptionError("labels", f"is missing, and {why}: give uniform, a list of classes, or a file of whole numbers")
+        return None
+    if not classes:
+        raise OptionError("labels", f"must be left out: {model.title} takes no classes")
+    if labels == "uniform":
+        return torch.arange(classes)
+    given = _read(user_path(labels)) if isinstance(labels, (str, Path)) else list(labels)
+    wrong = next((label for label in given if not 0 <= label < classes), None)
+    if wrong is not None or not given:
+        what = "are none" if wrong is None else f"has {wrong}"
+        raise OptionError("labels", f"must be from 0 to {classes - 1} for {model.title}, and {what}")
+    return torch.tensor(given)
+
+
+def _read(path: Path) -> list[int]:
+    fix = "give uniform, a list of classes, or a file of whole numbers"
+    if not path.exists():
+        raise OptionError("labels", f"names {path}, which does not exist: {fix}")
+    with reading(path, "a file of labels", fix):
+        return [int(word) for word in read_bytes(path, MOST_LABELS).decode("ascii").split()]
+
+
+MOST_LABELS = 1 << 26  # bytes
