@@ -18,10 +18,10 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.files import read_bytes, reading, user_path
 from pds.models.scores import Model
-from pds.options import Length, Range, options
+from pds.options import MOST, Length, Range, options
 from pds.score import Labelled, Score, score_of
 
-Labels = Sequence[int] | str | Path
+Labels = Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | str | Path
 """Image i has the class i mod n of n: "uniform" takes all classes in turn, a list or a file of whole numbers says which."""
 
 Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
@@ -225,8 +225,8 @@ def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = N
     given = _read(user_path(labels)) if isinstance(labels, (str, Path)) else list(labels)
     wrong = next((label for label in given if not 0 <= label < classes), None)
     if wrong is not None or not given:
-        what = "are none" if wrong is None else f"has {wrong}"
-        raise OptionError("labels", f"must be from 0 to {classes - 1} for {model.title}, and {what}")
+        what = "none" if wrong is None else f"{wrong}"
+        raise OptionError("labels", f"must be from 0 to {classes - 1} for {model.title}, got {what}")
     return torch.tensor(given)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from pds.models.checkpoints import first_line, load_weights
 from pds.models.layouts import Which
 from pds.models.scores import Classes, Model
 from pds.models.wrap import DataRange, Predicts, wrap
-from pds.options import Shape, checked, shown
+from pds.options import MOST, Range, Shape, checked, shown
 from pds.processes.forward import Process
 
 
@@ -34,7 +34,7 @@ def own(
     data_range: DataRange,
     label: str | None = None,
     classes: Classes = 0,
-    no_class: int | None = None,
+    no_class: Annotated[int, Range(-1, MOST)] | None = None,
     checkpoint: str | None = None,
     weights: Which = None,
     arguments: Mapping[str, Any] = MappingProxyType({}),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from pds.conditioning import Labels
 from pds.options import MOST, Length, Range, Seed, options, options_of
 
 Images = Annotated[int, Range(1, 100_000_000)]
@@ -65,7 +66,7 @@ class Run(Precision):
     seed: Seed = 0
     shard_size: Annotated[int, Range(1, 1_000_000)] = 64
     batch_size: Batch = 64
-    labels: Sequence[int] | str | None = None
+    labels: Labels | None = None
 
 
 @options

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
 from pds.models.scores import Classes, DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
-from pds.options import Length, Range, Shape, checked, shown
+from pds.options import MOST, Length, Range, Shape, checked, shown
 from pds.processes.forward import Process
 
 Predicts = Literal["score", "noise", "v", "data"]
@@ -60,7 +60,7 @@ def wrap(
     data_range: DataRange,
     label: str | Callable[[Tensor], Tensor] | None = None,
     classes: Classes = 0,
-    no_class: int | None = None,
+    no_class: Annotated[int, Range(-1, MOST)] | None = None,
 ) -> Model:
     """A pretrained network as a model that every sampler here can sample.
 
