@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -115,6 +116,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
         # Here all processes fail; later, all but the first leave the answer to the first, which might not exist.
         Processes.check()
         prepare()
+        arguments = with_trackers(arguments)
         if told := reference.asked(name, arguments):
             show(told)
             return
@@ -127,6 +129,16 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
             raise Failed
 
     return work
+
+
+def with_trackers(arguments: list[str]) -> list[str]:
+    """Arguments in which tracker=[a,b] is what Hydra makes of it: a node of several trackers, each composed into it."""
+    made: list[str] = []
+    for argument in arguments:
+        listed = re.fullmatch(r"tracker=\[(.*)\]", argument)
+        names = dict.fromkeys(name.strip() for name in listed[1].split(",")) if listed else {}
+        made += ["tracker=several", *(f"+tracker@tracker.{name}={name}" for name in names)] if listed else [argument]
+    return made
 
 
 def given_overrides() -> list[str]:

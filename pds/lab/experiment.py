@@ -29,7 +29,7 @@ from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
-from pds.lab.tracking import MetricsFile, TrackedRun, Tracker
+from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
 from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
@@ -246,7 +246,8 @@ def sample_and_measure(
             folder.status("running")
             take_from_others(experiment, config, folder, todo)
             metrics_file = MetricsFile(folder.path / "metrics.jsonl")
-            tracked = opened.enter_context(experiment.tracker.run(folder.path, folder.path.name, cfg.group, job_type, config))
+            of_run = (folder.path, folder.path.name, cfg.group, job_type, config)
+            tracked = opened.enter_context(aside(experiment.tracker, *of_run))
         shard_log = ShardLog(todo, metrics_file, tracked)
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
         alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
@@ -401,7 +402,11 @@ def mirror(tracked: TrackedRun, folder: Path, result: dict[str, Any], images: li
     numbers = {"T": result["iterations"], "NFE": result["nfe"], "images": result["images"], "seconds": result["seconds"]}
     floors = {f"floor/{name}": value for name, value in result["floor"].items()}
     tracked.log({"images_done": result["images"], **result["metrics"]}, step_name="images_done")
-    tracked.summary({**numbers, **result["metrics"], **floors, "images_per_second": result["images_per_second"]})
+    by_cost = {f"against_NFE/{name}": value for name, value in result["metrics"].items()}
+    tracked.log({"NFE": result["nfe"], **by_cost}, step_name="NFE")
+    report = (folder.parent / "report.html").absolute().as_uri()
+    speed = {"images_per_second": result["images_per_second"]}
+    tracked.summary({**numbers, **result["metrics"], **floors, **speed, "report": report})
     # Runs of one seed start image i from the same noise: their rows correspond.
     rows = [[index, result["seed"], image] for index, image in enumerate(images[:TABLE_IMAGES])]
     tracked.table("sample_table", ["index", "seed", "image"], rows)

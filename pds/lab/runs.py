@@ -58,10 +58,10 @@ PLACE = {
 def says_where(override: str) -> bool:
     """Whether an override only says where and how fast, or where it is written down."""
     key = override.lstrip("+~").partition("=")[0]
-    return key in PLACE or key.startswith(("hydra", "tracker.", "sweep."))
+    return key in PLACE or key.startswith(("hydra", "tracker.", "tracker@", "sweep."))
 
 
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {"pds.lab.tracking.WandbTracker": "pds.lab.trackers.wandb.WandbTracker"}
 """Class paths that configurations of older runs name, and where these classes are now. No line is ever deleted."""
 
 _FIRST = {now: first for first, now in MOVED.items()}

@@ -33,7 +33,11 @@ from pds.evaluation.reference import MadeReference, PublishedReference, publishe
 from pds.lab.config import CONF, defaults
 from pds.lab.own import own
 from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
-from pds.lab.tracking import NoTracker, WandbTracker
+from pds.lab.trackers.mlflow import MLflowTracker
+from pds.lab.trackers.tensorboard import TensorBoardTracker
+from pds.lab.trackers.trackio import TrackioTracker
+from pds.lab.trackers.wandb import WandbTracker
+from pds.lab.tracking import NoTracker
 from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
 from pds.models.ncsnv2 import ncsnv2
@@ -149,7 +153,13 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "clean_fid": clean_fid_metric,
         "panel": panel_metric,
     },
-    "tracker": {"none": NoTracker, "wandb": WandbTracker},
+    "tracker": {
+        "none": NoTracker,
+        "wandb": WandbTracker,
+        "tensorboard": TensorBoardTracker,
+        "mlflow": MLflowTracker,
+        "trackio": TrackioTracker,
+    },
     "schema/trainer": {"default": Trainer},
 }
 

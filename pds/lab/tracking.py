@@ -1,30 +1,31 @@
-"""Numbers of a run: our own append-only file, which is the truth, and Weights & Biases, which mirrors it."""
+"""Numbers of a run: our own append-only file, which is the truth, and the trackers that mirror it."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib.util
 import json
 import logging
-import netrc
 import os
-import shlex
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, Protocol
-from urllib.parse import urlsplit
+from typing import Annotated, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from pds.files import appending, parse_json, read_bytes, reading
-from pds.lab import wandb_service
-from pds.options import Range, options
+from pds.errors import MissingError, PDSError
+from pds.files import appending, parse_json, read_bytes, read_json, reading, write_json
+from pds.lab.text import MISSING, markdown_table
+from pds.options import Range
 
 log = logging.getLogger(__name__)
 
-GRACE = 10.0  # seconds beyond W&B's own timeout, which says more
+Patience = Annotated[float, Range(1, 86_400)]
+"""Seconds that a run waits for its tracker at the end."""
 
 
 class MetricsFile:
@@ -78,7 +79,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class TrackedRun(Protocol):
-    """One open run of a tracker. No method raises: losing the mirror never stops a run."""
+    """One open run of a tracker. What a method raises costs a warning."""
 
     def log(self, metrics: dict[str, float], step_name: str | None = None) -> None:
         """Numbers of one moment; `step_name` is the key in `metrics` that the others are drawn against."""
@@ -90,19 +91,23 @@ class TrackedRun(Protocol):
         """A table; every row has one value a column: a number, a text, None, or an image as (C, H, W) uint8 array."""
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Final values of the run."""
+        """Final values of the run: numbers, and texts such as the address of the report."""
 
 
 class Tracker(Protocol):
     """Where runs are mirrored to."""
 
+    @property
+    def patience(self) -> float:
+        """Seconds that a run waits at its end until the tracker has taken what it was told."""
+
     def run(
         self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]
     ) -> AbstractContextManager[TrackedRun]:
-        """Open a run for the length of a `with` block.
+        """Open a run for the length of a `with` block; a run that was opened for this folder before goes on.
 
         Args:
-            folder: run directory; whatever the tracker writes lies in it.
+            folder: run directory; whatever the tracker writes lies in it, or beside the groups.
             name: of the run, within its group.
             group: the comparison that the run belongs to.
             job_type: "vanilla" or "pds".
@@ -128,192 +133,155 @@ class _NoRun:
 class NoTracker:
     """Mirrors nothing."""
 
+    patience = 1.0
+
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
         """See `Tracker.run`."""
         yield _NoRun()
 
 
-@options
-class WandbTracker:
-    """Weights & Biases, which is imported only when a run is opened.
+@dataclass(frozen=True)
+class Several:
+    """Several trackers at once, as in tracker=[tensorboard,mlflow].
 
     Attributes:
-        project: W&B project.
-        entity: W&B user or team; None is the account's default.
-        mode: "online", "offline" (written below the run directory, uploaded later; nobody is contacted), "disabled", or
-            "auto": offline or disabled where W&B's own environment or settings say so, else online when an API key is
-            configured and offline otherwise. An online run that cannot be opened becomes an offline one.
-        timeout: seconds that opening a run, uploading its rest at the end, and each call between them, may take; a W&B that
-            takes longer is given up.
+        wandb, wandb_offline, tensorboard, mlflow, trackio: those that are chosen.
     """
 
-    project: str = "pds"
-    entity: str | None = None
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    timeout: Annotated[float, Range(1, 86_400)] = 60.0
+    wandb: Tracker | None = None
+    wandb_offline: Tracker | None = None
+    tensorboard: Tracker | None = None
+    mlflow: Tracker | None = None
+    trackio: Tracker | None = None
+
+    @property
+    def patience(self) -> float:
+        """All of theirs: they are closed one after the other."""
+        return 1 + sum(one.patience for one in self._chosen)
+
+    @property
+    def _chosen(self) -> list[Tracker]:
+        return [one for one in vars(self).values() if one is not None]
 
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
-        """See `Tracker.run`; a block that raises is a failed run in W&B too."""
-        run, opened = None, contextlib.ExitStack()
-        for mode in self._modes():
-            with _warn(f"opening the run {mode}"):
-                if mode == "offline":
-                    opened.enter_context(wandb_service.offline())
-                wandb_service.forget_ended()
-                make = functools.partial(self._open, mode, folder, name, group, job_type, config)
-                run = wandb_service.within(self.timeout + GRACE, make)
-                wandb_service.end_at_exit()
-                break
-        with opened:
-            if run is None:
-                yield _NoRun()
-                return
-            handle = _WandbRun(run, folder / "wandb", self.timeout + GRACE)
-            exit_code = 1
-            try:
-                yield handle
-                exit_code = 0
-            finally:
-                handle.finish(exit_code)
-
-    def _modes(self) -> list[str]:
-        """The modes to try, in order."""
-        mode = self.mode
-        if mode == "disabled":
-            return []
-        found = None
-        with _warn("reading its settings"):
-            found = wandb_service.settings().mode
-        if found is None:
-            return []
-        if mode == "auto":
-            mode = "disabled" if found == "disabled" else "offline" if found in ("offline", "dryrun") else "online"
-            mode = mode if mode != "online" or has_api_key() else "offline"
-        return {"disabled": [], "offline": ["offline"]}.get(mode, ["online", "offline"])
-
-    def _open(self, mode: Any, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Any:
-        import wandb
-
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=self.timeout,
-            login_timeout=self.timeout,
-            finish_timeout=self.timeout,
-            finish_timeout_raises=True,
-        )
-        return wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=mode,
-            dir=folder,
-            name=name,
-            group=group,
-            job_type=job_type,
-            config=config,
-            # Anything else returns the process's first run, with its first config, to every later job of a sweep.
-            reinit="create_new",
-            settings=settings,
-        )
+        """See `Tracker.run`; none of them waits for another."""
+        with contextlib.ExitStack() as opened:
+            runs = [opened.enter_context(aside(one, folder, name, group, job_type, config)) for one in self._chosen]
+            yield _Told(lambda action, call: [run.tell(action, call) for run in runs])
 
 
-class _WandbRun:
-    def __init__(self, run: Any, folder: Path, seconds: float) -> None:
-        self._run = run
-        self._folder = folder
-        self._seconds = seconds
-        self._warned: set[str] = set()
-        self._lost = False
-        self._axes: set[tuple[str, str]] = set()
+class _Told:
+    """Hands every call on as what it does and the call itself."""
+
+    def __init__(self, tell: Callable[[str, Callable[[TrackedRun], None]], object]) -> None:
+        self.tell = tell
 
     def log(self, metrics: dict[str, float], step_name: str | None = None) -> None:
-        def call() -> None:
-            for name in metrics:
-                if step_name and name != step_name and (name, step_name) not in self._axes:
-                    self._run.define_metric(name, step_metric=step_name)
-                    self._axes.add((name, step_name))
-            self._run.log(dict(metrics))
-
-        self._ask("logging metrics", call)
+        self.tell("logging metrics", lambda run: run.log(metrics, step_name))
 
     def image(self, name: str, path: Path) -> None:
-        def call() -> None:
-            import wandb
-
-            self._run.log({name: wandb.Image(str(path))})
-
-        self._ask("logging an image", call)
+        self.tell("logging an image", lambda run: run.image(name, path))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        def call() -> None:
-            import wandb
-
-            table = wandb.Table(columns=list(columns), data=[list(map(_cell, row)) for row in rows])
-            # W&B would stage tables for a later upload in the user's home, apart from the run that needs them.
-            with wandb_service.environment(WANDB_DATA_DIR=str(self._folder)):
-                self._run.log({name: table})
-
-        self._ask("logging a table", call)
+        self.tell("logging a table", lambda run: run.table(name, columns, rows))
 
     def summary(self, values: dict[str, Any]) -> None:
-        self._ask("logging the summary", lambda: self._run.summary.update(values))
-
-    def finish(self, exit_code: int) -> None:
-        """Close the run, and say how to upload what is not uploaded."""
-        uploaded = False
-        with _warn("finishing the run"):
-            if not self._lost:
-                self._within(lambda: self._run.finish(exit_code=exit_code))
-                uploaded = not self._run.offline
-        if not uploaded:
-            with _warn("naming the run's folder"):
-                command = shlex.join(["wandb", "sync", os.path.abspath(self._run.sync_dir)])
-                log.info("the Weights & Biases run is kept on this machine; to upload it: %s", command)
-
-    def _ask(self, action: str, call: Callable[[], object]) -> None:
-        """One call, unless W&B is given up."""
-        if not self._lost:
-            with _warn(action, self._warned):
-                self._within(call)
-
-    def _within(self, call: Callable[[], object]) -> None:
-        try:
-            wandb_service.within(self._seconds, call)
-        except TimeoutError:
-            self._lost = True
-            raise
-
-
-def _cell(value: Any) -> Any:
-    """What W&B takes for the value of a table's cell."""
-    import wandb
-
-    return wandb.Image(value.transpose(1, 2, 0)) if isinstance(value, np.ndarray) else value
+        self.tell("logging the summary", lambda run: run.summary(values))
 
 
 @contextlib.contextmanager
-def _warn(action: str, warned: set[str] | None = None) -> Iterator[None]:
+def aside(tracker: Tracker, *of_run: Any) -> Iterator[_Told]:
+    """A tracker's run in a thread of its own, which takes what it is told one after the other.
+
+    So a tracker neither slows nor fails what it mirrors: what it raises costs a warning, and one that hangs is given up after
+    its patience, when all is done. `of_run` are the arguments of `Tracker.run`.
+    """
+    title = type(tracker).__name__.removesuffix("Tracker")
+    told: queue.SimpleQueue[tuple[str, Callable[[TrackedRun], None]] | None] = queue.SimpleQueue()
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        warned: set[str] = set()
+        try:
+            with tracker.run(*of_run) as run:
+                while (item := told.get()) is not None:
+                    action, call = item
+                    with warning(title, action, warned):
+                        call(run)
+                if failed:
+                    raise failed[0]
+        except BaseException as error:
+            if error not in failed:
+                with warning(title, "opening or closing the run"):
+                    raise error if isinstance(error, Exception) else RuntimeError(repr(error)) from error
+
+    thread = threading.Thread(target=serve, name=f"pds-{title}", daemon=True)
+    thread.start()
+    try:
+        yield _Told(lambda action, call: told.put((action, call)))
+    except BaseException as error:
+        failed.append(error)
+        raise
+    finally:
+        told.put(None)
+        thread.join(tracker.patience)
+        if thread.is_alive():
+            log.warning(
+                "%s took nothing more for %g s and is given up; the files of the run are whole", title, tracker.patience
+            )
+
+
+@contextlib.contextmanager
+def warning(title: str, action: str, warned: set[str] | None = None) -> Iterator[None]:
     """Turns any failure into a warning, once for each action in `warned`."""
     try:
         yield
     except Exception as error:
         if warned is None or action not in warned:
             why = " ".join(str(error).split())
-            log.warning("Weights & Biases failed at %s, the run goes on: %s: %s", action, type(error).__name__, why)
+            log.warning("%s failed at %s, the run goes on: %s: %s", title, action, type(error).__name__, why)
         if warned is not None:
             warned.add(action)
 
 
-def has_api_key() -> bool:
-    """Whether W&B can log in without asking: the environment or a netrc file has a key."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    try:
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-        hosts = {urlsplit(wandb_service.settings().base_url).netloc, "api.wandb.ai"}
-        return any(netrc.netrc(path).authenticators(host) for host in hosts)
-    except Exception:  # no W&B, no home, no netrc file, or an unreadable one: no key in any case
-        return False
+def entry(folder: Path, tracker: str, usable: Callable[[str], bool], make: Callable[[], str]) -> str:
+    """What a tracker calls the run of a folder, kept there: so a run that is resumed goes on in the tracker, too.
+
+    Args:
+        folder: the run folder.
+        tracker: whose name it is.
+        usable: whether the tracker still has the run of a name.
+        make: gives a new name.
+    """
+    file = folder / f"{tracker}.json"
+    if file.exists():
+        with contextlib.suppress(PDSError):  # a damaged file costs a second entry, no more
+            known: str = read_json(file, {"run": str}, "a tracker's name of a run", "delete it")["run"]
+            if usable(known):
+                return known
+    new = make()
+    write_json(file, {"run": new})
+    return new
+
+
+def require_package(package: str, tracker: str) -> None:
+    """Raise `MissingError` unless a package is installed; it is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingError(
+            f"tracker={tracker} needs the package {package}: pip install 'pds-lab[{tracker}]', or choose another"
+        )
+
+
+def against(metrics: dict[str, float], step_name: str | None) -> tuple[dict[str, float], int]:
+    """The numbers to draw, and the whole number that they are drawn against."""
+    step = int(metrics[step_name]) if step_name else 0
+    return {name: float(value) for name, value in metrics.items() if name != step_name}, step
+
+
+def as_markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table as Markdown, without its images."""
+    shown = [i for i in range(len(columns)) if not any(isinstance(row[i], np.ndarray) for row in rows)]
+    texts = [[MISSING if row[i] is None else str(row[i]) for i in shown] for row in rows]
+    return markdown_table([[columns[i] for i in shown], *texts], [False] * len(shown))

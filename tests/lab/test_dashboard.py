@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import pds.lab.trackers.wandb
 import pds.lab.tracking
 from pds.errors import PDSError
 from pds.files import write_json
@@ -127,7 +128,7 @@ def logged(folder):
 
 
 def test_the_report_asks_for_what_the_runs_logged(tmp_path):
-    folder = sweep(tmp_path / "sweep", pds.lab.tracking.WandbTracker("lab", mode="offline"))
+    folder = sweep(tmp_path / "sweep", pds.lab.trackers.wandb.WandbTracker("lab", mode="offline"))
     keys, header = logged(folder / "pds-20")
     document = spec(folder)
 

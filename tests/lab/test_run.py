@@ -212,6 +212,8 @@ def test_the_tracker_mirrors_the_run(tmp_path):
     opened, looked, exists = [], [], Path.exists
 
     class Recorder:
+        patience = 60
+
         @contextlib.contextmanager
         def run(self, folder, name, group, job_type, config):
             record = {"group": group, "job_type": job_type, "config": config, "log": [], "summary": {}, "images": []}

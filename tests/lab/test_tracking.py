@@ -16,7 +16,8 @@ from command_line import environment, started
 from PIL import Image
 
 from pds.errors import PDSError
-from pds.lab.tracking import MetricsFile, NoTracker, WandbTracker, read_metrics
+from pds.lab.trackers.wandb import WandbTracker
+from pds.lab.tracking import MetricsFile, NoTracker, read_metrics
 
 OFFLINE = WandbTracker(project="pds-test", mode="offline")
 
@@ -172,6 +173,14 @@ def test_a_broken_tracker_never_stops_a_run(
     assert "opening the run offline" in caplog.text
 
 
+def test_a_run_of_the_same_folder_goes_on(tmp_path: Path) -> None:
+    for loss in (2.0, 1.0):
+        with OFFLINE.run(tmp_path, "a", "g", "sample", {}) as run:
+            run.log({"loss": loss})
+    kept = json.loads((tmp_path / "wandb.json").read_text())["run"]
+    assert {path.name.rsplit("-", 1)[1] for path in tmp_path.glob("wandb/offline-run-*")} == {kept}
+
+
 def test_modes(tmp_path: Path) -> None:
     with pytest.raises(PDSError, match="auto, online, offline, disabled"):
         WandbTracker("p", mode="on")
@@ -190,7 +199,7 @@ import json, os, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, wandb
-from pds.lab.tracking import WandbTracker
+from pds.lab.trackers.wandb import WandbTracker
 
 heard = []
 class Handler(BaseHTTPRequestHandler):
@@ -245,14 +254,14 @@ def test_offline_is_without_any_contact(tmp_path: Path) -> None:
 BROKEN_SERVICE = """
 import os, signal, sys
 from pathlib import Path
-from pds.lab import tracking, wandb_service
-tracking.GRACE, wandb_service.LAST_CALL = 0.5, 1.0
+from pds.lab.trackers import wandb, wandb_service
+wandb.GRACE, wandb_service.LAST_CALL = 0.5, 1.0
 here = Path(sys.argv[1])
 def strike(number):
     (here / "service").write_text(str(wandb_service._process().pid))
     os.kill(wandb_service._process().pid, number)
 def run(name, number=None):
-    with tracking.WandbTracker("p", mode="offline", timeout=1).run(here / name, name, "g", "pds", {}) as run:
+    with wandb.WandbTracker("p", mode="offline", timeout=1).run(here / name, name, "g", "pds", {}) as run:
         run.log({"loss": 1.0})
         if number:
             strike(number)

@@ -17,7 +17,7 @@ from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import panels
 from pds.lab.report.table import format_table
 from pds.lab.terminal import show
-from pds.lab.tracking import has_api_key
+from pds.lab.trackers.wandb import has_api_key
 
 try:
     import wandb_workspaces.reports.v2 as wr

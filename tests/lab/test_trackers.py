@@ -1,0 +1,193 @@
+"""What trackers are told is read back with their own readers; one that hangs, refuses or fills the disk costs a warning."""
+
+import errno
+import json
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from pds.errors import PDSError
+from pds.generation import ImageSampler
+from pds.lab.cli import with_trackers
+from pds.lab.config import CONF, build
+from pds.lab.experiment import run
+from pds.lab.runs import run_name
+from pds.lab.schema import register
+from pds.lab.tracking import NoTracker, Several, aside
+
+
+def composed(*overrides):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", list(overrides))
+
+
+@pytest.fixture
+def _store(tmp_path, monkeypatch):
+    """A folder as MLflow's store: its database takes ten seconds to make."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return found, events
+
+
+@pytest.mark.usefixtures("_store")
+def test_a_run_that_is_killed_and_resumed_is_one_entry_with_all_its_numbers(tmp_path, monkeypatch):
+    given = ["debug=tiny", f"outputs={tmp_path}/out", "images=8", "shard_size=2", "batch_size=2", "sampler.iterations=2"]
+    given = with_trackers([*given, "tracker=[tensorboard,mlflow]"])
+    sample, calls = ImageSampler.__call__, []
+
+    def killed(self, indices, *more):
+        calls.append(indices)
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return sample(self, indices, *more)
+
+    monkeypatch.setattr(ImageSampler, "__call__", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(composed(*given), given)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    (experiment,) = (found for found in client.search_experiments() if found.name == "debug")
+    (entry,) = client.search_runs([experiment.experiment_id])
+    assert entry.info.status == "FAILED"
+    run(composed(*given), given)
+    seeds = [*given, "seed=1"]
+    run(composed(*seeds), seeds)
+
+    entries = {entry.info.run_name: entry for entry in client.search_runs([experiment.experiment_id])}
+    files = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("out/debug/*/result.json")}
+    assert entries.keys() == files.keys() and len(files) == 2
+    for name, result in files.items():
+        assert entries[name].info.status == "FINISHED"
+        metrics = entries[name].data.metrics
+        assert result["metrics"].items() <= metrics.items()
+        assert (metrics["NFE"], metrics["floor/fid_mnist_classifier_8"]) == (3, result["floor"]["fid_mnist_classifier_8"])
+        assert entries[name].data.params["seed"] == str(result["seed"])
+        assert entries[name].data.tags["report"] == (tmp_path / "out" / "debug" / "report.html").as_uri()
+        assert [file.path for file in client.list_artifacts(entries[name].info.run_id, "samples")] == ["samples/grid.png"]
+        drawn, events = scalars(tmp_path / "out" / "debug" / name / "tensorboard")
+        distance = pytest.approx(result["metrics"]["fid_mnist_classifier_8"], rel=1e-6)
+        assert drawn["fid_mnist_classifier_8"] == [(8, distance)]
+        assert drawn["against_NFE/fid_mnist_classifier_8"] == [(3, distance)]
+        steps = [metric.step for metric in client.get_metric_history(entries[name].info.run_id, "images_per_second")]
+        assert sorted({2, 4, 6, 8} - {step for step, _ in drawn["images_per_second"]}) == []
+        assert {2, 4, 6, 8} <= {*steps}
+        assert events.Tags()["images"] == ["samples"]
+        assert b"seed: " + str(result["seed"]).encode() in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+
+KINDS = ["opening", "log", "image", "table", "summary", "closing", "full", "hanging", "leaving"]
+
+
+class Broken:
+    """A tracker that fails in one way."""
+
+    patience = 0.2
+
+    def __init__(self, kind):
+        self.kind, self.told = kind, []
+
+    def _fail(self, at):
+        if self.kind == at:
+            raise ConnectionRefusedError("no server there")
+        if (self.kind, at) == ("full", "log"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if (self.kind, at) == ("hanging", "table"):
+            threading.Event().wait()
+        if (self.kind, at) == ("leaving", "image"):
+            raise SystemExit(3)
+        self.told.append(at)
+
+    @contextmanager
+    def run(self, *of_run):
+        self._fail("opening")
+        yield self
+        self._fail("closing")
+
+    def log(self, metrics, step_name=None):
+        self._fail("log")
+
+    def image(self, name, path):
+        self._fail("image")
+
+    def table(self, name, columns, rows):
+        self._fail("table")
+
+    def summary(self, values):
+        self._fail("summary")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_kind_of_failure_fails_slows_or_changes_what_is_mirrored(kind, tmp_path, caplog):
+    broken, whole = Broken(kind), Broken("")
+    start = time.perf_counter()
+    with aside(Several(mlflow=broken, tensorboard=whole), tmp_path, "a", "g", "pds", {}) as tracked:
+        for step in range(3):
+            tracked.log({"images_done": step, "loss": 1.0}, step_name="images_done")
+        tracked.table("t", ["a"], [[np.zeros((1, 2, 2), np.uint8)]])
+        tracked.image("grid", tmp_path / "absent.png")
+        tracked.summary({"fid": 1.0})
+    assert time.perf_counter() - start < 5
+    assert whole.told == ["opening", "log", "log", "log", "table", "image", "summary", "closing"]
+    said = [message for message in caplog.messages if message.startswith("Broken")]
+    assert len(said) == 1, "once, however often it fails"
+    assert ("is given up" if kind == "hanging" else "the run goes on") in said[0]
+
+
+def test_what_fails_inside_is_told_to_the_tracker_and_raised():
+    seen = []
+
+    class Watching(NoTracker):
+        @contextmanager
+        def run(self, *of_run):
+            try:
+                yield Broken("")
+            except BaseException as error:
+                seen.append(error)
+                raise
+
+    with pytest.raises(KeyboardInterrupt) as raised, aside(Watching(), 1, 2, 3, 4, 5):
+        raise KeyboardInterrupt
+    assert seen == [raised.value]
+
+
+@pytest.mark.usefixtures("_store")
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_real_trackers_that_cannot_write_warn(name, tmp_path, caplog, monkeypatch):
+    (tmp_path / "tensorboard").write_text("a file where a folder is due")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with aside(build(composed(f"tracker={name}").tracker), tmp_path, "a", "g", "pds", {"seed": 0}) as tracked:
+        tracked.log({"loss": 1.0})
+    assert "failed at opening or closing the run, the run goes on" in caplog.text
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("tensorboard", "mlflow", "trackio"):
+        with pytest.raises(PDSError, match=rf"tracker={name} needs the package {name}: pip install 'pds-lab\[{name}\]'"):
+            build(composed(f"tracker={name}").tracker)
+
+
+def test_several_trackers_are_a_node_each_and_name_no_run():
+    given = with_trackers(["seed=3", "tracker=[tensorboard, mlflow]", "tracker.mlflow.patience=5"])
+    assert given[0] == "seed=3" and len(given) == 5
+    cfg = composed(*given)
+    assert cfg.tracker.mlflow.patience == 5 and cfg.tracker.trackio is None
+    assert run_name(given, {}).startswith("seed=3-")
+    assert with_trackers(["tracker=mlflow", "-m", "tracker=wandb,none"]) == ["tracker=mlflow", "-m", "tracker=wandb,none"]
+    offline = composed(*with_trackers(["tracker=[wandb_offline,tensorboard]"]))
+    assert offline.tracker.wandb_offline.mode == "offline"
