@@ -178,7 +178,7 @@ def test_a_run_of_the_same_folder_goes_on(tmp_path: Path) -> None:
         with OFFLINE.run(tmp_path, "a", "g", "sample", {}) as run:
             run.log({"loss": loss})
     kept = json.loads((tmp_path / "wandb.json").read_text())["run"]
-    assert {path.name.rsplit("-", 1)[1] for path in tmp_path.glob("wandb/offline-run-*")} == {kept}
+    assert {path.name.split("-")[3] for path in tmp_path.glob("wandb/offline-run-*")} == {kept}
 
 
 def test_modes(tmp_path: Path) -> None:
