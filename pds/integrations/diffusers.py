@@ -1,32 +1,47 @@
-"""PDS in the variance-exploding pipelines of Hugging Face diffusers: a scheduler that takes the place of theirs.
+"""PDS in the pipelines of Hugging Face diffusers: schedulers that take the place of theirs.
 
-    pipe = ScoreSdeVePipeline.from_pretrained(folder)
+    pipe = ScoreSdeVePipeline.from_pretrained(folder)  # VE
     pipe.scheduler = PDSVeScheduler.from_config(pipe.scheduler.config, alpha=5, statistics="statistics.npz")
     images = pipe(num_inference_steps=100).images
 
-A pipeline that is saved with this scheduler names this module in its `model_index.json`. diffusers looks it up among the
+    pipe = DiTPipeline.from_pretrained(folder)  # VP; DDPMPipeline and those with latents likewise
+    pipe.scheduler = PDSScheduler.from_config(pipe.scheduler.config, r=0.2, lam=0.9)
+
+A pipeline that is saved with one of them names this module in its `model_index.json`. diffusers looks it up among the
 modules that are imported, so import it before `from_pretrained`, or pass `scheduler=PDSVeScheduler.from_pretrained(...)`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
 import torch
 from torch import Tensor
 
-from pds.data.statistics import DatasetStatistics
-from pds.errors import PDSError
+from pds.data.folder import folder_of_images
+from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
+from pds.data.statistics import DatasetStatistics, choose
+from pds.errors import OptionError, PDSError
+from pds.options import fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
-from pds.preconditioning.preconditioner import Preconditioner, build_preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.processes.forward import VarianceExploding, integration_times
+from pds.samplers.preconditioned_sde import PreconditionedSDE, Step
 from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
+from pds.sampling import statistics as statistics_of
 
 try:
     from diffusers.configuration_utils import ConfigMixin, register_to_config
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_sde_ve import SdeVeOutput
 
     # diffusers, loading a pipeline with this scheduler, asks this module for SchedulerMixin by that name.
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
     raise PDSError(
@@ -37,7 +52,27 @@ Generators = torch.Generator | list[torch.Generator] | None
 """One generator, one an image, or torch's global one."""
 
 
-class PDSVeScheduler(SchedulerMixin, ConfigMixin):
+class Filtered:
+    """A scheduler with a filter, whose operator it makes when it sees the first images."""
+
+    _filter: Filter
+    _statistics: DatasetStatistics | None
+    _built: tuple[object, Preconditioner] | None = None
+
+    def _choose(self, statistics: str | None, statistical: dict[str, object], parametric: dict[str, object]) -> None:
+        self._filter = _chosen_filter(statistical | {"statistics": statistics}, parametric)
+        self._statistics = None if statistics is None else DatasetStatistics.load(statistics)
+
+    def _preconditioner(self, x: Tensor) -> Preconditioner:
+        """P for images like x, kept until they change: a scheduler learns their shape and device from the samples."""
+        wanted = (tuple(x.shape[1:]), x.device)
+        if self._built is None or self._built[0] != wanted:
+            P = build_preconditioner(self._filter, NoSolenoid(), wanted[0], lambda: self._statistics, x.device)
+            self._built = (wanted, P)
+        return self._built[1]
+
+
+class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
     """`ScoreSdeVeScheduler` of diffusers with a preconditioner: reverse diffusion and Langevin corrector of [SDE].
 
     A trajectory is that of `pds.samplers.predictor_corrector.PredictorCorrector` with `ReverseDiffusion`, `Langevin` and
@@ -90,12 +125,8 @@ class PDSVeScheduler(SchedulerMixin, ConfigMixin):
         region: str | None = None,
         norms: str = "batch",
     ) -> None:
-        self._filter = _chosen_filter(
-            {"alpha": alpha, "statistics": statistics, "pixels": pixels}, {"r": r, "lam": lam, "region": region}
-        )
-        self._statistics = None if statistics is None else DatasetStatistics.load(statistics)
+        self._choose(statistics, {"alpha": alpha, "pixels": pixels}, {"r": r, "lam": lam, "region": region})
         self._corrector = Langevin(snr, norms=norms)
-        self._built: tuple[object, Preconditioner] | None = None
         self.set_timesteps(num_train_timesteps)
 
     def __len__(self) -> int:
@@ -104,7 +135,7 @@ class PDSVeScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float | _Prior:
         """What a pipeline multiplies standard normal noise by to get its start: sigma_max, with a filter sigma_max P."""
-        return self.config.sigma_max if isinstance(self._filter, NoFilter) else _Prior(self)
+        return self.config.sigma_max if isinstance(self._filter, NoFilter) else _Prior(self, self.config.sigma_max)
 
     def set_timesteps(
         self, num_inference_steps: int, sampling_eps: float | None = None, device: torch.device | str | None = None
@@ -226,27 +257,19 @@ class PDSVeScheduler(SchedulerMixin, ConfigMixin):
         z = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=torch.float32)
         return sample.float(), model_output.float(), self._preconditioner(sample), z
 
-    def _preconditioner(self, x: Tensor) -> Preconditioner:
-        """P for images like x, kept until they change: a scheduler learns their shape and device from the samples."""
-        wanted = (tuple(x.shape[1:]), x.device)
-        if self._built is None or self._built[0] != wanted:
-            P = build_preconditioner(self._filter, NoSolenoid(), wanted[0], lambda: self._statistics, x.device)
-            self._built = (wanted, P)
-        return self._built[1]
-
 
 class _Prior:
-    """sigma_max P, as a factor of noise.
+    """sigma P, as a factor of noise.
 
     Pipelines draw their start as `noise * scheduler.init_noise_sigma`, before they call the scheduler for the first time:
     this product is the only place where the prior can go through P. Not a float, which torch would take as the number it is.
     """
 
-    def __init__(self, scheduler: PDSVeScheduler) -> None:
-        self.scheduler = scheduler
+    def __init__(self, scheduler: Filtered, sigma: float) -> None:
+        self.scheduler, self.sigma = scheduler, sigma
 
     def __float__(self) -> float:
-        return float(self.scheduler.config.sigma_max)
+        return float(self.sigma)
 
     def __mul__(self, z: Tensor) -> Tensor:
         return (float(self) * self.scheduler._preconditioner(z).noise(z.float())).to(z.dtype)
@@ -255,6 +278,208 @@ class _Prior:
 
     def __repr__(self) -> str:
         return f"{float(self):g} P"
+
+
+VP = (*(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name != "EDMEulerScheduler"), "PDSScheduler")
+WEIGHTS = {"midpoint": "midpoint", "heun": "exact"}
+
+
+class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
+    """`DPMSolverMultistepScheduler` of diffusers (sde-dpmsolver++, to sigma = 0) with a preconditioner, for VP networks that
+    predict the noise, v or the image.
+
+    With precondition="half" it solves the preconditioned reverse SDE as `pds.samplers.preconditioned_sde.PreconditionedSDE`
+    does, which keeps the law for every filter. With "whole" it is PDS: x + P P^T f + g P z, f and g z being the vanilla step
+    in the network's own variables; the last step, to sigma = 0, denoises without P. The start goes through P where the pipeline
+    multiplies it by `init_noise_sigma`, as those of Stable Diffusion do. Without a filter, eta = 1, both are the
+    scheduler of diffusers to float32 rounding. Latents are images to it.
+
+    Flow-matching networks (SD3, Flux) are refused: their states are no VP states without a change of variables.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type, variance_type, thresholding,
+            dynamic_thresholding_ratio, sample_max_value, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas,
+            use_lu_lambdas, lambda_min_clipped, timestep_spacing, steps_offset, rescale_betas_zero_snr: as diffusers has them.
+        solver_order: 1 or 2.
+        solver_type: weight of the second order: "midpoint", or "heun", which is exact for a linear D.
+        eta: strength of the Langevin half; 0 is the probability flow. Of "half" alone.
+        precondition: "half" or "whole".
+        alpha: filter from statistics, see `StatisticsFilter`; needs `statistics`.
+        statistics: path of a file that `DatasetStatistics.save` wrote, of the shape of the samples: of images, or of
+            `latent_statistics`.
+        r, lam, region: parametric filter, see `ParametricFilter`.
+
+    Raises:
+        PDSError: for a scheduler of other networks, both kinds of filter, half of one, values out of range, or a file that
+            holds no statistics. For statistics of another shape, when the first samples are seen: before any evaluation in
+            pipelines that call `scale_model_input` or multiply by `init_noise_sigma`, after one in `DDPMPipeline`.
+    """
+
+    _compatibles = list(VP)  # noqa: RUF012 (the form that diffusers asks for)
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        variance_type: str | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        lambda_min_clipped: float = -math.inf,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        solver_order: int = 2,
+        solver_type: str = "midpoint",
+        eta: float = 1.0,
+        precondition: str = "half",
+        alpha: float | None = None,
+        statistics: str | None = None,
+        r: float | None = None,
+        lam: float | None = None,
+        region: str | None = None,
+    ) -> None:
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            prediction_type=prediction_type,
+            variance_type=variance_type,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            sample_max_value=sample_max_value,
+            use_karras_sigmas=use_karras_sigmas,
+            use_exponential_sigmas=use_exponential_sigmas,
+            use_beta_sigmas=use_beta_sigmas,
+            use_lu_lambdas=use_lu_lambdas,
+            lambda_min_clipped=lambda_min_clipped,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
+            solver_order=solver_order,
+            solver_type=solver_type,
+            algorithm_type="sde-dpmsolver++",
+            final_sigmas_type="zero",
+        )
+        if prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise OptionError("prediction_type", f"must be epsilon, v_prediction or sample, got {shown(prediction_type)}")
+        fitted("precondition", precondition, Literal["half", "whole"])
+        if precondition == "whole" and eta != 1:
+            raise OptionError("eta", f"must be 1 with precondition=whole, got {eta:g}: the vanilla step is the reverse SDE's")
+        # UniPC and DEIS call their own kinds otherwise, which diffusers reads as midpoint.
+        weight = WEIGHTS.get(self.config.solver_type, "midpoint")
+        self._sampler = PreconditionedSDE(2, order=fitted("solver_order", solver_order, Literal[1, 2]), weight=weight, eta=eta)
+        self._choose(statistics, {"alpha": alpha}, {"r": r, "lam": lam, "region": region})
+        if precondition == "whole" and not isinstance(self._filter, NoFilter):
+            self.init_noise_sigma = _Prior(self, 1.0)  # type: ignore[assignment]
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """This scheduler from the configuration of another; what is given goes before it.
+
+        Raises:
+            PDSError: the other is no scheduler of VP networks.
+        """
+        # A scheduler's own configuration has no name, and a file has one.
+        name = config.get("_class_name", "this scheduler")
+        flow = "Flow" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+        if flow or "beta_schedule" not in config or name not in (*VP, "this scheduler"):
+            flow = flow or "base_image_seq_len" in config
+            raise PDSError(
+                f"{name} is {'for a flow-matching network' if flow else 'not for VP networks'}: give that of a network which "
+                "predicts noise, v or the image, as DDPM, DDIM, PNDM, Euler, DPM-Solver and UniPC are"
+            )
+        # A third order of theirs has no meaning here.
+        order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
+        return super().from_config(config, return_unused_kwargs, **order | kwargs)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
+        """The sample as it is; a filter of another shape is refused here, before the network is called."""
+        self._preconditioner(sample)
+        return sample
+
+    def dpm_solver_first_order_update(
+        self, model_output: Tensor, *args: Any, sample: Tensor | None = None, noise: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """A step of first order; diffusers calls it from `step`, which draws the noise."""
+        return self._advanced(sample, model_output, None, noise)
+
+    def multistep_dpm_solver_second_order_update(
+        self,
+        model_output_list: list[Tensor],
+        *args: Any,
+        sample: Tensor | None = None,
+        noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """A step of second order; diffusers calls it from `step`, which draws the noise."""
+        return self._advanced(sample, model_output_list[-1], model_output_list[-2], noise)
+
+    def _advanced(self, x: Tensor | None, D: Tensor, D_before: Tensor | None, z: Tensor | None) -> Tensor:
+        """x after a step, in the network's variables, x_0 / sqrt(1 + sigma^2) with noise."""
+        assert x is not None and z is not None and self.step_index is not None  # `step` gives them
+        sigma, below = self.sigmas[self.step_index].item(), self.sigmas[self.step_index + 1].item()
+        before = None if D_before is None else self.sigmas[self.step_index - 1].item()
+        D, P = D.float(), self._preconditioner(x)
+        last = D if D_before is None else D_before.float()
+        now, after = (1 + sigma**2) ** 0.5, (1 + below**2) ** 0.5
+        if self.config.precondition == "half" or below == 0:
+            spectrum = self._sampler._spectrum(P)
+            step = self._sampler.step(before, sigma, below, spectrum)
+            return self._sampler.advanced(now * x, D, last, step, spectrum, lambda: z) / after
+        kept, span, g = self._sampler.step(before, sigma, below, Identity.spectrum)
+        mean = self._sampler.advanced(now * x, D, last, Step(kept, span, 0.0), Identity.spectrum, lambda: z) / after
+        return x + P.drift(mean - x) + P.noise(g / after * z)
+
+
+def latent_statistics(
+    vae: Any, images: str | Path | Tensor, count: int | None = None, seed: int = 0, batch_size: int = 8
+) -> DatasetStatistics:
+    """Statistics of latents, for `PDSScheduler`: those of images whose black and white are their least and largest value.
+
+    Args:
+        vae: of the pipeline, as `AutoencoderKL`; images from -1 to 1 become `latent_dist`, whose samples are multiplied by
+            `config.scaling_factor` after `config.shift_factor` is taken off.
+        images: a folder of image files of one size; or (n, C, H, W) images, uint8 or floats in [0, 1].
+        count: how many of them to take, at random; None for 200, or all where there are fewer.
+        seed: of the choice and of the latents.
+        batch_size: images encoded at once.
+
+    Raises:
+        PDSError: there are no such images, or the VAE takes others.
+    """
+    if isinstance(images, Tensor):
+        source: ImageSource = ArrayImages("images", "all", as_uint8(images).cpu().numpy())
+    else:
+        source = folder_of_images(images)
+    indices = choose(source, min(200, len(source)) if count is None else count, seed)
+    generator, latents = torch.Generator().manual_seed(seed), []
+    if source.shape[0] != vae.config.in_channels:
+        raise PDSError(f"the VAE takes images of {vae.config.in_channels} channels, and these have {source.shape[0]}")
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    with torch.no_grad():
+        for start in range(0, len(indices), batch_size):
+            x = to_unit(source.read(indices[start : start + batch_size])).to(vae.device, vae.dtype)
+            drawn = vae.encode(2 * x - 1).latent_dist.sample(generator)
+            latents.append((drawn.float().cpu() - shift) * vae.config.scaling_factor)
+    z = torch.cat(latents)
+    made = statistics_of((z - z.min()) / (z.max() - z.min()), len(z))
+    return replace(
+        made, name=f"latents of {source.name}", provenance=made.provenance | {"dataset": f"latents of {source.name}"}
+    )
 
 
 def _chosen_filter(statistical: dict[str, object], parametric: dict[str, object]) -> Filter:

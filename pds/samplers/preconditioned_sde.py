@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -162,18 +163,23 @@ class PreconditionedSDE(KarrasLevelsSampler):
         for iteration, (sigma, below) in enumerate(task.levels):
             D = task.denoised(x, sigma)
             spectrum = self._spectrum(task.preconditioner.at(iteration))
-            kept, span, noise = self.step(before, sigma, below, spectrum)
-            into, back = spectrum.transforms(x)
-            state, target = into(x), into(D)
-            if span is not None:
-                target = target + (target - into(D_before)) / _like(span, target)
-            kept = _like(kept, target)
-            state = kept * state + (1 - kept) * target
-            if isinstance(noise, Tensor) or noise:
-                state = state + _like(noise, target) * into(task.noise.normal())
-            x = back(state)
+            x = self.advanced(x, D, D_before, self.step(before, sigma, below, spectrum), spectrum, task.noise.normal)
             D_before, before = D, sigma
             yield sigma, x
+
+    @staticmethod
+    def advanced(x: Tensor, D: Tensor, D_before: Tensor, step: Step, spectrum: Spectrum, draw: Callable[[], Tensor]) -> Tensor:
+        """x after a step, from the denoised images of this evaluation and the one before; `draw` is called where noise acts."""
+        kept, span, noise = step
+        into, back = spectrum.transforms(x)
+        state, target = into(x), into(D)
+        if span is not None:
+            target = target + (target - into(D_before)) / _like(span, target)
+        kept = _like(kept, target)
+        state = kept * state + (1 - kept) * target
+        if isinstance(noise, Tensor) or noise:
+            state = state + _like(noise, target) * into(draw())
+        return back(state)
 
     def variance(self, levels: list[Interval], power: Tensor, gain: Number = 1.0, turn: Number = 0.0) -> Tensor:
         """What these steps make of the variance of Fourier modes with the exact score of a Gaussian, by its recursion.
