@@ -163,7 +163,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         for iteration, (sigma, below) in enumerate(task.levels):
             D = task.denoised(x, sigma)
             spectrum = self._spectrum(task.preconditioner.at(iteration))
-            x = self.advanced(x, D, D_before, self.step(before, sigma, below, spectrum), spectrum, task.noise.normal)
+            x = self.advanced(x, D, D_before, self.step(before, sigma, below, spectrum), spectrum, lambda: task.noise.normal())
             D_before, before = D, sigma
             yield sigma, x
 
