@@ -252,7 +252,13 @@ def trained(path, dropout):
 def test_the_command_line_samples_classes_in_shards_and_resumes(tmp_path):
     file = tmp_path / "labels.txt"
     file.write_text("2 0\n1\n")
-    rest = ["model=ncsnpp", "model.classes=3", *trained(tmp_path / "w.safetensors", 0.1), "dataset=mnist", "metric=none"]
+    rest = [
+        "model=ncsnpp",
+        "model.classes=3",
+        *trained(tmp_path / "w.safetensors", 0.1),
+        "dataset=mnist",
+        "metric=mnist_classifier",
+    ]
     rest += ["tracker=none", "images=5", "shard_size=2", "sampler=edm", "sampler.iterations=2", f"outputs={tmp_path}/out"]
     given = ["guidance=classifier_free", "guidance.scale=2"]
 
@@ -265,7 +271,9 @@ def test_the_command_line_samples_classes_in_shards_and_resumes(tmp_path):
     folder = run()
     shards = sorted(folder.glob("*.npz"))
     whole = np.concatenate([np.load(shard)["images"] for shard in shards])
-    assert json.loads((folder.parent / "result.json").read_text())["nfe"] == 6  # of three evaluations
+    result = json.loads((folder.parent / "result.json").read_text())
+    assert result["nfe"] == 6  # of three evaluations
+    assert len(result["accuracy_of_classes"]) == 10 and 0 <= result["metrics"]["accuracy_mnist_classifier_native_n5"] <= 1
     shards[1].unlink()
     (folder.parent / "result.json").unlink()
     assert run() == folder

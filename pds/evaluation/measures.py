@@ -216,6 +216,18 @@ def inception_score(logits: np.ndarray, splits: Count = 10) -> Estimate:
     return Estimate(float(np.mean(scores)), float(np.std(scores)))
 
 
+def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> list[float | None]:
+    """The share of the samples of each class in which a classifier sees it; None for a class without samples.
+
+    Args:
+        logits: (N, classes) of the samples.
+        labels: (N,) what each was to be.
+    """
+    _require(logits, at_least=1, what="an accuracy")
+    seen = logits.argmax(1) == labels
+    return [float(seen[labels == label].mean()) if (labels == label).any() else None for label in range(logits.shape[1])]
+
+
 class Memorisation(NamedTuple):
     """Whether samples are nearer to the training images than new images of the same kind are.
 

@@ -55,7 +55,7 @@ def better(name: str) -> Literal["low", "high", ""]:
     """Which values of a measure, by its exact name, are nearer to the data; "" where neither end is."""
     if name.startswith("memorisation"):
         return ""
-    return "high" if name.startswith((*(f"{measure}_" for measure in NEIGHBOURS), "inception_score_")) else "low"
+    return "high" if name.startswith((*(f"{measure}_" for measure in NEIGHBOURS), "inception_score_", "accuracy_")) else "low"
 
 
 class Measured(NamedTuple):

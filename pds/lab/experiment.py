@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from pds.conditioning import CLASS_ALONE, Guidance, labels_of
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError
-from pds.evaluation.panel import Panel
+from pds.evaluation.measures import class_accuracy
+from pds.evaluation.panel import Panel, exact_name
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
@@ -366,21 +367,28 @@ def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[s
             "layout": checkpoint.layout,
             "ema": checkpoint.ema,
         },
-        **measure(experiment.metric, collected.arrays),
+        **measure(experiment.metric, collected.arrays, experiment.sample.labels),
         **experiment.sample.sampler.provenance,
         **({"taken_from": collected.origins} if collected.origins else {}),
         "doubts": experiment.doubts,
     }
 
 
-def measure(metric: Panel | None, arrays: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The measures of all images by full name, with their errors, and the floor."""
+def measure(metric: Panel | None, arrays: list[dict[str, np.ndarray]], labels: torch.Tensor | None = None) -> dict[str, Any]:
+    """The measures of all images by full name, with their errors, and the floor; of labelled images the accuracy as well."""
     if metric is None:
         return {"metrics": {}, "floor": {}}
     features = np.concatenate([a["features"] for a in arrays])
-    floor = metric.floor(len(features))
+    floor, measured = metric.floor(len(features)), metric.measure(features, progress=True)
+    beside: dict[str, Any] = {}
+    logits = None if labels is None or metric.features.logits is None else metric.features.logits(features)
+    if labels is not None and logits is not None and labels.max() < logits.shape[1]:
+        classes = labels[torch.arange(len(features)) % len(labels)].numpy()
+        beside["accuracy_of_classes"] = class_accuracy(logits, classes)
+        measured.metrics[exact_name("accuracy", metric.features, len(features))] = float((logits.argmax(1) == classes).mean())
     return {
-        **metric.measure(features, progress=True)._asdict(),
+        **measured._asdict(),
+        **beside,
         "floor": {} if floor is None else {floor[0]: floor[1]},
         "reference": metric.reference.provenance,
         **({"seen": metric.seen.provenance} if metric.seen else {}),

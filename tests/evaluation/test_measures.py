@@ -7,6 +7,7 @@ import torch
 from pds.errors import PDSError
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import (
+    class_accuracy,
     compared,
     frechet_limit,
     inception_score,
@@ -129,3 +130,9 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence():
         manifold(good[:5], good)
     with pytest.raises(PDSError, match="same seeds of both settings"):
         compared([1.0], [2.0])
+
+
+def test_the_accuracy_of_a_class_is_the_share_of_its_own_samples():
+    logits = np.eye(4)[[0, 0, 1, 2, 1, 0]]
+    labels = np.array([0, 1, 1, 2, 2, 0])
+    assert class_accuracy(logits, labels) == [1.0, 0.5, 0.5, None]
