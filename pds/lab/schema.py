@@ -291,6 +291,12 @@ def published(name: str, stand_in: str | None = None, *, _root_: DictConfig, _pa
     return list(value) if isinstance(value, tuple) else value
 
 
+def unstated(data: str, *, _node_: Any) -> Any:
+    """${unstated:DATA}: a value of a row of the extension that its abstract page, our only source, does not state."""
+    key = _node_._get_full_key("")
+    raise PDSError(f"{key} of this row on {data} is ???, as the paper's abstract page does not state it: give {key}=...")
+
+
 def card_of(name: str) -> Card:
     """The card of this name; a `PDSError` that names those of the same model."""
     if name not in CARDS:
@@ -317,6 +323,7 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)
+    OmegaConf.register_new_resolver("unstated", unstated, replace=True)
     store = ConfigStore.instance()
     for group, choices in CHOICES.items():
         for name, choice in choices.items():

@@ -11,6 +11,7 @@ from conftest import GOLDEN
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from pds.cards import CARDS
@@ -37,7 +38,7 @@ def composed(*overrides, config="run"):
         return compose(config, [*overrides, "tracker=none"] if config == "run" else list(overrides))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if not name.startswith("extension/")])
 def test_every_experiment_on_a_shipped_network_builds(name):
     cfg = composed(f"experiment={name}")
     assert cfg.group == name.split("/")[0]
@@ -45,6 +46,18 @@ def test_every_experiment_on_a_shipped_network_builds(name):
 
 
 PAPERS = sorted(f"{family}/{name}" for family, name, _ in papers())
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.startswith("extension/")])
+def test_a_row_of_the_extension_asks_for_each_value_that_its_page_does_not_state(name):
+    cfg = composed(f"experiment={name}")
+    asked = ["images", "dataset.shape", "dataset.source.root", "model.make", "model.predicts", "model.checkpoint"]
+    asked += ["model.data_range", "model.process.sigma_max", "sampler.iterations", "filter.alpha"]
+    for key in asked + ["model.classes"] * ("imagenet" in name):
+        with pytest.raises(OmegaConfBaseException, match=rf"{key} of this row on \w+ is \?\?\?, as .* give {key}=\.\.\."):
+            OmegaConf.select(cfg, key)
+    with pytest.raises(PDSError, match=r"^model.make of this row on .* is \?\?\?"):
+        resolved(cfg)
 
 
 def test_the_rows_of_the_papers_are_pairs():
