@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+class DivergedError(PDSError):
+    """Image values that are not finite: these settings do not sample."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those of one run.
@@ -160,7 +164,7 @@ class ImageSampler:
             took, on average.
 
         Raises:
-            PDSError: when a step gives values that are not finite: with the step, the level and the likely cause.
+            DivergedError: a step gives values that are not finite; it tells the step, the level and the likely cause.
         """
         counted = CountedScore(self.score)
         score = self._conditioned(counted, indices)
@@ -174,7 +178,7 @@ class ImageSampler:
             while asked:
                 finite, when = asked.pop()
                 if not finite():
-                    raise PDSError(
+                    raise DivergedError(
                         f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
                         "smaller or more steps, a weaker filter or a lower omega) or the weights are broken"
                     )
@@ -295,7 +299,7 @@ def _sample_shards(
     most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
     with (
         ShardWriter(annotate, aside, on_written, most) as writer,
-        tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable) as bar,
+        tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable, leave=None) as bar,
     ):
 
         def sampled(batch: list[int]) -> dict[str, np.ndarray]:

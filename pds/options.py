@@ -81,6 +81,20 @@ class Length:
         return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
 
 
+@dataclass(frozen=True)
+class Search:
+    """What a search for the best value of an option tries: numbers between two ends, or every choice of a `Literal`.
+
+    Attributes:
+        low, high: the ends; of a `Literal` there are none.
+        log: spread evenly in the logarithm.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    log: bool = False
+
+
 MOST = 1_000_000
 """The largest count of iterations, steps and levels: a larger one is a slip, and would only fail after hours."""
 

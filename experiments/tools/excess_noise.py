@@ -6,7 +6,7 @@ PDS_DATA=/data python experiments/tools/excess_noise.py model=ncsnpp_small itera
 from __future__ import annotations
 
 from pds.lab.cli import configured, start
-from pds.lab.tune import tune_by_network
+from pds.lab.diagnosis import show_excess_noise
 
 if __name__ == "__main__":
-    start(configured("excess_noise", tune_by_network))
+    start(configured("excess_noise", show_excess_noise))

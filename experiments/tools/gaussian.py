@@ -7,7 +7,7 @@ python experiments/tools/gaussian.py filter=parametric vary=filter.lam over=[0.8
 from __future__ import annotations
 
 from pds.lab.cli import configured, start
-from pds.lab.tune import tune_by_gaussian
+from pds.lab.diagnosis import show_gaussian
 
 if __name__ == "__main__":
-    start(configured("gaussian", tune_by_gaussian))
+    start(configured("gaussian", show_gaussian))

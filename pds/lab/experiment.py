@@ -27,7 +27,7 @@ from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
-from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, samples_digest
+from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
@@ -63,15 +63,16 @@ class Experiment:
     batch_size: int
 
     @classmethod
-    def build(cls, cfg: DictConfig) -> Experiment:
+    def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
+        """Build it; `like` has the same model, data, metric, remedy, device and precision, and lends its own."""
         asked = settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
             require_compiler()
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
-        model = build_model(cfg.model)
-        dataset: Dataset = build(cfg.dataset)
+        model = like.model if like else build_model(cfg.model)
+        dataset: Dataset = like.dataset if like else build(cfg.dataset)
         filter: Filter = build(cfg.filter)
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler[Any] = build(cfg.sampler)
@@ -81,7 +82,7 @@ class Experiment:
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric: Panel | None = build(cfg.metric, dataset, str(device))
+        metric: Panel | None = like.metric if like else build(cfg.metric, dataset, str(device))
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
@@ -89,13 +90,17 @@ class Experiment:
             with keyed(cfg.metric):
                 metric.require(cfg.images)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        remedied, remedy = (model, "") if cfg.remedy is None else (build(cfg.remedy, model, dataset), _told(cfg.remedy))
+        remedy = "" if cfg.remedy is None else _told(cfg.remedy)
         guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
         if guidance is not None:
             with keyed(cfg.guidance):
                 guidance.check(model)
         labels = labels_of(model, asked.labels, guidance)
-        score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
+        if like:
+            score = like.sample.score
+        else:
+            remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
+            score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
@@ -180,12 +185,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     processes = Processes.join()
     in_sweep = cfg.sweep.number is not None  # whose end, and now and then its points, write the report
     with processes.together():
-        config = resolved(cfg)
-        experiment = Experiment.build(cfg)
-        config["fingerprint"] = experiment.fingerprint
-        folder = RunFolder.of(group_folder(cfg.outputs, cfg.group), overrides, config)
-        contents = Contents(experiment.model.shape, samples_digest(config), experiment.beside)
-        todo = shards(folder.path / "samples", cfg.images, cfg.shard_size, contents)
+        config, experiment, folder, todo = prepared(cfg, overrides)
     with contextlib.ExitStack() as opened:
 
         def begin() -> bool:
@@ -225,6 +225,57 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         show(f"report   {write_report(folder.path.parent)}")
     except PDSError as error:  # the run is done all the same
         log.warning("%s", error)
+
+
+def prepared(
+    cfg: DictConfig, overrides: list[str], like: Experiment | None = None
+) -> tuple[dict[str, Any], Experiment, RunFolder, list[Shard]]:
+    """Configuration, experiment, folder and shards of a run, which has written nothing; `like` as of `Experiment.build`."""
+    config = resolved(cfg)
+    experiment = Experiment.build(cfg, like)
+    config["fingerprint"] = experiment.fingerprint
+    folder = RunFolder.of(group_folder(cfg.outputs, cfg.group), overrides, config)
+    contents = Contents(experiment.model.shape, samples_digest(config), experiment.beside)
+    return config, experiment, folder, shards(folder.path / "samples", cfg.images, cfg.shard_size, contents)
+
+
+class StoppedError(PDSError):
+    """A run that is not worth its other images."""
+
+
+def measured(
+    cfg: DictConfig,
+    overrides: list[str],
+    command: list[str],
+    like: Experiment | None = None,
+    look: Callable[[dict[str, Any]], None] = lambda first: None,
+) -> dict[str, Any]:
+    """The result of one configuration, sampled by this process alone where it is not done.
+
+    Args:
+        cfg, overrides: as of `run`.
+        command: that makes it again.
+        like: as of `Experiment.build`.
+        look: called with what `measure` says of the first shard, before any other is sampled. What it raises ends the run; a
+            `StoppedError` says why.
+    """
+    config, experiment, folder, todo = prepared(cfg, overrides, like)
+    folder.claim(config)
+    if (result := folder.result()) is not None:
+        folder.status("done")
+        return result
+    with log_file(folder.path / "run.log"):
+        try:
+            take_from_others(experiment, config, folder, todo)
+            alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+            generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
+            look(measure(experiment.metric, list(read_all(todo[:1], alone))))
+            sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)
+        except (Exception, KeyboardInterrupt) as error:
+            with contextlib.suppress(Exception):
+                folder.status("skipped" if isinstance(error, StoppedError) else "failed", str(error) or type(error).__name__)
+            raise
+    return read_result(folder.path)
 
 
 def sample_and_measure(

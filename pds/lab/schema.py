@@ -32,7 +32,7 @@ from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
 from pds.lab.config import CONF, defaults
 from pds.lab.own import own
-from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train
+from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train, Tune
 from pds.lab.trackers.mlflow import MLflowTracker
 from pds.lab.trackers.tensorboard import TensorBoardTracker
 from pds.lab.trackers.trackio import TrackioTracker
@@ -201,6 +201,7 @@ SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
 # out unless it is chosen.
 PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
     "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "guidance": None, "sweep": Sweep}),
+    "tune": (Tune, (), {"space": None}),
     "train": (Train, ("model", "dataset", "trainer"), {}),
     "benchmark": (Benchmark, SAMPLING, {}),
     "gaussian": (Gaussian, SAMPLING, {}),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
 from pds.conditioning import Labels
-from pds.options import MOST, Length, Range, Seed, options, options_of
+from pds.errors import OptionError
+from pds.options import MOST, Length, Positive, Range, Seed, options, options_of
 
 Images = Annotated[int, Range(1, 100_000_000)]
 Batch = Annotated[int, Range(1, 65_536)]
@@ -148,6 +149,47 @@ class Reproduce:
     outputs: str = "outputs"
     checkpoints: str = "checkpoints"
     origins: Mapping[str, str] | None = None
+
+
+@options
+class Tune:
+    """The best sampler, filter and steps for a network: python experiments/tune.py model=... budgets=[10,20] [key=value ...].
+
+    Other keys are overrides of every run; those of sampler, filter and solenoid are the default that the winner is confirmed
+    beside. The same command continues a search that was killed, and several processes with one command share it.
+
+    Attributes:
+        budgets: evaluations an image, an answer for each.
+        trials: settings tried for each budget.
+        images: of a trial, a multiple of 4: after a quarter of them the worse half of the trials ends.
+        final: images of the leading trials and of the confirmation, a multiple of `images`.
+        leaders: trials of each budget that get as many.
+        seed: of the noise of all trials and of the search.
+        seeds: of the noise that the winner is confirmed on, beside the default.
+        search: tpe, a tree-structured Parzen estimator; or random.
+        max_minutes: of this command; at half of them no trial begins, at all of them nothing does.
+        max_evaluations: of the network, in the same way, by all processes since the search began.
+        storage: URL of a database for the trials; null is a file in the group's folder.
+    """
+
+    budgets: Annotated[Sequence[int], Range(1, 100_000), Length(1, 100)]
+    trials: Annotated[int, Range(1, 100_000)] = 40
+    images: Annotated[int, Range(4, 100_000_000)] = 256
+    final: Images = 2048
+    leaders: Annotated[int, Range(1, 1000)] = 3
+    seed: Seed = 10
+    seeds: Annotated[Sequence[int], Range(0, 2**64 - 1), Length(2, 1000)] = (0, 1, 2)
+    search: Literal["tpe", "random"] = "tpe"
+    max_minutes: Positive | None = None
+    max_evaluations: Annotated[int, Range(1)] | None = None
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.images % 4 or self.final % self.images:
+            problem = f"must be a multiple of 4 that divides final, got {self.images} and {self.final}"
+            raise OptionError("images", problem, {"images": 256, "final": 2048})
+        if self.seed in self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise OptionError("seeds", f"must be different, and none of them the seed of the trials, {self.seed}")
 
 
 Kind = TypeVar("Kind")

@@ -42,13 +42,14 @@ class MetricsFile:
         """Append one record of numbers and strings; NumPy and 0-d torch scalars become floats."""
         line = json.dumps(record, default=float) + "\n"
         with appending(self.path), open(self.path, "ab+") as file:
-            _cut_half_line(file)
+            cut_half_line(file)
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
 
-def _cut_half_line(file: BinaryIO) -> None:
+def cut_half_line(file: BinaryIO) -> None:
+    """Cut off what a killed process began to write at the end of a file of lines."""
     file.seek(0)
     content_end = end = file.seek(0, os.SEEK_END)
     while content_end > 0:

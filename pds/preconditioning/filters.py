@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import OptionError
-from pds.options import Count, Range, checked, fitted, options
+from pds.options import Count, Range, Search, checked, fitted, options
 
 Shape = tuple[int, int, int]
 LazyStatistics = Callable[[], DatasetStatistics]
@@ -134,7 +134,7 @@ class StatisticsFilter:
 
 @checked
 def statistics_filter(
-    alpha: Alpha | Literal["auto"] = 5.0,
+    alpha: Annotated[Alpha | Literal["auto"], Search(1.3, 20, log=True)] = 5.0,
     pixels: Pixels = "none",
     *,
     iterations: Count,

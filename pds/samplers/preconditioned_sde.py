@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pds.errors import OptionError, PDSError
 from pds.noise import NoiseSource
-from pds.options import Count, Range, options
+from pds.options import Count, Range, Search, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.forward import Process
 from pds.processes.ladders import Rho
@@ -77,13 +77,13 @@ class PreconditionedSDE(KarrasLevelsSampler):
     takes_filter: ClassVar[bool] = True
 
     iterations: Count = 20
-    rho: Rho = 4.0
+    rho: Annotated[Rho, Search(2, 14, log=True)] = 4.0
     order: Literal[1, 2] = 2
-    weight: Literal["exact", "midpoint"] = "midpoint"
-    eta: Annotated[float, Range(0, 1000)] = 2.0
+    weight: Annotated[Literal["exact", "midpoint"], Search()] = "midpoint"
+    eta: Annotated[float, Range(0, 1000), Search(0.25, 8, log=True)] = 2.0
     eta_from: Annotated[float, Range(0, 1e9)] = 0.0
     eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
-    prior_norm: Literal["drawn", "exact"] = "drawn"
+    prior_norm: Annotated[Literal["drawn", "exact"], Search()] = "drawn"
 
     def __post_init__(self) -> None:
         if self.eta_from > self.eta_to:

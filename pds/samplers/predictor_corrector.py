@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pds.errors import PDSError
 from pds.noise import NoiseSource
-from pds.options import MOST, Range, options
+from pds.options import MOST, Range, Search, options
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process, Time, Transitions, integration_times
 from pds.samplers.sampler import Sampler, Steps, Task, amplified_noise
@@ -157,7 +157,7 @@ class _LangevinSteps:
         steps: Langevin steps an iteration; each is a score evaluation.
     """
 
-    snr: Annotated[float, Range(1e-9, 1e3)] = 0.16
+    snr: Annotated[float, Range(1e-9, 1e3), Search(0.05, 0.4, log=True)] = 0.16
     steps: Annotated[int, Range(1, 10_000)] = 1
 
 

@@ -20,7 +20,7 @@ from pds.evaluation.excess_noise import (
     noise_in,
     noise_response,
 )
-from pds.lab.tune import tune_by_network
+from pds.lab.diagnosis import show_excess_noise
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.processes.forward import VarianceExploding, VariancePreserving
@@ -145,6 +145,6 @@ def test_the_command(tmp_path):
     ],
 )
 def test_what_cannot_be_followed_is_refused_before_anything_is_measured(monkeypatch, wrong, says):
-    monkeypatch.setattr("pds.lab.tune.response_of", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("pds.lab.diagnosis.response_of", lambda *_: pytest.fail("measured"))
     with pytest.raises(PDSError, match=re.escape(says)):
-        tune_by_network(composed(*wrong.split(), config="excess_noise"))
+        show_excess_noise(composed(*wrong.split(), config="excess_noise"))

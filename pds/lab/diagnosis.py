@@ -41,7 +41,7 @@ T = "sampler.iterations"
 PARTS = ("filter", "solenoid", "sampler")
 
 
-def tune_by_network(cfg: DictConfig) -> None:
+def show_excess_noise(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
     settings(ExcessNoise, cfg)
@@ -146,7 +146,7 @@ def _line(
     return [*cells, f"{gain:.3g}", "any" if alpha == math.inf else "none" if math.isnan(alpha) else f"{alpha:.2g}"], tracks
 
 
-def tune_by_gaussian(cfg: DictConfig) -> None:
+def show_gaussian(cfg: DictConfig) -> None:
     """Distances of one sampler on a Gaussian with the data's spectrum, with every value of one key."""
     resolved(cfg)
     settings(Gaussian, cfg)

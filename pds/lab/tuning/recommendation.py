@@ -1,0 +1,144 @@
+"""recommendation.yaml: what a search found, a line a budget, and how run.py takes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pds.errors import PDSError
+from pds.evaluation.measures import compared
+from pds.files import atomic_path, read_yaml, user_path
+from pds.lab.cli import Work
+from pds.lab.tables import key
+from pds.options import Range, options
+
+FILE = "recommendation.yaml"
+
+
+@options
+class Measured:
+    """A setting and its distances on noise that no trial saw.
+
+    Attributes:
+        run: its overrides, beside those of the whole search.
+        nfe: evaluations an image.
+        distances: by seed.
+    """
+
+    run: Sequence[str]
+    nfe: Annotated[int, Range(0)]
+    distances: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search found for one budget.
+
+    Attributes:
+        winner: the leading trial.
+        default: the untuned default; None where it cannot sample with this budget.
+        why: it is not confirmed; empty where it is.
+    """
+
+    winner: Measured
+    default: Measured | None
+    why: str = ""
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the winner is recommended: it is better, or level and cheaper, or there is nothing beside it."""
+        if self.default is None or self.default.run == self.winner.run:
+            return True
+        pairs = self._pairs
+        if pairs is None:
+            return not self.default.distances
+        found = compared(*pairs)
+        return self.winner.nfe < self.default.nfe if found.level else found.high < 0
+
+    @property
+    def recommended(self) -> Measured:
+        """The setting that is recommended."""
+        return self.winner if self.tuned or self.default is None else self.default
+
+    @property
+    def _pairs(self) -> tuple[list[float], list[float]] | None:
+        """Distances of the winner and the default on equal noise, if there are two pairs or more."""
+        if self.default is None:
+            return None
+        seeds = [seed for seed in self.winner.distances if seed in self.default.distances]
+        return ([self.winner.distances[s] for s in seeds], [self.default.distances[s] for s in seeds]) if seeds[1:] else None
+
+    @property
+    def verdict(self) -> str:
+        """How sure it is, in a sentence."""
+        if self.why:
+            return f"not confirmed: {self.why}"
+        if self.default is None:
+            return "confirmed alone: the default cannot sample with this budget"
+        if self.default.run == self.winner.run:
+            return "no trial is better than the default"
+        pairs = self._pairs
+        if pairs is None:
+            return "not confirmed: too few seeds were measured"
+        found = compared(*pairs)
+        told = f"{found.difference:+.3g} beside the default, 95% interval {found.low:.3g} to {found.high:.3g}"
+        if found.level:
+            return f"level ({told}): the {'cheaper' if self.winner.nfe != self.default.nfe else 'simpler'} one is recommended"
+        return f"{'better' if found.high < 0 else 'worse on new noise'} ({told})"
+
+
+def write(folder: Path, common: Sequence[str], metric: str, answers: Mapping[int, Answer], command: str) -> Path:
+    """Write recommendation.yaml: a line a budget, which is JSON."""
+    lines = [f"# {command}", f"# run.py recommendation={folder / FILE} budget=…", f"metric: {json.dumps(metric)}"]
+    lines += [f"common: {json.dumps(list(common))}", "budgets:"]
+    for budget, answer in sorted(answers.items()):
+        line = {
+            "run": list(answer.recommended.run),
+            "verdict": answer.verdict,
+            "winner": asdict(answer.winner),
+            "default": answer.default and asdict(answer.default),
+        }
+        lines.append(f'  "{budget}": {json.dumps(line, ensure_ascii=False)}')
+    with atomic_path(folder / FILE) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / FILE
+
+
+def overrides_of(path: Path, budget: str) -> list[str]:
+    """The overrides that a recommendation gives for a budget.
+
+    Raises:
+        PDSError: there is no such file, it is damaged, or it has no such budget.
+    """
+    what, fix = "a recommendation of tune.py", "run experiments/tune.py again"
+    found = read_yaml(path, {"common": list[str], "budgets": dict}, what, fix)
+    if budget not in found["budgets"]:
+        known = ", ".join(map(str, found["budgets"]))
+        raise PDSError(f"budget={budget} is not in {path}: choose one of {known}, or search for it with experiments/tune.py")
+    run = found["budgets"][budget].get("run") if isinstance(found["budgets"][budget], dict) else None
+    if not isinstance(run, list) or not all(isinstance(override, str) for override in run):
+        raise PDSError(f"{path} has no overrides for budget={budget}: {fix}")
+    return [*found["common"], *run]
+
+
+def recommended(work: Work) -> Work:
+    """The work of run.py, which takes recommendation=PATH budget=N for the overrides that they stand for."""
+
+    def expanded(arguments: list[str]) -> None:
+        given = {
+            name: value for name, _, value in (a.partition("=") for a in arguments) if name in ("recommendation", "budget")
+        }
+        if not given:
+            work(arguments)
+            return
+        if len(given) < 2:
+            raise PDSError("recommendation=PATH and budget=N belong together: give both")
+        rest = [argument for argument in arguments if key(argument) not in given]
+        own = {key(argument) for argument in rest}
+        found = overrides_of(user_path(given["recommendation"]), given["budget"])
+        work([*(override for override in found if key(override) not in own), *rest])
+
+    return expanded

@@ -1,0 +1,360 @@
+"""The search: trials judged by few images, their leaders by many, the winner confirmed on noise that no trial saw."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial, Trial, TrialState
+from tqdm import tqdm
+
+from pds.errors import PDSError, escaped
+from pds.files import json_digest, read_json, write_json
+from pds.generation import DivergedError
+from pds.lab import reference
+from pds.lab.cli import prepare
+from pds.lab.config import CONF, resolved
+from pds.lab.experiment import Experiment, StoppedError, measured
+from pds.lab.report import write_report
+from pds.lab.runs import essence, group_folder, says_where
+from pds.lab.settings import Tune, settings
+from pds.lab.tables import key
+from pds.lab.terminal import show
+from pds.lab.text import markdown_table
+from pds.lab.tuning.recommendation import Answer, Measured, write
+from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of
+from pds.lab.tuning.study import Study, locked, storage_of
+from pds.options import options_of
+
+log = logging.getLogger(__name__)
+
+OURS = ("space", *options_of(Tune))
+DEFAULT = ["sampler=preconditioned_sde"]
+"""The untuned setting, unless another is given."""
+ALIKE = 3
+"""Trials in a row that fail for one reason, with which the search ends: it is no fault of theirs."""
+POLL = 1.0
+"""Seconds between two looks at what other processes do."""
+
+
+def tune(arguments: list[str]) -> None:
+    """Search, show what was found, and leave recommendation.yaml and the report.
+
+    Args:
+        arguments: keys of `Tune`, of the space, or overrides of every run.
+    """
+    if told := reference.asked("tune", arguments):
+        show(told)
+        return
+    # A space may be given keys that it has not yet.
+    ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
+    runs = {key(argument): argument for argument in arguments if part_of(argument) not in OURS}
+    for name, instead in {"shard_size": "images", "experiment": "model and sampler", "sampler.iterations": "budgets"}.items():
+        if name in runs:
+            raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
+    prepare()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolved(compose("tune", ours))
+        command = shlex.join(["python", "experiments/tune.py", *arguments])
+        Tuning(settings(Tune, config), config["space"], list(runs.values()), command).run()
+
+
+@dataclass
+class Tuning:
+    """One process of a search.
+
+    Attributes:
+        options: of the program.
+        space: of kinds, as configured.
+        given: overrides of every run, and of the default.
+        command: that started it.
+    """
+
+    options: Tune
+    space: Mapping[str, Any]
+    given: list[str]
+    command: str
+    begun: float = field(default_factory=time.monotonic)
+    sampled: dict[str, tuple[int, float]] = field(default_factory=dict)  # evaluations and seconds of runs beside the trials
+
+    @cached_property
+    def common(self) -> list[str]:
+        """Overrides of every run; trackers would take longer than a trial."""
+        kept = [override for override in self.given if part_of(override) not in PARTS]
+        return kept if any(key(o) == "tracker" for o in kept) else [*kept, "tracker=none"]
+
+    @cached_property
+    def default(self) -> list[str]:
+        """Overrides of the untuned setting."""
+        kept = [override for override in self.given if part_of(override) in PARTS]
+        return kept if any(key(o) == "sampler" for o in kept) else [*DEFAULT, *kept]
+
+    @cached_property
+    def group(self) -> str:
+        """The group of all its runs."""
+        named = next((o.partition("=")[2] for o in self.given if key(o) == "group"), None)
+        if named is not None:
+            return named
+        hydra = compose("run", self.common, return_hydra_config=True).hydra
+        return f"tune/{hydra.runtime.choices['model']}"
+
+    def composed(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of a run."""
+        return compose("run", list({key(o): o for o in [*self.common, f"group={self.group}", *overrides]}.values()))
+
+    @cached_property
+    def like(self) -> Experiment:
+        """The default, whose network, data and metric all runs share."""
+        return Experiment.build(self.composed(self.default))
+
+    @cached_property
+    def folder(self) -> Path:
+        """Of the group."""
+        return group_folder(self.composed([]).outputs, self.group)
+
+    def run(self) -> None:
+        """Search and answer."""
+        self.like  # noqa: B018  # what cannot be sampled or measured is refused before anything is written
+        kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
+        digest = self._claim(kinds)
+        storage = storage_of(self.folder, self.options.storage)
+        o = self.options
+        self.studies = {
+            budget: Study(storage, f"{digest}-{budget}", self.folder, of_budget, o.trials, o.images // 4, o.seed, o.search)
+            for budget, of_budget in kinds.items()
+        }
+        self._search()
+        answers = {budget: self._answer(budget, study) for budget, study in self.studies.items()}
+        self._tell(answers)
+
+    def _kinds(self, budget: int) -> list[Kind]:
+        """The kinds of one budget, the default first if it is one."""
+        compose_kind = lambda run: self.composed(run)  # noqa: E731
+        kinds, left_out = kinds_of(self.space, budget, compose_kind, self.like.model, self.like.dataset)
+        for name, why in left_out.items():
+            log.info("budget %d: %s is left out: %s", budget, name, why)
+        with contextlib.suppress(PDSError):
+            iterations, nfe = most_iterations(self.composed(self.default), budget, self.like.model, self.like.dataset)
+            default = Kind("default", (*self.default, f"sampler.iterations={iterations}"), nfe)
+            same = next((kind for kind in kinds if set(kind.run) == set(default.run)), default)
+            kinds = [same, *(kind for kind in kinds if kind is not same)]
+        for kind in kinds:
+            if kind.nfe < budget:
+                log.info("budget %d: %s takes %d evaluations, the most that fit", budget, kind.name, kind.nfe)
+        return kinds
+
+    def _default(self, budget: int) -> Kind | None:
+        """The default of a budget, if it can sample with it."""
+        return next((kind for kind in self.studies[budget].kinds if set(self.default) <= set(kind.run)), None)
+
+    def _claim(self, kinds: Mapping[int, list[Kind]]) -> str:
+        """Make the group's folder this search's, or find that it is; 16 digits of the hash of what it is."""
+        config = resolved(self.composed(self.default))
+        config["fingerprint"] = self.like.fingerprint
+        network = {k: v for k, v in essence(config).items() if not k.startswith(PARTS) and k not in ("seed", "images")}
+        space = {f"space.{name}": kind for name, kind in self.space.items() if kind is not None}
+        ours = {name: getattr(self.options, name) for name in ("images", "final", "seed", "search")}
+        # As JSON gives it back.
+        mine = json.loads(json.dumps({**network, **space, **ours, "default": self.default}))
+        file, what = self.folder / "search.json", "what a search is about"
+        with locked(self.folder / "locks" / "search"):
+            if not file.exists():
+                write_json(file, mine)
+            found = read_json(file, {}, what, "delete it and run the same command again")
+        different = next((name for name in sorted(found.keys() | mine.keys()) if found.get(name) != mine.get(name)), None)
+        if different is not None:
+            was, due = (escaped(str(whole.get(different, "its default")), 80) for whole in (found, mine))
+            raise PDSError(
+                f"{self.folder} holds a search with {escaped(different, 80)}={was}, not {due}: give another group, or delete it"
+            )
+        return json_digest(mine)
+
+    # What it may cost.
+
+    @property
+    def _first(self) -> int:
+        return self.options.images // 4
+
+    def cost(self) -> tuple[int, float]:
+        """Evaluations and seconds of sampling by all processes, as far as this one knows."""
+        sizes = {TrialState.COMPLETE: self.options.images, TrialState.PRUNED: self._first, TrialState.FAIL: self._first}
+        runs: dict[tuple[str, ...], tuple[int, float]] = {}
+        for study in self.studies.values():
+            for trial in study.ended:
+                facts = trial.user_attrs
+                runs.setdefault(tuple(facts["overrides"]), (sizes[trial.state] * facts["nfe"], facts["seconds"]))
+        found = [*runs.values(), *self.sampled.values()]
+        return sum(evaluations for evaluations, _ in found), sum(seconds for _, seconds in found)
+
+    def reached(self, part: float, ahead: int = 0) -> str:
+        """Which limit is reached when `ahead` evaluations come on top; empty if none is. `part` of it is what may be used."""
+        o = self.options
+        if o.max_minutes is not None and time.monotonic() - self.begun >= 60 * part * o.max_minutes:
+            return f"max_minutes={o.max_minutes:g} came first"
+        if o.max_evaluations is not None and self.cost()[0] + ahead > part * o.max_evaluations:
+            return f"max_evaluations={o.max_evaluations} came first"
+        return ""
+
+    # The trials.
+
+    def _search(self) -> None:
+        o = self.options
+        with tqdm(desc="trials", total=o.trials * len(self.studies), unit="trial", leave=None) as bar:
+
+            def refresh() -> None:
+                best = {budget: study.best[0].value for budget, study in self.studies.items() if study.best}
+                bar.set_postfix({f"best at {budget}": f"{value:.4g}" for budget, value in best.items()}, refresh=False)
+                bar.n = sum(len(study.ended) for study in self.studies.values())
+                bar.refresh()
+
+            refresh()
+            reasons: list[str] = []
+            for budget, study in self.studies.items():
+                while not self.reached(0.5, o.images * budget):
+                    with study.next() as found:
+                        if found is not None:
+                            reasons.append(self._try(study, *found))
+                    refresh()
+                    if found is None and not study.read(TrialState.RUNNING):
+                        break
+                    if found is None:  # another process has the last ones, and may be killed
+                        time.sleep(POLL)
+                    if reasons[-1:] != [""] and len(reasons) >= ALIKE and len(set(reasons[-ALIKE:])) == 1:
+                        raise PDSError(f"the last {ALIKE} trials failed alike: {reasons[-1]}")
+
+    def _try(self, study: Study, trial: Trial, kind: Kind, overrides: list[str]) -> str:
+        """Measure one trial, and tell the study; why it failed, if it did."""
+        o, begun, reason = self.options, time.monotonic(), ""
+
+        def look(first: dict[str, Any]) -> None:
+            value = next(iter(first["metrics"].values()))
+            trial.report(value, self._first)
+            if not math.isfinite(value) or trial.should_prune():
+                raise StoppedError(f"among the worse half after {self._first} images: {value:.4g}")
+
+        state, facts, told = TrialState.FAIL, {}, ""
+        try:
+            result = self.measured(overrides, o.images, o.seed, look)
+            value = next(iter(result["metrics"].values()))
+            facts = {"run": result["name"], "label": f"{result['sampler']}, {result['label']}"}
+            state, told = TrialState.COMPLETE, f"{value:.4g}"
+        except (StoppedError, DivergedError) as error:
+            state, value, told = TrialState.PRUNED, None, str(error)
+            facts = {"reason": told}
+        except Exception as error:  # whatever it is, the other trials go on
+            value, reason = None, str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}"
+            log.warning("trial %d failed: %s", trial.number, reason, exc_info=not isinstance(error, (PDSError, OSError)))
+            facts, told = {"reason": reason}, reason
+        study.tell(trial, state, time.monotonic() - begun, value, **facts)
+        log.info("trial %d, %s: %s", trial.number, " ".join(overrides), told)
+        return reason
+
+    def measured(self, overrides: Sequence[str], images: int, seed: int, look: Any = lambda first: None) -> dict[str, Any]:
+        """The result of one setting, its missing images sampled by this process."""
+        here = [*overrides, f"images={images}", f"seed={seed}", f"shard_size={self._first}"]
+        named = [override for override in [*self.common, *here] if not override.startswith("tracker")]
+        command = ["experiments/run.py", *named, f"group={self.group}"]
+        return measured(self.composed(here), named, command, self.like, look)
+
+    # Its leaders and its winner.
+
+    def _each(
+        self, jobs: Sequence[tuple[Sequence[str], int, int, int]], why: list[str]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, result) of each job (overrides, evaluations, seed, images that are there), shared with other processes."""
+        waiting = dict(enumerate(jobs))
+        while waiting:
+            before = len(waiting)
+            for number, (overrides, nfe, seed, there) in list(waiting.items()):
+                said = hashlib.sha256(json.dumps([*overrides, seed]).encode()).hexdigest()[:16]
+                known = f"{said} {seed}" in self.sampled
+                evaluations = nfe * (self.options.final - there)
+                if not known and (limit := self.reached(1, evaluations)):
+                    why.append(limit)
+                    return
+                with locked(self.folder / "locks" / said, wait=False) as mine:
+                    if not mine:
+                        continue
+                    del waiting[number]
+                    try:
+                        result = self.measured(overrides, self.options.final, seed)
+                    except (PDSError, OSError, RuntimeError) as error:
+                        log.warning("%s, seed %d, could not be measured: %s", " ".join(overrides), seed, error)
+                        continue
+                self.sampled[f"{said} {seed}"] = (evaluations, result["wall_clock"]["seconds"])
+                yield number, result
+            if len(waiting) == before:
+                time.sleep(POLL)
+
+    def _answer(self, budget: int, study: Study) -> Answer:
+        """The answer of one budget."""
+        o, why = self.options, list[str]()
+        leaders = study.best[: o.leaders]
+        if not leaders:
+            ended = [trial.user_attrs.get("reason", "") for trial in study.ended]
+            raise PDSError(
+                f"no trial at budget={budget} was measured: {next(filter(None, ended), self.reached(0.5) or 'none began')}"
+            )
+        jobs = [(t.user_attrs["overrides"], t.user_attrs["nfe"], o.seed, o.images) for t in leaders]
+        told = {n: next(iter(result["metrics"].values())) for n, result in self._each(jobs, why)}
+        first = leaders[min(told, key=lambda n: told[n], default=0)]
+        log.info("budget %d: %s leads", budget, " ".join(first.user_attrs["overrides"]))
+        winner, default = _of_trial(first), self._default(budget)
+        pair = [winner]
+        if default is not None and list(default.run) != winner.run:
+            pair.append(Measured(list(default.run), default.nfe))
+        jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
+        for number, result in self._each(jobs, why):
+            one, seed = pair[number % len(pair)], jobs[number][2]
+            value = next(iter(result["metrics"].values()))
+            pair[number % len(pair)] = replace(one, distances={**one.distances, str(seed): value})
+        beside = None if default is None else pair[-1]
+        return Answer(pair[0], beside, why[0] if why else "")
+
+    def _tell(self, answers: Mapping[int, Answer]) -> None:
+        """Write the recommendation and the report, and show both."""
+        rows = [["budget", "evaluations", "recommended", "distance", "default", "verdict"]]
+        for budget, answer in answers.items():
+            best = answer.recommended
+            beside = "" if answer.default is None else _spread(answer.default)
+            rows.append([str(budget), str(best.nfe), " ".join(best.run), _spread(best), beside, answer.verdict])
+        metric = self.like.metric
+        assert metric is not None  # there are no trials without one
+        common = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
+        path = write(self.folder, common, metric.name(self.options.final), answers, self.command)
+        evaluations, seconds = self.cost()
+        show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
+        show(
+            f"cost     {evaluations:,} evaluations, {seconds / 60:.1f} minutes\nrun it   run.py recommendation={path} budget=…"
+        )
+        try:
+            show(f"report   {write_report(self.folder)}")
+        except PDSError as error:  # the answer is there all the same
+            log.warning("%s", error)
+
+
+def _of_trial(trial: FrozenTrial) -> Measured:
+    return Measured(list(trial.user_attrs["overrides"]), trial.user_attrs["nfe"])
+
+
+def _spread(setting: Measured) -> str:
+    """Mean and standard deviation over seeds."""
+    values = list(setting.distances.values())
+    if not values:
+        return "–"
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.4g}"
+    return f"{mean:.4g} ± {math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)):.2g}"

@@ -1,0 +1,237 @@
+"""What a search tries: kinds of samplers, and the options of each that vary, as their signatures say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, get_args, get_origin
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import Trial
+
+from pds.data.dataset import Dataset
+from pds.errors import OptionError, PDSError, spelled
+from pds.lab.config import build
+from pds.lab.tables import key
+from pds.models.scores import Model
+from pds.options import Search, fitted, options_of, shown
+from pds.preconditioning.preconditioner import build_preconditioner
+
+PARTS = ("sampler", "filter", "solenoid")
+"""The groups that a search varies; all else is common to its runs."""
+
+Compose = Callable[[list[str]], DictConfig]
+"""The configuration of a run with these overrides beside the common ones."""
+
+
+@dataclass(frozen=True)
+class Varied:
+    """One option that varies.
+
+    Attributes:
+        key: of the configuration.
+        tried: its numbers, or its choices.
+        whole: whether it is a whole number.
+        start: its value where nothing varies.
+    """
+
+    key: str
+    tried: Search | tuple[Any, ...]
+    whole: bool
+    start: Any
+
+    def suggested(self, trial: Trial, kind: str) -> Any:
+        """Its value in a trial of a kind."""
+        name = f"{kind}.{self.key}"
+        if isinstance(self.tried, tuple):
+            return trial.suggest_categorical(name, self.tried)
+        low, high, log = self.tried.low, self.tried.high, self.tried.log
+        if self.whole:
+            return trial.suggest_int(name, int(low), int(high), log=log)
+        return trial.suggest_float(name, low, high, log=log)
+
+    @property
+    def starts(self) -> bool:
+        """Whether the start is tried at all."""
+        if isinstance(self.tried, tuple):
+            return self.start in self.tried
+        return isinstance(self.start, (int, float)) and self.tried.low <= self.start <= self.tried.high
+
+    def override(self, value: Any) -> list[str]:
+        """What sets it; nothing for its start, so that equal settings are one run."""
+        value = float(f"{value:.3g}") if isinstance(value, float) else value
+        return [] if value == self.start else [f"{self.key}={spelled(value)}"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of sampler at one budget.
+
+    Attributes:
+        name: in the space.
+        run: its overrides, with the iterations.
+        nfe: score evaluations an image.
+        varied: its options that vary.
+    """
+
+    name: str
+    run: tuple[str, ...]
+    nfe: int
+    varied: tuple[Varied, ...] = ()
+
+    @property
+    def starts(self) -> dict[str, Any]:
+        """Parameters of its first trial, as `suggested` names them."""
+        given = {f"{self.name}.{one.key}": one.start for one in self.varied if one.starts}
+        return {"kind": self.name, **given} if self.varied else {}
+
+    def suggested(self, trial: Trial) -> list[str]:
+        """The overrides of a trial of this kind."""
+        return [*self.run, *(o for one in self.varied for o in one.override(one.suggested(trial, self.name)))]
+
+
+def kinds_of(
+    space: Mapping[str, Any], budget: int, compose: Compose, model: Model, dataset: Dataset
+) -> tuple[list[Kind], dict[str, str]]:
+    """The kinds of a space that fit a budget, and why each of the others does not.
+
+    Args:
+        space: by name, `run` and `vary` of each kind; None leaves one out.
+        budget: evaluations an image; each kind takes the most iterations that fit.
+        compose: see `Compose`.
+        model, dataset: that are sampled.
+
+    Raises:
+        PDSError: the space is wrong, empty, or holds nothing that can sample this model with this budget.
+    """
+    kept = {name: kind for name, kind in space.items() if kind is not None}
+    if not kept:
+        raise PDSError("space has no kind of sampler left: leave at least one in, or give space=default")
+    kinds, left_out = [], {}
+    for name, about in kept.items():
+        if not isinstance(about, Mapping) or not isinstance(about.get("run"), list) or about.keys() - {"run", "vary"}:
+            raise PDSError(f"space.{name} is no kind of sampler: give {{run: [overrides], vary: {{option: values}}}}, or null")
+        wrong = next((override for override in about["run"] if part_of(override) not in PARTS), None)
+        if wrong is not None:
+            raise OptionError(f"space.{name}.run", f"must set {', '.join(PARTS)} alone, got {shown(wrong)}")
+        cfg = compose(about["run"])
+        varied = tuple(_varied(name, about, cfg))
+        try:
+            iterations, nfe = most_iterations(cfg, budget, model, dataset)
+        except PDSError as error:
+            left_out[name] = str(error)
+            continue
+        kinds.append(Kind(name, (*about["run"], f"sampler.iterations={iterations}"), nfe, varied))
+    if not kinds:
+        raise PDSError(f"nothing in the space can sample with budget={budget}: {next(iter(left_out.values()))}")
+    return kinds, left_out
+
+
+def part_of(override: str) -> str:
+    """The group that an override is of."""
+    return key(override).split(".")[0].split("/")[0]
+
+
+def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset) -> tuple[int, int]:
+    """The most iterations of a composed sampler that take at most `budget` evaluations an image, and those evaluations.
+
+    Raises:
+        PDSError: there are none: the sampler chooses its evaluations itself, or the process does not take it.
+    """
+    cfg, refusal = cfg.copy(), PDSError(f"an iteration takes more than {budget} evaluations")
+    refused = False
+    for iterations in range(budget, 0, -1):
+        OmegaConf.update(cfg, "sampler.iterations", iterations)
+        try:
+            sampler = build(cfg.sampler)
+            if sampler.nfe is None:
+                raise PDSError(f"{sampler.title} chooses its evaluations itself")
+            if sampler.nfe > budget:
+                continue
+            levels = sampler.levels(model.process)
+            P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
+            sampler.check(levels, P)
+        except PDSError as error:
+            refusal, refused = refusal if refused else error, True
+            continue
+        return iterations, sampler.nfe
+    raise refusal
+
+
+def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig) -> Iterator[Varied]:
+    fixed, given = {key(override) for override in about["run"]}, dict(_flat(about.get("vary") or {}))
+    for path, annotation, value in _options(cfg):
+        stated = _search(annotation)
+        tried = given.pop(path, None if path in fixed else stated)
+        if tried is not None:
+            tried = tried if isinstance(tried, Search) else _asked(f"space.{name}.vary.{path}", tried, annotation, stated)
+            choices = _choices(annotation)
+            tried = choices if choices and isinstance(tried, Search) else tried
+            yield Varied(path, tried, _is_whole(annotation), value)
+    if given:
+        raise PDSError(
+            f"space.{name}.vary.{next(iter(given))} is no option of {' '.join(about['run'])}: run.py --help lists them"
+        )
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _options(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Key, annotation and value of each option of the parts that vary."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            return
+        for name, option in options_of(get_object(node._target_)).items():
+            if name in node and isinstance(node._get_node(name), DictConfig):
+                yield from walk(node[name], f"{path}.{name}")
+            elif name in node:
+                yield f"{path}.{name}", option.annotation, node[name]
+
+    for part in PARTS:
+        yield from walk(cfg[part], part)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all inside it, with what is annotated."""
+    yield annotation
+    for part in get_args(annotation) if get_origin(annotation) is not None else ():
+        yield from _parts(part)
+
+
+def _search(annotation: Any) -> Search | None:
+    return next((part for part in _parts(annotation) if isinstance(part, Search)), None)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The choices of a `Literal`; none of an option that may be a number, too."""
+    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    values = get_args(inner)
+    return values if values and all(isinstance(value, (str, int)) for value in values) else ()
+
+
+def _is_whole(annotation: Any) -> bool:
+    return int in _parts(annotation) and float not in _parts(annotation)
+
+
+def _asked(path: str, given: Any, annotation: Any, stated: Search | None) -> Search | tuple[Any, ...]:
+    """What a space says that is tried of an option."""
+    if not isinstance(given, list) or len(given) < 2:
+        raise OptionError(path, f"must be [lowest,highest], a list of choices, or null, got {shown(given)}")
+    for value in given:
+        fitted(path, value, annotation)
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in given)
+    if not numbers or len(given) > 2 or _choices(annotation):
+        return tuple(given)
+    low, high = given
+    if not (low < high and math.isfinite(high)):
+        raise OptionError(path, f"must have a lowest value below its highest, got {shown(given)}")
+    return replace(stated or Search(), low=low, high=high)

@@ -1,0 +1,196 @@
+"""The trials of one budget, kept by Optuna: in a file of the group's folder, or in a database.
+
+Each process asks for its next trial. A lock says that it has it, and ends with the process: what a killed one had, the next
+process that asks goes on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pds.errors import PDSError
+from pds.files import open_lock, reading
+from pds.lab.tracking import cut_half_line
+from pds.lab.tuning.space import Kind
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+KEEP = 50.0
+"""Percentage of the trials that are worth more than the first images."""
+UNPRUNED = 4
+"""Trials that come first and are worth it in any case."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock while the block runs; whether this process has it, which without `wait` it may not."""
+    if fcntl is None:
+        yield True
+        return
+    with open(open_lock(path), "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+class _JournalLock(JournalFileOpenLock):
+    """The lock of a journal, which ends with its process; what a killed one half wrote is cut off."""
+
+    def __init__(self, journal: Path, lock: Path) -> None:
+        self.journal, self.lock = journal, lock
+        self.held = contextlib.ExitStack()
+
+    def acquire(self) -> bool:
+        self.held.enter_context(locked(self.lock))
+        if self.journal.exists():
+            with open(self.journal, "rb+") as file:
+                cut_half_line(file)
+        return True
+
+    def release(self) -> None:
+        self.held.close()
+
+
+def storage_of(folder: Path, url: str | None) -> BaseStorage:
+    """Where the studies of a group are kept: the journal in its folder, or a database.
+
+    Raises:
+        PDSError: the database cannot be used, or the journal is damaged.
+    """
+    if url is not None:
+        try:
+            return get_storage(url)
+        except Exception as error:  # whatever a driver raises
+            raise PDSError(f"storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    journal, lock = folder / "study.journal", folder / "locks" / "journal"
+    folder.mkdir(parents=True, exist_ok=True)
+    with reading(journal, "the journal of a search", "delete it: the same command finds the images that were sampled"):
+        return JournalStorage(JournalFileBackend(str(journal), _JournalLock(journal, lock)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The trials of one budget.
+
+    Attributes:
+        storage: where they are kept.
+        name: of the study in it.
+        folder: of the group; the locks of running trials lie in it.
+        kinds: that are tried; the first trials are these, as they are.
+        trials: how many.
+        first: images that a trial is judged by first.
+        seed: of what is drawn next.
+        search: "tpe", a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), or "random".
+    """
+
+    storage: BaseStorage
+    name: str
+    folder: Path
+    kinds: Sequence[Kind]
+    trials: int
+    first: int
+    seed: int
+    search: Literal["tpe", "random"]
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        """Optuna's own, with the first trials waiting in it."""
+        with locked(self.folder / "locks" / "studies"):
+            pruner = optuna.pruners.PercentilePruner(KEEP, n_startup_trials=UNPRUNED)
+            study = optuna.create_study(storage=self.storage, study_name=self.name, pruner=pruner, load_if_exists=True)
+            known = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
+            for kind in self.kinds[: self.trials]:
+                if kind.name not in known:
+                    study.enqueue_trial(kind.starts, user_attrs={"start": kind.name})
+        return study
+
+    def read(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in some states, in their order."""
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    @property
+    def ended(self) -> list[FrozenTrial]:
+        """Those that are over: measured, pruned or failed."""
+        return self.read(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+    @property
+    def best(self) -> list[FrozenTrial]:
+        """Those that were measured, the best first, one of each setting."""
+        found: dict[tuple[str, ...], FrozenTrial] = {}
+        for trial in sorted(self.read(TrialState.COMPLETE), key=lambda trial: (trial.value, trial.number)):
+            found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
+        return list(found.values())
+
+    @contextlib.contextmanager
+    def next(self) -> Iterator[tuple[Trial, Kind, list[str]] | None]:
+        """A trial for this process, with its kind and its overrides; None when there is none left to begin."""
+        study = self.study
+        with contextlib.ExitStack() as held:
+            with locked(self.folder / "locks" / "studies"):
+                trial = self._abandoned(held) or self._asked(study, held)
+                # Inside, so that the next process knows what this one tries.
+                made = None if trial is None else (trial, *self._made(trial))
+            yield made
+
+    def _abandoned(self, held: contextlib.ExitStack) -> Trial | None:
+        """A trial whose process is gone."""
+        for trial in self.read(TrialState.RUNNING):
+            if held.enter_context(locked(self._lock(trial.number), wait=False)):
+                return Trial(self.study, trial._trial_id)
+        return None
+
+    def _asked(self, study: optuna.Study, held: contextlib.ExitStack) -> Trial | None:
+        begun = len(study.get_trials(deepcopy=False)) - len(waiting := self.read(TrialState.WAITING))
+        if begun >= self.trials or not (waiting or any(kind.varied for kind in self.kinds)):
+            return None
+        # Of the number of trials: one that is started again draws what it would have drawn.
+        study.sampler = self._sampler(self.seed + begun)
+        trial = study.ask()
+        held.enter_context(locked(self._lock(trial.number)))
+        return trial
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        seed %= 2**32
+        if self.search == "random":
+            return RandomSampler(seed)
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+
+    def _made(self, trial: Trial) -> tuple[Kind, list[str]]:
+        names = [kind.name for kind in self.kinds if kind.varied]
+        start = trial.user_attrs.get("start")
+        name = trial.suggest_categorical("kind", names) if start is None or start in names else start
+        kind = next(kind for kind in self.kinds if kind.name == name)
+        overrides = kind.suggested(trial)
+        trial.set_user_attr("overrides", overrides)
+        trial.set_user_attr("nfe", kind.nfe)
+        return kind, overrides
+
+    def _lock(self, number: int) -> Path:
+        return self.folder / "locks" / f"{self.name}-{number}"
+
+    def tell(self, trial: Trial, state: TrialState, seconds: float, value: float | None = None, **facts: Any) -> None:
+        """Say what became of a trial, with facts about it."""
+        for key, fact in {"seconds": seconds, **facts}.items():
+            trial.set_user_attr(key, fact)
+        self.study.tell(trial, value, state)
