@@ -88,11 +88,13 @@ class Search:
     Attributes:
         low, high: the ends; of a `Literal` there are none.
         log: spread evenly in the logarithm.
+        auto: whether the command line takes "auto", a first guess for the network (`pds.evaluation.first_guess`).
     """
 
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
+    auto: bool = False
 
 
 MOST = 1_000_000

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.guessed import settled
 from pds.lab.logs import log_file
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
@@ -61,6 +62,7 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
+    guessed: dict[str, str] = field(default_factory=dict)  # what auto stands for, by key
 
     @classmethod
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
@@ -73,9 +75,10 @@ class Experiment:
         torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
         model = like.model if like else build_model(cfg.model)
         dataset: Dataset = like.dataset if like else build(cfg.dataset)
-        filter: Filter = build(cfg.filter)
+        sampler_node, filter_node, guessed = settled(cfg, model, device)
+        filter: Filter = build(filter_node)
         solenoid: Solenoid = build(cfg.solenoid)
-        sampler: Sampler[Any] = build(cfg.sampler)
+        sampler: Sampler[Any] = build(sampler_node)
         with keyed(cfg.filter):
             preconditioner = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics, device)
         with keyed(cfg.sampler):
@@ -119,7 +122,7 @@ class Experiment:
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         classes = () if labels is None else (f"labels {asked.labels}", guidance.title if guidance else "")
         label = ", ".join(part for part in (what, sampler.detail, remedy, *classes, "bf16" if cfg.bf16 else "") if part)
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, guessed)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -148,6 +151,7 @@ class Experiment:
             facts["labels"] = fingerprint(self.sample.labels)
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
+        facts |= self.guessed
         for name, value in self.sample.sampler.provenance.items():
             facts[name] = value if isinstance(value, str) else json_digest(value)
         return facts

@@ -42,7 +42,7 @@ from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
 from pds.models.ncsnv2 import ncsnv2
 from pds.models.unet2d import unet2d
-from pds.options import options_of
+from pds.options import Search, options_of
 from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_filter
 from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
@@ -224,7 +224,7 @@ def typed(annotation: Any) -> Any:
     """The type of a plain option as OmegaConf knows types; where it knows none, the check at building alone tells."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return typed(arguments[0])
+        return Any if any(isinstance(limit, Search) and limit.auto for limit in arguments[1:]) else typed(arguments[0])
     if origin is Literal:
         return type(arguments[0])
     if origin in (Union, UnionType):

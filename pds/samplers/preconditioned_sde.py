@@ -67,7 +67,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
         weight: "exact" or "midpoint".
         eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE. The
-            defaults of eta and rho are what measured best on the shipped VE network at 20 evaluations.
+            defaults of eta and rho are what measured best on the shipped VE network at 20 evaluations. The command line takes
+            auto as well, a first guess for the network.
         eta_from: smallest noise level at which it acts; below, eta is 0.
         eta_to: largest noise level at which it acts; above, eta is 0.
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
@@ -80,7 +81,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
     rho: Annotated[Rho, Search(2, 14, log=True)] = 4.0
     order: Literal[1, 2] = 2
     weight: Annotated[Literal["exact", "midpoint"], Search()] = "midpoint"
-    eta: Annotated[float, Range(0, 1000), Search(0.25, 8, log=True)] = 2.0
+    eta: Annotated[float, Range(0, 1000), Search(0.25, 8, log=True, auto=True)] = 2.0
     eta_from: Annotated[float, Range(0, 1e9)] = 0.0
     eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
     prior_norm: Annotated[Literal["drawn", "exact"], Search()] = "drawn"
@@ -181,26 +182,40 @@ class PreconditionedSDE(KarrasLevelsSampler):
             state = state + _like(noise, target) * into(draw())
         return back(state)
 
-    def variance(self, levels: list[Interval], power: Tensor, gain: Number = 1.0, turn: Number = 0.0) -> Tensor:
+    def variance(
+        self,
+        levels: list[Interval],
+        power: Tensor,
+        gain: Number = 1.0,
+        turn: Number = 0.0,
+        share: Callable[[float, Tensor], Tensor] | None = None,
+        start: float = 1.0,
+    ) -> Tensor:
         """What these steps make of the variance of Fourier modes with the exact score of a Gaussian, by its recursion.
 
         Args:
             levels: from `levels`; the last, to 0, included or not.
             power: variance p of the data in each mode, float64.
             gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
+            share: (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the standard
+                deviation that is due; None for the exact score.
+            start: of the standard deviation at the start, in units of sigma_max.
 
         Returns:
             The variance after the last step, like `power`: p + sigma^2 at its level would be exact, p^2 / (p + sigma^2) after
             the step from sigma to 0. The start has sigma_max^2.
         """
-        V = torch.full_like(power, levels[0].sigma ** 2)
+        V = torch.full_like(power, (start * levels[0].sigma) ** 2)
         # E[x D_before*] and E[D_before D_before*].
         C, W = torch.zeros_like(power, dtype=torch.complex128), torch.zeros_like(power)
         before = None
         for sigma, below in levels:
             kept, span, noise = self.step(before, sigma, below, Spectrum(gain, turn))
             kept, slope = (torch.as_tensor(v, dtype=torch.complex128) for v in (kept, 0 if span is None else (1 - kept) / span))
-            K = power / (power + sigma**2)
+            noise_part = sigma**2 / (power + sigma**2)
+            if share is not None:
+                noise_part = noise_part * share(sigma, (V / (power + sigma**2)).clamp(min=1e-12).sqrt())
+            K = 1 - noise_part
             A = kept + (1 - kept + slope) * K
             V, C, W = (
                 A.abs() ** 2 * V + slope.abs() ** 2 * W - 2 * (A * slope.conj() * C).real + noise**2,

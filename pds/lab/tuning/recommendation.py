@@ -90,7 +90,7 @@ class Answer:
         return f"{'better' if found.high < 0 else 'worse on new noise'} ({told})"
 
 
-def write(folder: Path, common: Sequence[str], metric: str, answers: Mapping[int, Answer], command: str) -> Path:
+def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
     """Write recommendation.yaml: a line a budget, which is JSON."""
     lines = [f"# {command}", f"# run.py recommendation={folder / FILE} budget=…", f"metric: {json.dumps(metric)}"]
     lines += [f"common: {json.dumps(list(common))}", "budgets:"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
 from pds.errors import PDSError, escaped
+from pds.evaluation.first_guess import guess, look_at
 from pds.files import json_digest, read_json, write_json
 from pds.generation import DivergedError
 from pds.lab import reference
@@ -71,7 +74,7 @@ def tune(arguments: list[str]) -> None:
         Tuning(settings(Tune, config), config["space"], list(runs.values()), command).run()
 
 
-@dataclass
+@dataclass(eq=False)
 class Tuning:
     """One process of a search.
 
@@ -86,6 +89,7 @@ class Tuning:
     space: Mapping[str, Any]
     given: list[str]
     command: str
+    studies: dict[int, Study] = field(default_factory=dict)  # by budget
     begun: float = field(default_factory=time.monotonic)
     sampled: dict[str, tuple[int, float]] = field(default_factory=dict)  # evaluations and seconds of runs beside the trials
 
@@ -112,7 +116,14 @@ class Tuning:
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of a run."""
-        return compose("run", list({key(o): o for o in [*self.common, f"group={self.group}", *overrides]}.values()))
+        cfg = self._chosen(*(override for override in overrides if "." not in key(override))).copy()
+        for override in OverridesParser.create().parse_overrides([o for o in overrides if "." in key(o)]):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+        return cfg
+
+    @functools.cache  # noqa: B019  # a process has one search, whose choices are few and take long to compose
+    def _chosen(self, *choices: str) -> DictConfig:
+        return compose("run", list({key(o): o for o in [*self.common, f"group={self.group}", *choices]}.values()))
 
     @cached_property
     def like(self) -> Experiment:
@@ -122,11 +133,14 @@ class Tuning:
     @cached_property
     def folder(self) -> Path:
         """Of the group."""
-        return group_folder(self.composed([]).outputs, self.group)
+        return group_folder(self.composed(self.default).outputs, self.group)
 
     def run(self) -> None:
         """Search and answer."""
-        self.like  # noqa: B018  # what cannot be sampled or measured is refused before anything is written
+        # What cannot be sampled or measured is refused here, before anything is written.
+        if self.like.metric is None:
+            self._tell({budget: self._guess(budget) for budget in sorted(set(self.options.budgets))})
+            return
         kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
         digest = self._claim(kinds)
         storage = storage_of(self.folder, self.options.storage)
@@ -139,10 +153,21 @@ class Tuning:
         answers = {budget: self._answer(budget, study) for budget, study in self.studies.items()}
         self._tell(answers)
 
+    def _guess(self, budget: int) -> Answer:
+        """What the network says of itself, where nothing can be measured."""
+        model = self.like.model
+        look = look_at(model, budget)
+        found = guess(model, look, budget)
+        sampler = found.sampler
+        run = [*DEFAULT, f"sampler.iterations={budget}", f"sampler.eta={sampler.eta:.3g}", f"sampler.rho={sampler.rho:g}"]
+        run += [f"sampler.weight={sampler.weight}"]
+        run += [] if found.alpha == math.inf else ["filter=statistics", f"filter.alpha={found.alpha:g}"]
+        self.sampled[f"guess {budget}"] = (look.evaluations, 0.0)
+        return Answer(Measured(run, budget), None, "a first guess of 64 images, which nothing has measured")
+
     def _kinds(self, budget: int) -> list[Kind]:
         """The kinds of one budget, the default first if it is one."""
-        compose_kind = lambda run: self.composed(run)  # noqa: E731
-        kinds, left_out = kinds_of(self.space, budget, compose_kind, self.like.model, self.like.dataset)
+        kinds, left_out = kinds_of(self.space, budget, self.composed, self.like.model, self.like.dataset)
         for name, why in left_out.items():
             log.info("budget %d: %s is left out: %s", budget, name, why)
         with contextlib.suppress(PDSError):
@@ -264,9 +289,11 @@ class Tuning:
     def measured(self, overrides: Sequence[str], images: int, seed: int, look: Any = lambda first: None) -> dict[str, Any]:
         """The result of one setting, its missing images sampled by this process."""
         here = [*overrides, f"images={images}", f"seed={seed}", f"shard_size={self._first}"]
+        cfg = self.composed(overrides)
+        cfg.images, cfg.seed, cfg.shard_size = images, seed, self._first
         named = [override for override in [*self.common, *here] if not override.startswith("tracker")]
         command = ["experiments/run.py", *named, f"group={self.group}"]
-        return measured(self.composed(here), named, command, self.like, look)
+        return measured(cfg, named, command, self.like, look)
 
     # Its leaders and its winner.
 
@@ -331,14 +358,15 @@ class Tuning:
             beside = "" if answer.default is None else _spread(answer.default)
             rows.append([str(budget), str(best.nfe), " ".join(best.run), _spread(best), beside, answer.verdict])
         metric = self.like.metric
-        assert metric is not None  # there are no trials without one
         common = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
-        path = write(self.folder, common, metric.name(self.options.final), answers, self.command)
+        path = write(self.folder, common, None if metric is None else metric.name(self.options.final), answers, self.command)
         evaluations, seconds = self.cost()
         show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
         show(
             f"cost     {evaluations:,} evaluations, {seconds / 60:.1f} minutes\nrun it   run.py recommendation={path} budget=…"
         )
+        if metric is None:
+            return
         try:
             show(f"report   {write_report(self.folder)}")
         except PDSError as error:  # the answer is there all the same

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_origin
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.trial import Trial
 
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError, spelled
-from pds.lab.config import build
+from pds.lab.config import build, keyed
 from pds.lab.tables import key
 from pds.models.scores import Model
 from pds.options import Search, fitted, options_of, shown
@@ -140,24 +140,21 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
     Raises:
         PDSError: there are none: the sampler chooses its evaluations itself, or the process does not take it.
     """
-    cfg, refusal = cfg.copy(), PDSError(f"an iteration takes more than {budget} evaluations")
-    refused = False
-    for iterations in range(budget, 0, -1):
-        OmegaConf.update(cfg, "sampler.iterations", iterations)
-        try:
-            sampler = build(cfg.sampler)
-            if sampler.nfe is None:
-                raise PDSError(f"{sampler.title} chooses its evaluations itself")
-            if sampler.nfe > budget:
-                continue
-            levels = sampler.levels(model.process)
-            P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
-            sampler.check(levels, P)
-        except PDSError as error:
-            refusal, refused = refusal if refused else error, True
-            continue
-        return iterations, sampler.nfe
-    raise refusal
+    with keyed(cfg.sampler):
+        sampler = build(cfg.sampler)
+        if sampler.nfe is None:
+            raise PDSError(f"{sampler.title} chooses its evaluations itself")
+        P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
+        refusal = None
+        for iterations in range(budget, 0, -1):
+            try:
+                shorter = replace(sampler, iterations=iterations)
+                if shorter.nfe <= budget:
+                    shorter.check(shorter.levels(model.process), P)
+                    return iterations, shorter.nfe
+            except PDSError as error:
+                refusal = refusal or error
+        raise refusal or PDSError(f"an iteration takes more than {budget} evaluations")
 
 
 def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig) -> Iterator[Varied]:

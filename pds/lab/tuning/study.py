@@ -31,10 +31,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# Of a trial that is gone on with.
+warnings.filterwarnings("ignore", message="The reported value is ignored")
 
 KEEP = 50.0
 """Percentage of the trials that are worth more than the first images."""
+DRAWN = 4
+"""Trials that are drawn at random after the kinds as they are; the estimator begins with what these told."""
 UNPRUNED = 4
 """Trials that come first and are worth it in any case."""
 
@@ -174,7 +177,10 @@ class Study:
         seed %= 2**32
         if self.search == "random":
             return RandomSampler(seed)
-        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            startup = len(self.kinds) + DRAWN
+            return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True)
 
     def _made(self, trial: Trial) -> tuple[Kind, list[str]]:
         names = [kind.name for kind in self.kinds if kind.varied]

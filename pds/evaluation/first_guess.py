@@ -1,0 +1,186 @@
+"""Settings for a network without any reference: from how it answers excess noise, and from images of its own.
+
+A mode of variance p that is V instead of p + sigma^2 shows k = sqrt(V / (p + sigma^2)) times the noise that is due. An exact
+score takes all of it for noise; a network with the response r(k) takes r(k) / k of that, and keeps the rest as image. With this
+in place of the exact score, the variance recursion of the preconditioned SDE tells what each setting leaves in each mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pds.data.images import ArrayImages, to_uint8
+from pds.data.statistics import DatasetStatistics, dataset_statistics
+from pds.errors import PDSError
+from pds.evaluation.excess_noise import (
+    FACTORS,
+    LEVELS,
+    NoiseResponse,
+    alpha_of_gain,
+    highest_frequencies,
+    least_gain,
+    response_of,
+)
+from pds.evaluation.gaussian import StationaryGaussian
+from pds.models.scores import Model
+from pds.noise import ImageNoise
+from pds.options import Count, checked
+from pds.preconditioning.filters import StatisticsFilter
+from pds.preconditioning.preconditioner import Identity
+from pds.samplers.preconditioned_sde import PreconditionedSDE
+from pds.samplers.predictor_corrector import Predictor, PredictorCorrector, ReverseDiffusion
+
+IMAGES = 64
+"""What a guess costs at most, in evaluations of as many images."""
+MODES = 64
+ETAS = tuple(np.geomspace(0.25, 4, 9).tolist())
+WEIGHTS: tuple[Literal["midpoint", "exact"], ...] = ("midpoint", "exact")
+RHOS = (2.0, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0)
+ALPHAS = (math.inf, 20.0, 10.0, 5.0, 3.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a guess knows of a network.
+
+    Attributes:
+        response: how much noise it predicts where there is k times as much as its level says.
+        statistics: of its own denoised images.
+        evaluations: that this took, over all images.
+    """
+
+    response: NoiseResponse
+    statistics: DatasetStatistics
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Settings that nothing has measured.
+
+    Attributes:
+        sampler: with its eta, grid, weight and prior.
+        alpha: of its `StatisticsFilter`, of `Look.statistics`; inf for none.
+        predicted: Fréchet distance in pixels, in squared units of the data range, that the recursion gives.
+    """
+
+    sampler: PreconditionedSDE
+    alpha: float
+    predicted: float
+
+
+@torch.no_grad()
+@checked
+def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
+    """Sample half of 64 images with the default of `PreconditionedSDE`, and measure the response with what is left.
+
+    Args:
+        model: from `load` or `wrap`; its network is used where it is.
+        iterations: T.
+        seed: of all noise.
+
+    Raises:
+        PDSError: the images are not finite, or T has too few evaluations for a response.
+    """
+    sampler, count = PreconditionedSDE(iterations), IMAGES // 2
+    for_response = (IMAGES - count) * iterations // (len(FACTORS) * LEVELS)
+    if for_response < 1:
+        raise PDSError(f"a first guess needs at least 2 iterations, got {iterations}")
+    noise = ImageNoise(seed, torch.arange(count, device=model.device), model.shape)
+    x = sampler.prior(noise, model.process, Identity())
+    x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)
+    if not x.isfinite().all():
+        raise PDSError("a first guess samples images, and theirs are not finite: the weights are broken, or T is too small")
+    black, white = model.data_range
+    images = to_uint8((x - black) / (white - black)).cpu()
+    used = min(count, for_response)
+    statistics = dataset_statistics(ArrayImages("its own images", "all", images.numpy()), count)
+    response = response_of(model, images[:used], seed)
+    return Look(response, statistics, count * iterations + used * len(FACTORS) * LEVELS)
+
+
+def guess(
+    model: Model, look: Look, iterations: int, etas: tuple[float, ...] = ETAS, alphas: tuple[float, ...] = ALPHAS
+) -> Guess:
+    """The preconditioned SDE whose images come nearest to the spectrum, by the recursion.
+
+    Its prior is drawn: the recursion knows of no excess noise but that of the prior's norm, and without it nothing would
+    speak against an ODE.
+
+    Args:
+        model: that was looked at.
+        look: at it.
+        iterations: T.
+        etas, alphas: that are tried.
+    """
+    samplers = (PreconditionedSDE(iterations, rho, weight=weight) for rho in RHOS for weight in WEIGHTS)
+    return min((best_eta(sampler, model, look, etas, alphas) for sampler in samplers), key=lambda found: found.predicted)
+
+
+def best_eta(
+    sampler: PreconditionedSDE,
+    model: Model,
+    look: Look,
+    etas: tuple[float, ...] = ETAS,
+    alphas: tuple[float, ...] = (math.inf,),
+) -> Guess:
+    """The same of one sampler, of which eta and the filter alone are chosen, among those given."""
+    law = StationaryGaussian.of(look.statistics, model.data_range)
+    chosen = _quantiles(law.power)
+    power = law.power.flatten()[chosen]
+    filters = [
+        torch.ones(len(chosen), dtype=torch.float64) if alpha == math.inf else _gain(alpha, look)[chosen] for alpha in alphas
+    ]
+    gains = torch.tensor(etas, dtype=torch.float64)[:, None, None] * torch.stack(filters)
+    levels = sampler.levels(model.process)
+    target = power**2 / (power + levels[-1].sigma ** 2)
+    # The norm of the prior differs from image to image by this much.
+    spread = 1 / math.sqrt(2 * math.prod(model.shape))
+    seen = replace(sampler, eta=1.0)
+    distance = torch.zeros(gains.shape[:2], dtype=torch.float64)
+    for sign in (-1, 1):
+        start = 1 + sign * spread
+        left = seen.variance(levels, power.expand(gains.shape), gains, share=_share(look.response), start=start)
+        distance += (left.clamp(min=0).sqrt() - target.sqrt()).square().sum(-1) * law.power.numel() / len(chosen) / 2
+    distance = torch.where(distance.isfinite(), distance, math.inf)
+    eta, alpha = divmod(int(distance.argmin()), len(alphas))
+    return Guess(replace(sampler, eta=etas[eta]), alphas[alpha], distance[eta, alpha].item())
+
+
+def guess_alpha(model: Model, look: Look, iterations: int, predictor: Predictor = ReverseDiffusion()) -> float:
+    """alpha of the weakest filter with which a predictor leaves no excess noise; inf if it needs none, nan if none will do."""
+    levels = PredictorCorrector(iterations, predictor, None).levels(model.process)
+    return alpha_of_gain(least_gain(levels, look.response), look.statistics.power, highest_frequencies(model.shape[1:]))
+
+
+def _gain(alpha: float, look: Look) -> Tensor:
+    """(C H W,) eigenvalue of P P^T in each mode."""
+    if alpha == math.inf:
+        return torch.ones(look.statistics.power.numel(), dtype=torch.float64)
+    R = StatisticsFilter(alpha).frequency(look.statistics.shape, lambda: look.statistics)
+    return R.double().flatten() ** -2
+
+
+def _quantiles(power: Tensor) -> Tensor:
+    """Some modes that stand for all: even steps through their order by variance."""
+    order = power.flatten().argsort()
+    count = min(MODES, len(order))
+    return order[((torch.arange(count) + 0.5) * len(order) / count).long()]
+
+
+def _share(response: NoiseResponse) -> Callable[[float, Tensor], Tensor]:
+    """(sigma, k) to r(k) / k, the part of what is due that the network predicts."""
+    knots = np.array([*response.factors, 1e6])
+
+    def share(sigma: float, k: Tensor) -> Tensor:
+        values = np.array([response(sigma, float(knot)) for knot in knots])
+        return torch.from_numpy(np.interp(k.numpy(), knots, values)) / k
+
+    return share

@@ -1,0 +1,64 @@
+"""sampler.eta=auto and filter.alpha=auto: the first guess for the network in their place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from pds.errors import OptionError
+from pds.evaluation.first_guess import ALPHAS, best_eta, guess_alpha, look_at
+from pds.lab.config import build
+from pds.models.scores import Model
+from pds.samplers.preconditioned_sde import PreconditionedSDE
+from pds.samplers.predictor_corrector import PredictorCorrector
+from pds.samplers.sampler import Sampler
+
+
+def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictConfig, DictConfig, dict[str, str]]:
+    """The nodes of sampler and filter with a number for each auto, and these numbers by key.
+
+    An alpha for which a reference was published stays: it follows T (`statistics_filter`).
+
+    Raises:
+        OptionError: there is no guess for this sampler, or no filter is needed or will do.
+    """
+    sampler_node, filter_node, found = cfg.sampler, cfg.filter, dict[str, str]()
+    of_eta = OmegaConf.select(cfg, "sampler.eta") == "auto"
+    of_alpha = OmegaConf.select(cfg, "filter.alpha") == "auto" and OmegaConf.select(cfg, "filter.reference.alpha") is None
+    if not (of_eta or of_alpha):
+        return sampler_node, filter_node, found
+    model.score.to(device)
+    if of_eta:
+        sampler_node = _with(cfg.sampler, "eta", 1.0)
+    sampler: Sampler[Any] = build(sampler_node)
+    look = look_at(model, sampler.iterations)
+    if of_eta:
+        if not isinstance(sampler, PreconditionedSDE):
+            raise OptionError("sampler.eta", f"must be a number: no first guess is known for {sampler.title}")
+        sampler = best_eta(sampler, model, look).sampler
+        found["sampler.eta"] = f"{sampler.eta:.3g}"
+        sampler_node = _with(cfg.sampler, "eta", float(found["sampler.eta"]))
+    if of_alpha:
+        if isinstance(sampler, PreconditionedSDE):
+            alpha = best_eta(sampler, model, look, (sampler.eta,), ALPHAS).alpha
+        elif isinstance(sampler, PredictorCorrector) and sampler.predictor is not None and sampler.corrector is None:
+            alpha = guess_alpha(model, look, sampler.iterations, sampler.predictor)
+        else:
+            raise OptionError("filter.alpha", f"must be a number: no first guess is known for {sampler.title}")
+        if not math.isfinite(alpha):
+            said = (
+                "no filter is needed: set filter=none" if alpha == math.inf else "none removes the noise: take more iterations"
+            )
+            raise OptionError("filter.alpha", f"must be a number: by the first guess {said}")
+        found["filter.alpha"] = f"{alpha:.3g}"
+        filter_node = _with(cfg.filter, "alpha", float(found["filter.alpha"]))
+    return sampler_node, filter_node, found
+
+
+def _with(node: DictConfig, name: str, value: float) -> DictConfig:
+    node = node.copy()
+    OmegaConf.update(node, name, value)
+    return node

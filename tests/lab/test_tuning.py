@@ -1,0 +1,348 @@
+"""The search: what is known exactly is found, nothing is sampled twice, a kill costs nothing, wrong input is one sentence."""
+
+import functools
+import os
+import signal
+import time
+from collections import Counter
+from statistics import stdev
+
+import optuna
+import pytest
+import torch
+import yaml
+from command_line import command
+from optuna.trial import TrialState
+from test_configurations import composed
+
+import pds
+from pds.errors import PDSError
+from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.generation import DivergedError, ImageSampler
+from pds.lab.config import CONF, build
+from pds.lab.tuning import search, study
+from pds.lab.tuning.recommendation import Answer, Measured
+from pds.lab.tuning.space import kinds_of
+from pds.lab.tuning.study import storage_of
+from pds.options import Search
+from pds.preconditioning.preconditioner import Identity
+
+# A Gaussian in 4 x 4 pixels: its exact denoiser, and the Fréchet distance of its pixels.
+CODE = """
+import numpy as np
+import torch
+from torch import nn
+
+from pds.evaluation.frechet import FeatureStatistics
+from pds.evaluation.metric import FrechetMetric
+from pds.evaluation.reference import Reference
+
+SIZE, MEAN = 4, 0.5
+k = torch.fft.fftfreq(SIZE, 1 / SIZE, dtype=torch.float64)
+POWER = 0.04 / (1 + k[:, None] ** 2 + k[None, :] ** 2) ** 2
+
+class Exact(nn.Module):
+    def forward(self, x, sigma):
+        kept = POWER / (POWER + sigma.double().square()[:, None, None, None])
+        return MEAN + torch.fft.ifft2(torch.fft.fft2(x.double() - MEAN) * kept).real.to(x.dtype)
+
+class Pixels:
+    name, dimension, provenance = "pixels", SIZE * SIZE, {"features": "pixels"}
+
+    def __call__(self, images):
+        return images.flatten(1).numpy().astype(np.float32) / 255
+
+def pixels(dataset, device, /):
+    rows = torch.eye(SIZE * SIZE).double().reshape(-1, SIZE, SIZE)
+    covariance = torch.fft.ifft2(torch.fft.fft2(rows) * POWER).real.flatten(1)
+    law = FeatureStatistics(np.full(SIZE * SIZE, MEAN), ((covariance + covariance.T) / 2).numpy(), 0)
+    return FrechetMetric(Pixels(), Reference(law, "pixels", {}), "fid_pixels")
+"""
+SIZES = ["images=256", "final=512", "leaders=1", "seeds=[0,1,2]", "threads=1", "batch_size=512"]
+ETA = ["space=sde", "space.preconditioned_sde.run=['sampler=preconditioned_sde','sampler.rho=7']"]
+ETA += [f"space.preconditioned_sde.vary.sampler.{key}=null" for key in ("weight", "prior_norm")]
+ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=10"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """No report, whose charts take longer than a search here, and trials that may be pruned early."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "write_report", lambda folder: folder / "report.html")
+        patch.setattr(study, "UNPRUNED", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def gaussian(tmp_path_factory):
+    """Overrides of the exact model and its metric."""
+    folder = tmp_path_factory.mktemp("exact")
+    (folder / "exact_gaussian.py").write_text(CODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        model = [f"model.make={folder}/exact_gaussian.py:Exact", "model.predicts=data", "model.data_range=[0,1]"]
+        levels = ["model.process.sigma_min=0.01", "model.process.sigma_max=4", "dataset.shape=[1,4,4]"]
+        yield ["model=own", *model, *levels, "metric=none", "metric._target_=exact_gaussian.pixels"]
+
+
+@pytest.fixture(scope="module")
+def found(gaussian, tmp_path_factory):
+    """A search over eta alone that nothing disturbed: its folder, what it said, and each (sampler, seed, image) it sampled."""
+    sampled, call = Counter(), ImageSampler.__call__
+
+    def counted(self, indices, *rest):
+        sampled.update((self.sampler, self.seed, index) for index in indices)
+        return call(self, indices, *rest)
+
+    outputs = tmp_path_factory.mktemp("found")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageSampler, "__call__", counted)
+        done = command("tune.py", *gaussian, *SIZES, *ETA, f"outputs={outputs}")
+    assert done.returncode == 0, done.stderr
+    return outputs / "tune" / "own", done, sampled
+
+
+def recommendation(folder):
+    return yaml.safe_load((folder / "recommendation.yaml").read_text())
+
+
+def trials(folder):
+    (name,) = optuna.get_all_study_names(storage := storage_of(folder, None))
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_the_best_setting_of_a_gaussian_is_found_to_within_the_noise(gaussian, found):
+    folder, _, _ = found
+    line = recommendation(folder)["budgets"]["6"]
+    process = build(composed(*gaussian).model.process)
+    scope = {}
+    exec(CODE, scope)
+    power = scope["POWER"][None]
+    target = StationaryGaussian(torch.full_like(power, 0.5), power)
+
+    def exact(eta):
+        return sampled_law(pds.PreconditionedSDE(6, 7.0, eta=eta), target, process, Identity()).distance(target)
+
+    best = min(map(exact, torch.logspace(-0.6, 0.9, 40, dtype=torch.float64).tolist()))
+    (eta,) = (float(override.partition("=")[2]) for override in line["winner"]["run"] if "eta" in override)
+    spread = stdev(line["winner"]["distances"].values())
+    assert exact(eta) - best < spread
+    assert exact(4.0) - best > 3 * spread  # so not every setting would pass
+    assert line["verdict"].startswith("better (")
+    assert line["run"] == line["winner"]["run"]
+    assert list(line["default"]["distances"]) == ["0", "1", "2"]
+
+
+def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
+    folder, _, sampled = found
+    assert set(sampled.values()) == {1}
+    images = Counter((sampler, seed) for sampler, seed, _ in sampled)
+    ended = trials(folder)
+    states = Counter(trial.state for trial in ended)
+    assert len(ended) == 10
+    assert states[TrialState.PRUNED] > 0 < states[TrialState.COMPLETE]
+    # 64 images of those that were pruned, 256 of the others, 512 of the leader; the winner and the default on three seeds.
+    of_trials = Counter(count for (_, seed), count in images.items() if seed == 10)
+    assert of_trials == {64: states[TrialState.PRUNED], 256: states[TrialState.COMPLETE] - 1, 512: 1}
+    assert sorted(count for (_, seed), count in images.items() if seed != 10) == [512] * 6
+
+
+def test_run_composes_a_recommendation(found):
+    folder, _, sampled = found
+    before = sum(sampled.values())
+    take = [f"recommendation={folder}/recommendation.yaml", "group=tune/own", f"outputs={folder.parents[1]}", "tracker=none"]
+    again = command("run.py", *take, "budget=6", "images=512", "seed=2", "shard_size=64")
+    assert again.returncode == 0, again.stderr
+    assert "is done already" in again.stderr
+    assert sum(sampled.values()) == before
+    wrong = {"budget=7": "budget=7 is not in ", "": "belong together"}
+    for budget, said in wrong.items():
+        refused = command("run.py", *take, *filter(None, [budget]))
+        assert refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
+
+
+def forked(*arguments):
+    """A process of its own that searches; without the start of a Python."""
+    if (child := os.fork()) == 0:
+        status = 99
+        try:
+            status = command("tune.py", *arguments).returncode
+        finally:
+            os._exit(status)
+    return child
+
+
+def test_killed_and_shared_it_finds_what_it_would_have_found(gaussian, found, tmp_path):
+    arguments = [*gaussian, *SIZES, *ETA, f"outputs={tmp_path}"]
+    folder = tmp_path / "tune" / "own"
+    child = forked(*arguments)
+    while len(list(folder.glob("*/samples/*.npz"))) < 9:  # in its third trial
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with open(folder / "study.journal", "ab") as journal:
+        journal.write(b'{"op_code": 5, "wor')  # as a kill leaves it
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*/samples/*.npz")}
+    assert command("tune.py", *arguments).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+    def told(where):
+        return [(trial.number, trial.state, trial.params, trial.value) for trial in trials(where)]
+
+    assert told(folder) == told(found[0])
+    assert recommendation(folder)["budgets"] == recommendation(found[0])["budgets"]
+    # Two processes share what two more trials take, and both have the answer.
+    children = [forked(*(a for a in arguments if a != "trials=10"), "trials=12") for _ in range(2)]
+    assert [os.waitpid(one, 0)[1] for one in children] == [0, 0]
+    numbers = [trial.number for trial in trials(folder)]
+    assert numbers == list(range(12))
+    assert TrialState.RUNNING not in {trial.state for trial in trials(folder)}
+
+
+def test_a_trial_that_fails_or_diverges_is_recorded_and_the_others_go_on(gaussian, tmp_path, monkeypatch):
+    real, begun = search.measured, []
+
+    def measured(cfg, *rest):
+        begun.append(cfg.sampler.eta)
+        if len(begun) == 2:
+            raise PDSError("the disk is full")
+        if len(begun) == 3:
+            raise DivergedError("image values are not finite")
+        return real(cfg, *rest)
+
+    monkeypatch.setattr(search, "measured", measured)
+    sizes = ["images=8", "final=32", "leaders=1", "seeds=[0,1]", "threads=1", "max_evaluations=336"]
+    done = command("tune.py", *gaussian, *ETA, *sizes, f"outputs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    ended = trials(tmp_path / "tune" / "own")
+    assert [trial.state.name for trial in ended[:3]] == ["COMPLETE", "FAIL", "PRUNED"]
+    assert [trial.user_attrs.get("reason") for trial in ended[1:3]] == ["the disk is full", "image values are not finite"]
+    # Half of the evaluations are for trials: 8 + 2 + 2 + 8 + 8 images at 6 evaluations. The leader's other 24 images fit into
+    # the rest, and none of the confirmation.
+    assert len(ended) == 5
+    assert "max_evaluations=336 came first" in recommendation(tmp_path / "tune" / "own")["budgets"]["6"]["verdict"]
+
+
+def answer(winner, default, nfe=20):
+    seeds = [str(seed) for seed in range(3)]
+    sides = [dict(zip(seeds, values, strict=True)) for values in (winner, default)]
+    return Answer(Measured(["tuned"], nfe, sides[0]), Measured(["default"], 20, sides[1]))
+
+
+@pytest.mark.parametrize(
+    ("found", "recommended", "said"),
+    [
+        (answer([10, 11, 12], [20, 21.2, 22.1]), "tuned", "better (-10.1"),
+        (answer([10, 30, 20], [21, 22, 23]), "default", "the simpler one is recommended"),
+        (answer([10, 30, 20], [21, 22, 23], nfe=19), "tuned", "the cheaper one is recommended"),
+        (answer([30, 31, 32], [20, 21.2, 22.1]), "default", "worse on new noise (+9.9"),
+        (Answer(Measured(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),
+    ],
+)
+def test_a_lead_within_the_spread_is_level_and_the_cheaper_or_simpler_is_recommended(found, recommended, said):
+    assert found.recommended.run == [recommended]
+    assert said in found.verdict
+
+
+def test_kinds_take_the_most_iterations_that_fit_and_what_a_process_cannot_take_is_left_out():
+    vp = composed("model=ddpmpp_small", "model.checkpoint=null")
+    space = {
+        "heun": {"run": ["sampler=edm"]},
+        "discrete": {"run": ["sampler=predictor_corrector", "sampler/corrector=none"]},
+        "adaptive": {"run": ["sampler=adaptive"]},
+        "gone": None,
+    }
+    kinds, left_out = kinds_of(space, 20, lambda run: a_run(*run), build(vp.model), None)
+    assert [(kind.run[-1], kind.nfe) for kind in kinds] == [("sampler.iterations=10", 19)]
+    assert left_out.keys() == {"discrete", "adaptive"}
+    assert "above 20" in left_out["discrete"] and "chooses its evaluations itself" in left_out["adaptive"]
+
+
+def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
+    space = yaml.safe_load((CONF / "space" / "default.yaml").read_text())
+    space = {name: space[name] for name in ("preconditioned_sde_filtered", "langevin", "dpm_solver")}
+    space["dpm_solver"]["vary"] = {"sampler": {"order": [1, 2], "eta": [0, 1]}}
+    space["langevin"]["vary"] = {"filter.alpha": None}
+    kinds, _ = kinds_of(space, 9, lambda run: a_run(*run), build(a_run().model), build(a_run().dataset))
+    varied = {kind.name: {one.key: one.tried for one in kind.varied} for kind in kinds}
+    assert varied["preconditioned_sde_filtered"] == {
+        "sampler.rho": Search(2, 14, log=True),
+        "sampler.weight": ("exact", "midpoint"),
+        "sampler.eta": Search(0.25, 8, log=True, auto=True),
+        "sampler.prior_norm": ("drawn", "exact"),
+        "filter.alpha": Search(1.3, 20, log=True),
+    }
+    assert varied["langevin"] == {"sampler.corrector.snr": Search(0.05, 0.4, log=True)}
+    assert varied["dpm_solver"] == {"sampler.order": (1, 2), "sampler.eta": Search(0, 1)}
+    assert [kind.nfe for kind in kinds] == [9, 8, 9]
+    assert all(one.starts for kind in kinds for one in kind.varied)
+
+
+@functools.cache
+def a_run(*overrides):
+    return composed("model=ncsnpp_small", *overrides)
+
+
+SPACES = {
+    "empty": ({"sde": None}, "space has no kind of sampler left"),
+    "a kind without overrides": ({"sde": {"vary": {"sampler": {"eta": [1, 2]}}}}, "space.sde is no kind of sampler"),
+    "another network": ({"sde": {"run": ["model=ncsnpp_small"]}}, "space.sde.run must set sampler, filter, solenoid alone"),
+    "no such option": ({"sampler": {"etta": [1, 2]}}, "sampler.etta is no option of sampler=preconditioned_sde"),
+    "upside down": ({"sampler.eta": [2, 1]}, "space.sde.vary.sampler.eta must have a lowest value below its highest"),
+    "out of range": ({"sampler.eta": [-1, 1]}, "space.sde.vary.sampler.eta must be a number from 0 to 1000, got -1"),
+    "no such choice": ({"sampler.weight": ["exact", "heun"]}, "must be one of exact, midpoint, got 'heun'"),
+    "one value": ({"sampler.eta": 3}, r"must be \[lowest,highest\], a list of choices, or null, got 3"),
+}
+
+
+@pytest.mark.parametrize("what", SPACES)
+def test_a_wrong_space_is_one_sentence(what):
+    space, said = SPACES[what]
+    if "sde" not in space:
+        space = {"sde": {"run": ["sampler=preconditioned_sde"], "vary": space}}
+    with pytest.raises(PDSError, match=said):
+        kinds_of(space, 6, lambda run: a_run(*run), build(a_run().model.process), None)
+
+
+REFUSED = {
+    "no budget": ([], "budgets has no value"),
+    "a budget of nothing": (["budgets=[0]"], "budgets must be a list of 1 to 100 whole numbers from 1 to 100000"),
+    "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
+    "images": (["budgets=[6]", "images=10"], "images must be a multiple of 4 that divides final, got 10 and 2048"),
+    "seeds": (["budgets=[6]", "seeds=[9,10]"], "none of them the seed of the trials, 10"),
+    "nothing fits": (["budgets=[1]", "space.preconditioned_sde.run=['sampler=adaptive']"], "nothing in the space can sample"),
+    "a metric of other images": (["budgets=[6]", "metric=mnist_classifier"], "28"),
+    "no such database": (["budgets=[6]", "storage=nothing://here"], "storage=nothing://here cannot be used"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_searched_is_one_sentence_and_samples_nothing(gaussian, tmp_path, what):
+    given, said = REFUSED[what]
+    model = [o for o in gaussian if not (o.startswith("metric") and "metric" in "".join(given))]
+    done = command("tune.py", *model, "space=sde", *given, f"outputs={tmp_path}")
+    assert done.returncode == 1
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.glob("**/*.npz"))
+
+
+OTHERS = {
+    "another network": (["model.process.sigma_max=5"], "model.process.sigma_max=4"),
+    "another space": (["space.preconditioned_sde.vary.sampler.eta=[1,2]"], "space.preconditioned_sde="),
+    "a damaged journal": ([], "is not the journal of a search"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_search_in_the_same_folder_is_refused_and_nothing_is_lost(gaussian, found, what):
+    folder, _, _ = found
+    changed, said = OTHERS[what]
+    journal, kept = folder / "study.journal", (folder / "study.journal").read_bytes()
+    if not changed:
+        journal.write_bytes(b"{]\n" + kept)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.parent.name != "locks"}
+    done = command("tune.py", *gaussian, *SIZES, *ETA, *changed, f"outputs={folder.parents[1]}")
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    journal.write_bytes(kept)
