@@ -252,7 +252,7 @@ def measured(
     overrides: list[str],
     command: list[str],
     like: Experiment | None = None,
-    look: Callable[[dict[str, Any]], None] = lambda first: None,
+    look: Callable[[np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
     """The result of one configuration, sampled by this process alone where it is not done.
 
@@ -260,7 +260,7 @@ def measured(
         cfg, overrides: as of `run`.
         command: that makes it again.
         like: as of `Experiment.build`.
-        look: called with what `measure` says of the first shard, before any other is sampled. What it raises ends the run; a
+        look: called with the features of the first shard, before any other is sampled. What it raises ends the run; a
             `StoppedError` says why.
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
@@ -271,9 +271,10 @@ def measured(
     with log_file(folder.path / "run.log"):
         try:
             take_from_others(experiment, config, folder, todo)
-            alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
-            generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
-            look(measure(experiment.metric, list(read_all(todo[:1], alone))))
+            if look is not None:
+                alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+                generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
+                look(next(read_all(todo[:1], alone))["features"])
             sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)
         except (Exception, KeyboardInterrupt) as error:
             with contextlib.suppress(Exception):

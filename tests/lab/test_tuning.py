@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 from pds.evaluation.frechet import FeatureStatistics
-from pds.evaluation.metric import FrechetMetric
+from pds.evaluation.panel import Panel
 from pds.evaluation.reference import Reference
 
 SIZE, MEAN = 4, 0.5
@@ -47,7 +47,7 @@ class Exact(nn.Module):
         return MEAN + torch.fft.ifft2(torch.fft.fft2(x.double() - MEAN) * kept).real.to(x.dtype)
 
 class Pixels:
-    name, dimension, provenance = "pixels", SIZE * SIZE, {"features": "pixels"}
+    name, dimension, logits, provenance = "pixels", SIZE * SIZE, None, {"features": "pixels", "resize": "none"}
 
     def __call__(self, images):
         return images.flatten(1).numpy().astype(np.float32) / 255
@@ -56,7 +56,7 @@ def pixels(dataset, device, /):
     rows = torch.eye(SIZE * SIZE).double().reshape(-1, SIZE, SIZE)
     covariance = torch.fft.ifft2(torch.fft.fft2(rows) * POWER).real.flatten(1)
     law = FeatureStatistics(np.full(SIZE * SIZE, MEAN), ((covariance + covariance.T) / 2).numpy(), 0)
-    return FrechetMetric(Pixels(), Reference(law, "pixels", {}), "fid_pixels")
+    return Panel(Pixels(), Reference(law, "pixels", {}), short=True)
 """
 SIZES = ["images=256", "final=512", "leaders=1", "seeds=[0,1,2]", "threads=1", "batch_size=512"]
 ETA = ["space=sde", "space.preconditioned_sde.run=['sampler=preconditioned_sde','sampler.rho=7']"]

@@ -10,20 +10,24 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 
-from pds.errors import PDSError, escaped
+from pds.conditioning import CLASS_ALONE
+from pds.errors import OptionError, PDSError, escaped
 from pds.evaluation.first_guess import guess, look_at
+from pds.evaluation.frechet import FeatureStatistics, frechet_distance
+from pds.evaluation.panel import Panel
 from pds.files import json_digest, read_json, write_json
 from pds.generation import DivergedError
 from pds.lab import reference
@@ -48,6 +52,8 @@ DEFAULT = ["sampler=preconditioned_sde"]
 """The untuned setting, unless another is given."""
 ALIKE = 3
 """Trials in a row that fail for one reason, with which the search ends: it is no fault of theirs."""
+Look = Callable[[np.ndarray], None]
+"""What is done with the features of the first images."""
 POLL = 1.0
 """Seconds between two looks at what other processes do."""
 
@@ -128,7 +134,19 @@ class Tuning:
     @cached_property
     def like(self) -> Experiment:
         """The default, whose network, data and metric all runs share."""
-        return Experiment.build(self.composed(self.default))
+        cfg = self.composed(self.default)
+        cfg.images = self.options.images
+        return Experiment.build(cfg)
+
+    @property
+    def metric(self) -> Panel:
+        """What the search goes by; without any there is none."""
+        assert self.like.metric is not None
+        return self.like.metric
+
+    def distance(self, result: Mapping[str, Any], images: int) -> float:
+        """The Fréchet distance of a run."""
+        return float(result["metrics"][self.metric.name("fid", images)])
 
     @cached_property
     def folder(self) -> Path:
@@ -141,6 +159,10 @@ class Tuning:
         if self.like.metric is None:
             self._tell({budget: self._guess(budget) for budget in sorted(set(self.options.budgets))})
             return
+        if "fid" not in self.metric.measures:
+            raise OptionError("metric.measures", "must have fid, which a search goes by")
+        if self.like.sample.guidance is not CLASS_ALONE:
+            log.warning("guidance takes up to two evaluations for each that a budget counts")
         kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
         digest = self._claim(kinds)
         storage = storage_of(self.folder, self.options.storage)
@@ -263,8 +285,8 @@ class Tuning:
         """Measure one trial, and tell the study; why it failed, if it did."""
         o, begun, reason = self.options, time.monotonic(), ""
 
-        def look(first: dict[str, Any]) -> None:
-            value = next(iter(first["metrics"].values()))
+        def look(features: np.ndarray) -> None:
+            value = frechet_distance(FeatureStatistics.from_features(features), self.metric.reference.statistics)
             trial.report(value, self._first)
             if not math.isfinite(value) or trial.should_prune():
                 raise StoppedError(f"among the worse half after {self._first} images: {value:.4g}")
@@ -272,7 +294,7 @@ class Tuning:
         state, facts, told = TrialState.FAIL, {}, ""
         try:
             result = self.measured(overrides, o.images, o.seed, look)
-            value = next(iter(result["metrics"].values()))
+            value = self.distance(result, o.images)
             facts = {"run": result["name"], "label": f"{result['sampler']}, {result['label']}"}
             state, told = TrialState.COMPLETE, f"{value:.4g}"
         except (StoppedError, DivergedError) as error:
@@ -286,7 +308,7 @@ class Tuning:
         log.info("trial %d, %s: %s", trial.number, " ".join(overrides), told)
         return reason
 
-    def measured(self, overrides: Sequence[str], images: int, seed: int, look: Any = lambda first: None) -> dict[str, Any]:
+    def measured(self, overrides: Sequence[str], images: int, seed: int, look: Look | None = None) -> dict[str, Any]:
         """The result of one setting, its missing images sampled by this process."""
         here = [*overrides, f"images={images}", f"seed={seed}", f"shard_size={self._first}"]
         cfg = self.composed(overrides)
@@ -335,7 +357,7 @@ class Tuning:
                 f"no trial at budget={budget} was measured: {next(filter(None, ended), self.reached(0.5) or 'none began')}"
             )
         jobs = [(t.user_attrs["overrides"], t.user_attrs["nfe"], o.seed, o.images) for t in leaders]
-        told = {n: next(iter(result["metrics"].values())) for n, result in self._each(jobs, why)}
+        told = {n: self.distance(result, o.final) for n, result in self._each(jobs, why)}
         first = leaders[min(told, key=lambda n: told[n], default=0)]
         log.info("budget %d: %s leads", budget, " ".join(first.user_attrs["overrides"]))
         winner, default = _of_trial(first), self._default(budget)
@@ -345,7 +367,7 @@ class Tuning:
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
         for number, result in self._each(jobs, why):
             one, seed = pair[number % len(pair)], jobs[number][2]
-            value = next(iter(result["metrics"].values()))
+            value = self.distance(result, o.final)
             pair[number % len(pair)] = replace(one, distances={**one.distances, str(seed): value})
         beside = None if default is None else pair[-1]
         return Answer(pair[0], beside, why[0] if why else "")
@@ -357,9 +379,9 @@ class Tuning:
             best = answer.recommended
             beside = "" if answer.default is None else _spread(answer.default)
             rows.append([str(budget), str(best.nfe), " ".join(best.run), _spread(best), beside, answer.verdict])
-        metric = self.like.metric
+        metric = None if self.like.metric is None else self.metric.name("fid", self.options.final)
         common = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
-        path = write(self.folder, common, None if metric is None else metric.name(self.options.final), answers, self.command)
+        path = write(self.folder, common, metric, answers, self.command)
         evaluations, seconds = self.cost()
         show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
         show(
