@@ -8,7 +8,7 @@ in place of the exact score, the variance recursion of the preconditioned SDE te
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,7 +35,7 @@ from pds.options import Count, checked
 from pds.preconditioning.filters import StatisticsFilter
 from pds.preconditioning.preconditioner import Identity
 from pds.samplers.preconditioned_sde import PreconditionedSDE
-from pds.samplers.predictor_corrector import Predictor, PredictorCorrector, ReverseDiffusion
+from pds.samplers.predictor_corrector import Level
 
 IMAGES = 64
 """What a guess costs at most, in evaluations of as many images."""
@@ -154,9 +154,14 @@ def best_eta(
     return Guess(replace(sampler, eta=etas[eta]), alphas[alpha], distance[eta, alpha].item())
 
 
-def guess_alpha(model: Model, look: Look, iterations: int, predictor: Predictor = ReverseDiffusion()) -> float:
-    """alpha of the weakest filter with which a predictor leaves no excess noise; inf if it needs none, nan if none will do."""
-    levels = PredictorCorrector(iterations, predictor, None).levels(model.process)
+def guess_alpha(model: Model, look: Look, levels: Sequence[Level]) -> float:
+    """alpha of the weakest filter with which a predictor leaves no excess noise; inf if it needs none, nan if none will do.
+
+    Args:
+        model: that was looked at.
+        look: at it.
+        levels: of a `PredictorCorrector` without a corrector.
+    """
     return alpha_of_gain(least_gain(levels, look.response), look.statistics.power, highest_frequencies(model.shape[1:]))
 
 

@@ -30,29 +30,29 @@ def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictCo
     of_alpha = OmegaConf.select(cfg, "filter.alpha") == "auto" and OmegaConf.select(cfg, "filter.reference.alpha") is None
     if not (of_eta or of_alpha):
         return sampler_node, filter_node, found
-    model.score.to(device)
     if of_eta:
         sampler_node = _with(cfg.sampler, "eta", 1.0)
     sampler: Sampler[Any] = build(sampler_node)
+    alone = isinstance(sampler, PredictorCorrector) and sampler.corrector is None
+    if of_eta and not isinstance(sampler, PreconditionedSDE):
+        raise OptionError("sampler.eta", f"must be a number: no first guess is known for {sampler.title}")
+    if not (isinstance(sampler, PreconditionedSDE) or alone):
+        problem = "none was published for this model and data set, and no first guess is known for"
+        raise OptionError("filter.alpha", f"must be a number: {problem} {sampler.title}")
+    model.score.to(device)
     look = look_at(model, sampler.iterations)
-    if of_eta:
-        if not isinstance(sampler, PreconditionedSDE):
-            raise OptionError("sampler.eta", f"must be a number: no first guess is known for {sampler.title}")
+    if of_eta and isinstance(sampler, PreconditionedSDE):
         sampler = best_eta(sampler, model, look).sampler
         found["sampler.eta"] = f"{sampler.eta:.3g}"
         sampler_node = _with(cfg.sampler, "eta", float(found["sampler.eta"]))
     if of_alpha:
         if isinstance(sampler, PreconditionedSDE):
             alpha = best_eta(sampler, model, look, (sampler.eta,), ALPHAS).alpha
-        elif isinstance(sampler, PredictorCorrector) and sampler.predictor is not None and sampler.corrector is None:
-            alpha = guess_alpha(model, look, sampler.iterations, sampler.predictor)
         else:
-            raise OptionError("filter.alpha", f"must be a number: no first guess is known for {sampler.title}")
+            alpha = guess_alpha(model, look, sampler.levels(model.process))
         if not math.isfinite(alpha):
-            said = (
-                "no filter is needed: set filter=none" if alpha == math.inf else "none removes the noise: take more iterations"
-            )
-            raise OptionError("filter.alpha", f"must be a number: by the first guess {said}")
+            said = "no filter is needed" if alpha == math.inf else "no filter removes the noise of so few iterations"
+            raise OptionError("filter.alpha", f"must be a number, or filter=none: by the first guess {said}")
         found["filter.alpha"] = f"{alpha:.3g}"
         filter_node = _with(cfg.filter, "alpha", float(found["filter.alpha"]))
     return sampler_node, filter_node, found

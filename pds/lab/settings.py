@@ -181,7 +181,7 @@ class Tune:
     seeds: Annotated[Sequence[int], Range(0, 2**64 - 1), Length(2, 1000)] = (0, 1, 2)
     search: Literal["tpe", "random"] = "tpe"
     max_minutes: Positive | None = None
-    max_evaluations: Annotated[int, Range(1)] | None = None
+    max_evaluations: Annotated[int, Range(1, 10**15)] | None = None
     storage: str | None = None
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ VALID: dict[str, Any] = {
     "reference": {},
     "scheduler": "DDIMScheduler",
     "make": "math:sqrt",
+    "budgets": [10],
     "predicts": "score",
     "data_range": [0.0, 1.0],
     "checkpoint": None,

@@ -235,7 +235,10 @@ def test_a_value_of_the_wrong_type_fails_at_composition():
 IMPOSSIBLE = [
     (["filter=parametric", "filter.region=left"], "filter.region must be one of outside_low, outside_high, inside_high"),
     (["filter=statistics", "filter.alpha=many"], "filter.alpha must be a number from 1 to 1000000 or auto, got 'many'"),
-    (["filter=statistics", "filter.alpha=auto"], "none was published for this model and data set; or give reference.alpha"),
+    (
+        ["filter=statistics", "filter.alpha=auto"],
+        "none was published for this model and data set, and no first guess is known for annealed Langevin",
+    ),
     (
         ["model=ncsnpp_small", "filter=statistics", "filter.alpha=auto", "sampler.iterations=20"],
         "filter.alpha must be a number: auto gives 1 at 20 iterations",

@@ -229,7 +229,7 @@ def test_the_tracker_mirrors_the_run(tmp_path):
 
     experiment = Experiment.build(cfg)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Experiment, "build", classmethod(lambda cls, cfg: dataclasses.replace(experiment, tracker=Recorder())))
+        patch.setattr(Experiment, "build", classmethod(lambda cls, *given: dataclasses.replace(experiment, tracker=Recorder())))
         patch.setattr(Path, "exists", lambda path: looked.append(path.name) or exists(path))
         run(cfg, [])
     (record,) = opened
