@@ -111,7 +111,7 @@ def image_paths(root: Path) -> Iterator[str]:
 
 
 class ImageFolder(EncodedImages):
-    """All images below a folder, in the order of their paths.
+    """All images below a folder, in the order of their paths. If all lie in folders below it, these are their classes.
 
     Args:
         root: the folder; searched recursively, linked folders too.
@@ -137,6 +137,9 @@ class ImageFolder(EncodedImages):
         self.paths = sorted(image_paths(self.root))
         if not self.paths:
             raise PDSError(f"image folder {self.root} holds no images ({', '.join(sorted(SUFFIXES))})")
+        folders = [path.partition(os.sep)[0] for path in self.paths if os.sep in path]
+        if len(folders) == len(self.paths):
+            self.labels = np.unique(folders, return_inverse=True)[1]
 
     @property
     def names(self) -> Sequence[bytes]:

@@ -184,3 +184,12 @@ def test_a_folder_is_read_through_its_links_and_refuses_what_is_no_file(tmp_path
     with pytest.raises(PDSError, match="y/"):
         folder.fingerprint  # noqa: B018
     assert time.monotonic() - begun < 2
+
+
+def test_the_folders_of_images_are_their_classes(tmp_path):
+    for path in ("cat/b.png", "ant/x/1.png", "cat/a.png", "dog/0.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 2)).save(tmp_path / path)
+    assert ImageFolder(tmp_path, (1, 2, 2)).labels.tolist() == [0, 1, 1, 2]
+    Image.new("L", (2, 2)).save(tmp_path / "z.png")
+    assert ImageFolder(tmp_path, (1, 2, 2)).labels is None

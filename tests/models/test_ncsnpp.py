@@ -79,8 +79,12 @@ def test_a_class_adds_its_column_to_the_features_of_the_noise_as_in_edm(embeddin
     extra = dict(labelled.named_parameters()).keys() - dict(plain.named_parameters()).keys()
     assert extra == {"class_embedding.weight", "class_embedding.bias"}  # and the others are drawn as before
     assert all(torch.equal(value, labelled.state_dict()[name]) for name, value in plain.state_dict().items())
+    for name, parameter in labelled.named_parameters():  # nothing that starts as next to nothing
+        torch.nn.init.normal_(parameter, std=0.2)
+        if name not in extra:
+            plain.get_parameter(name).data.copy_(parameter)
     x, condition, labels = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 3.0, 2.0]), torch.tensor([4, -1, 0])
-    weight, bias = labelled.class_embedding.weight, torch.nn.init.normal_(labelled.class_embedding.bias)
+    weight, bias = labelled.class_embedding.weight, labelled.class_embedding.bias
     # EDM multiplies the one-hot label by sqrt(classes) and shows zeros for no class, to which its bias is added.
     shift = bias + 5**0.5 * torch.stack([weight[:, 4], torch.zeros(features), weight[:, 0]])
     first = plain._dense[0]
