@@ -314,11 +314,11 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 class Comparison(NamedTuple):
-    """Two settings at equal noise: the same seeds, one after the other.
+    """Two settings at equal noise: the same seeds, one after the other, or one seed.
 
     Attributes:
-        difference: mean of first minus second over seeds.
-        error: standard error of that mean.
+        difference: first minus second, a mean over seeds.
+        error: its standard error.
         low, high: 95% interval of the difference (Student's t).
     """
 
@@ -333,6 +333,20 @@ class Comparison(NamedTuple):
         return self.low <= 0 <= self.high
 
 
+def compared_once(first: Estimate, second: Estimate) -> Comparison:
+    """The comparison of two settings of one seed by the jackknife errors of both.
+
+    The errors are added as those of independent measurements are, so at equal noise the interval is wide rather than narrow.
+    """
+    difference, error = first.value - second.value, math.hypot(first.error, second.error)
+    reach = _quantile(BLOCKS - 1) * error
+    return Comparison(difference, error, difference - reach, difference + reach)
+
+
+def _quantile(degrees: int) -> float:
+    return STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.95996 + 2.3724 / degrees + 2.8225 / degrees**2
+
+
 def compared(first: list[float], second: list[float]) -> Comparison:
     """The paired comparison of two settings' measures, seed by seed; at least two seeds."""
     if len(first) != len(second) or len(first) < 2:
@@ -342,7 +356,7 @@ def compared(first: list[float], second: list[float]) -> Comparison:
     differences = np.subtract(first, second)
     degrees = len(differences) - 1
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    reach = (STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.95996 + 2.3724 / degrees + 2.8225 / degrees**2) * error
+    reach = _quantile(degrees) * error
     mean = float(differences.mean())
     return Comparison(mean, error, mean - reach, mean + reach)
 

@@ -51,6 +51,20 @@ def short_name(name: str) -> str:
     return f"{prefix}_{count // 1000}k" if count and count % 1000 == 0 else f"{prefix}_{count}"
 
 
+def long_name(name: str) -> str:
+    """The exact name of a Fréchet distance under its older name; others as they are."""
+    found = re.fullmatch(r"(?:fid_(\w+_classifier)|clean_fid_inception)_(\d+)(k?)", name)
+    if found is None:
+        return name
+    return f"fid_{f'{found[1]}_native' if found[1] else 'inception_clean'}_n{int(found[2]) * (1000 if found[3] else 1)}"
+
+
+def parts(name: str) -> tuple[str, str] | None:
+    """The measure of an exact name, and the rest, which measures of one panel share; None for other names."""
+    found = re.fullmatch(rf"(memorisation_(?:ratio|share)|kid\d+|{'|'.join(sorted(NAMES[:-1], reverse=True))})_(.+_n\d+)", name)
+    return (found[1], found[2]) if found else None
+
+
 def better(name: str) -> Literal["low", "high", ""]:
     """Which values of a measure, by its exact name, are nearer to the data; "" where neither end is."""
     if name.startswith("memorisation"):

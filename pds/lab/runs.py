@@ -142,8 +142,10 @@ def _sampled(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(config: dict[str, Any]) -> dict[str, Any]:
-    """What the features of given images depend on: a reference is of one kind of features, and says what they depend on."""
-    return {key: value for key, value in essence(config).items() if key.startswith("fingerprint.reference")}
+    """What the features of given images depend on: the reference, which tells all about its features, or the metric itself."""
+    found = essence(config)
+    reference = {key: value for key, value in found.items() if key.startswith("fingerprint.reference")}
+    return reference or {key: value for key, value in found.items() if key.startswith("metric.")}
 
 
 def samples_digest(config: dict[str, Any]) -> str:

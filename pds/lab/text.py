@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -16,19 +17,33 @@ MISSING = "–"
 FLOOR = "real data (floor)"
 
 
-def rounded(values: Iterable[float | None]) -> list[str]:
-    """Return the numbers of one column with equally many decimals; the smallest has three significant digits."""
+def rounded(values: Iterable[float | None], errors: Iterable[float | None] = ()) -> list[str]:
+    """Return the numbers of one column with equally many decimals; the smallest has three significant digits.
+
+    A number with a standard error has no digit below the first of its error.
+    """
     values = list(values)
     finite = [abs(v) for v in values if v is not None and math.isfinite(v) and v]
     decimals = min(6, max(1, 2 - math.floor(math.log10(min(finite))))) if finite else 1
-    return [MISSING if v is None else f"{v:.{decimals}f}" for v in values]
+    pairs = itertools.zip_longest(values, errors)
+    return [MISSING if v is None else f"{v:.{min(decimals, _known(error))}f}" for v, error in pairs]
 
 
-def significant(value: float) -> str:
-    """Return three significant digits, or all digits before the point, never with an exponent."""
+def _known(error: float | None) -> int:
+    """Decimals down to the first digit of a standard error."""
+    return max(0, -math.floor(math.log10(error))) if error and math.isfinite(error) else 6
+
+
+def significant(value: float, error: float | None = None) -> str:
+    """Return three significant digits, or all digits before the point, never with an exponent and none below an error."""
     size = abs(float(f"{value:.3g}"))
     decimals = 2 - math.floor(math.log10(size)) if size and math.isfinite(size) else 0
-    return f"{value:.{min(max(0, decimals), 6)}f}"
+    return f"{value:.{min(max(0, decimals), _known(error))}f}"
+
+
+def with_error(text: str, error: float | None) -> str:
+    """Return the number in `text` with its standard error, where it has one."""
+    return text if error is None else f"{text} ± {with_decimals_of(text, error)}"
 
 
 def with_decimals_of(text: str, value: float) -> str:

@@ -14,7 +14,7 @@ from pds.evaluation.features import ClassifierFeatures, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import BLOCKS, inception_score, jackknife, kernel_distance, manifold
 from pds.evaluation.metric import mnist_classifier_metric, panel_metric
-from pds.evaluation.panel import NAMES, NEIGHBOURS, Panel, Seen, better
+from pds.evaluation.panel import NAMES, NEIGHBOURS, Panel, Seen, better, long_name, parts, short_name
 from pds.evaluation.reference import MadeReference, PublishedReference, kept_whole, shipped_reference
 
 COUNT, SIZE = 120, 30
@@ -103,6 +103,23 @@ def test_statistics_without_some_vectors_are_those_of_the_rest(dead):
     assert rest.count == expected.count == 38
     np.testing.assert_allclose(rest.mean, expected.mean, rtol=1e-9)
     np.testing.assert_allclose(rest.covariance, expected.covariance, atol=1e-9)
+
+
+def test_older_names_and_exact_ones_are_one_to_one():
+    for name in ("fid_mnist_classifier_native_n2048", "fid_cifar10_classifier_native_n2000", "fid_inception_clean_n50000"):
+        assert short_name(name) != name and long_name(short_name(name)) == name
+        assert parts(name) == ("fid", name.removeprefix("fid_"))
+    for name in (
+        "kid_inception_clean_n2000",
+        "fid_infinity_inception_clean_n2000",
+        "fid_dinov2_vitl14_native_n2",
+        "fid_made_up_256",
+    ):
+        assert short_name(name) == long_name(name) == name
+    assert parts("fid_infinity_x_native_n9") == ("fid_infinity", "x_native_n9")
+    assert parts("kid100_x_native_n9") == ("kid100", "x_native_n9")
+    assert parts("memorisation_share_x_native_n9") == ("memorisation_share", "x_native_n9")
+    assert parts("fid_made_up_256") is None
 
 
 def images_of(split, count, seed):

@@ -32,9 +32,10 @@ from pds.lab.charts import (
     ramp,
     upright,
 )
+from pds.lab.report.measures import SideBySide
 from pds.lab.report.settings import Curves, HeatMap, Line, Panel, T, repeated, symbol
 from pds.lab.report.table import Grid, timing
-from pds.lab.text import shown, significant
+from pds.lab.text import shown, significant, with_decimals_of
 
 NFE = "NFE (score evaluations)"
 Style = dict[str, Any]
@@ -99,6 +100,17 @@ def best_alphas(name: str, panel: Panel) -> Chart:
     return lines(name, f"Best α against T, by {panel.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
 
 
+def precision_recall(name: str, table: SideBySide) -> Chart:
+    """Draw each setting at its recall and precision; the reach of a bar is a standard error."""
+    series, settings = [], list(table.rows.items())
+    for (label, row), tone, marker in zip(settings, ramp(len(settings)), cycle(MARKERS), strict=False):
+        x, y = row["recall"], row["precision"]
+        style = {"color": tone, "marker": marker, "linestyle": "none", "markersize": 7}
+        series.append(Series(label, [[x.number]], [y.number], style, ([y.error or 0.0], [y.error or 0.0])))
+    columns = [Column("recall (diversity)", log_range=math.inf)]
+    return lines(name, "Precision against recall", "precision (fidelity)", columns, series, size=(634, 310))
+
+
 def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
     """Draw distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
     columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
@@ -118,7 +130,8 @@ def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -
             shade = np.array(SHADES(0.18 + 0.8 * norm(setting.number))[:3])
             axes.add_patch(Rectangle((i + 0.015, j + 0.03), 0.97, 0.94, facecolor=shade, edgecolor="none"))
             ink, lowest = "#ffffff" if shade @ (0.299, 0.587, 0.114) < 0.55 else ON_SHADE, setting.number == found.lowest
-            text = significant(setting.number) + ("" if setting.spread is None else f"\n± {significant(setting.spread)}")
+            number = significant(setting.number, setting.error)
+            text = number + ("" if setting.spread is None else f"\n± {with_decimals_of(number, setting.spread)}")
             about: Style = {"color": ink, "fontweight": "bold" if lowest else "normal", "linespacing": 1.1}
             axes.text(i + 0.5, j + 0.5, text, ha="center", va="center", **about)
             if lowest:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
+from pds.lab.report.measures import SideBySide, side_by_side
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
-from pds.lab.report.settings import Panel, T, panels, repeated, symbol
+from pds.lab.report.settings import Panel, Setting, T, panels, repeated, symbol
 from pds.lab.report.table import WORDS, Grid, long_form, plain_columns, write_table
 from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, with_decimals_of, write_text
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
-LEVEL = 0.03  # relative difference of two distances below which the page calls them level
 MANY = 12  # with more runs than this a page shows strips instead of grids, and folds its long tables
 
 
@@ -65,6 +65,7 @@ def write_report(folder: Path) -> Path:
         "notes": notes,
         **table,
         "columns": plain_columns(done),
+        "measures": part("The measures", [], _measures, done),
         "lowest": {r.folder for m in done.metrics for r in done if r.metrics.get(m) == done.ranked(m)[0].metrics[m]},
         "foremost": [i for i, run in enumerate(done) if strips and run.folder in foremost],
         "swept": swept,
@@ -80,7 +81,8 @@ def write_report(folder: Path) -> Path:
         "sweeps": list(dict.fromkeys(point.command for point in runs.points if point.command)),
         "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
     }
-    charts = [table["rows_chart"], *(c for parts in swept.values() for one in parts for c in one.get("charts", []))]
+    alone = [table["rows_chart"], *(chart for _, chart in page["measures"])]
+    charts = [*alone, *(c for parts in swept.values() for one in parts for c in one.get("charts", []))]
     for drawn in filter(None, charts):
         write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
     write_text(folder / "summary.csv", csv_table(_summary(runs)))
@@ -109,10 +111,11 @@ def _summary(runs: Runs) -> list[list[Any]]:
     found = panels(runs)
     # Without a finished run, what differs between all.
     keys = dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs])
-    rows: list[list[Any]] = [["name", "label", "state", "seed", *facts, *runs.metrics, *keys, "message"]]
+    measures = list(dict.fromkeys(name for run in runs for name in run.measures))
+    rows: list[list[Any]] = [["name", "label", "state", "seed", *facts, *measures, *keys, "message"]]
     for run in runs:
         name, seed = run.folder.name * run.folder.exists(), run.result.get("seed", run.config.get("seed"))
-        numbers = [*map(run.result.get, facts.values()), *map(run.metrics.get, runs.metrics), *map(run.values.get, keys)]
+        numbers = [*map(run.result.get, facts.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
         rows.append([name, run.label, run.state, seed, *numbers, run.message])
     return rows
 
@@ -140,15 +143,17 @@ def _verdict(done: Runs, metric: str) -> str:
     """Return the sentence of one metric; empty without a run to compare with."""
     ranked, texts = done.ranked(metric), done.texts(metric)
     pds = next((run for run in ranked if not run.vanilla), None)
-    reference = done.baseline(pds, metric) if pds else None
-    if pds is None or reference is None:
+    base = done.baseline(pds, metric) if pds else None
+    if pds is None or base is None:
         return ""
 
+    reference = base.metrics[metric]
+    found = Setting(done.repeats(pds), metric).against(Setting(done.repeats(base), metric))
     value, first, same = pds.metrics[metric], ranked[0], "the same sampler without preconditioning"
     number, without = texts[value], texts[reference]
-    if abs(value - reference) < LEVEL * reference:
-        noise = f"differences below {LEVEL:.0%} are within the noise of a single run"
-        return f"Level: {metric} {number} at best with PDS ({pds.label}), {without} without preconditioning; {noise}."
+    if found is not None and found.level:
+        reach = f"the 95% interval of the difference, {significant(found.low)} to {significant(found.high)}, holds 0"
+        return f"Level: {metric} {number} at best with PDS ({pds.label}), {without} without preconditioning; {reach}."
     if value > reference:
         best = f"{metric} {number} at best ({pds.label}), against {without} without preconditioning"
         return f"No preconditioned run is closer to the data than vanilla: {best}."
@@ -223,10 +228,21 @@ def _swept(runs: Runs, without: Collection[str]) -> dict[str, list[dict[str, Any
     return {title: found for title, found in parts.items() if found}
 
 
+def _measures(done: Runs) -> list[tuple[SideBySide, Chart | None]]:
+    """Return the tables of measures, each with a picture of precision against recall where every row has both."""
+    found: list[tuple[SideBySide, Chart | None]] = []
+    for table in side_by_side(done):
+        drawn = all({"precision", "recall"} <= row.keys() for row in table.rows.values())
+        name = f"precision-against-recall_{table.name}" + (f"-{len(found)}" if found else "")
+        found.append((table, _chart("precision_recall", name, table) if drawn else None))
+    return found
+
+
 def _means(panel: Panel) -> list[tuple[str, str, int]]:
     settings = sorted(panel.settings, key=lambda setting: (not setting.runs[0].vanilla, setting.number))
     rows = []
-    for setting, mean in zip(settings, rounded(s.number for s in settings), strict=True):
+    means = rounded((s.number for s in settings), [s.error for s in settings])
+    for setting, mean in zip(settings, means, strict=True):
         spread = "" if setting.spread is None else f" ± {with_decimals_of(mean, setting.spread)}"
         rows.append((panel.label([setting]), mean + spread, len(setting.runs)))
     return rows

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pds.errors import PDSError
+from pds.evaluation.panel import better, short_name
 from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
 from pds.lab.runs import RESULT, identity, read_config, read_result
-from pds.lab.text import FLOOR, MISSING, is_number, rounded
+from pds.lab.text import FLOOR, MISSING, is_number, rounded, with_error
 from pds.options import fitted
 
 STATES = ("done", "failed", "damaged", "skipped")
@@ -50,10 +51,21 @@ class Run:
         """Whether the run is a finished one without preconditioning."""
         return self.result.get("vanilla", False)
 
-    @property
+    @cached_property
+    def measures(self) -> dict[str, float]:
+        """All that was measured, by full name; distances that have an older name go by that one."""
+        return {short_name(name): value for name, value in self.result.get("metrics", {}).items()}
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """Standard errors of measures, by the same names, where they are known."""
+        return {short_name(name): value for name, value in self.result.get("errors", {}).items()}
+
+    @cached_property
     def metrics(self) -> dict[str, float]:
-        """Distances by full metric name; lower is closer to the data."""
-        return self.result.get("metrics", {})
+        """Fréchet distances by full name, or the other distances where there are none; lower is closer to the data."""
+        low = {name: value for name, value in self.measures.items() if better(name) == "low"}
+        return {name: value for name, value in low.items() if not name.startswith(("kid", "fid_infinity"))} or low
 
     @property
     def model(self) -> str:
@@ -61,8 +73,8 @@ class Run:
         return self.result.get("model", MISSING)
 
     def number(self, key: str) -> float:
-        """Return a metric by its full name, or a number of result.json."""
-        return float(self.metrics[key] if key in self.metrics else self.result[key])
+        """Return a measure by its full name, or a number of result.json."""
+        return float(self.measures[key] if key in self.measures else self.result[key])
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -142,7 +154,7 @@ class Runs:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Every metric that some run has, in the order in which the runs name them."""
+        """Every distance that some run has, in the order in which the runs name them."""
         return list(dict.fromkeys(name for run in self for name in run.metrics))
 
     @cached_property
@@ -162,19 +174,24 @@ class Runs:
 
     def texts(self, metric: str) -> dict[float | None, str]:
         """Return the text of every distance of one metric, rounded alike wherever it appears; None reads `MISSING`."""
-        values = [run.metrics.get(metric) for run in self] + [self.floors.get(metric)]
-        return dict(zip(values, rounded(values), strict=True))
+        values = [*(run.metrics.get(metric) for run in self), self.floors.get(metric)]
+        errors = [*(run.errors.get(metric) for run in self), None]
+        return dict(zip(values, map(with_error, rounded(values, errors), errors), strict=True))
 
     def ranked(self, metric: str) -> list[Run]:
         """Return the runs with a distance, the lowest first."""
         return sorted((run for run in self if metric in run.metrics), key=lambda run: run.metrics[metric])
 
-    def baseline(self, run: Run, metric: str) -> float | None:
-        """Return the lowest vanilla distance with the kind, metric, sampler, NFE and seed of `run`; None without one."""
+    def baseline(self, run: Run, metric: str) -> Run | None:
+        """Return the vanilla run of the lowest distance with the kind, sampler, NFE and seed of `run`; None without one."""
         facts = itemgetter("sampler", "nfe", "seed")
         alike = self.where(lambda r: r.vanilla and r.kind == run.kind and facts(r.result) == facts(run.result))
         others = [] if run.vanilla or metric not in run.metrics else alike.ranked(metric)
-        return others[0].metrics[metric] if others else None
+        return others[0] if others else None
+
+    def repeats(self, run: Run) -> tuple[Run, ...]:
+        """Return the runs that differ from `run` in their seed alone, and `run` itself."""
+        return tuple(other for other in self if other.kind == run.kind and other.values == run.values) if run.config else (run,)
 
 
 def read_runs(folder: Path) -> Runs:
@@ -228,6 +245,7 @@ def _read_run(folder: Path) -> Run:
             with reading(folder / "result.json", "the result of a run", fix):
                 for key in RESULT.keys() & result.keys():
                     fitted(key, result[key], RESULT[key])
+                fitted("errors", result.get("errors", {}), dict[str, float])
         return Run(folder, status["state"], str(status.get("message") or ""), result, config)
     except PDSError as error:
         return Run(folder, "damaged", str(error), {}, config)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from pds.evaluation.measures import Comparison, Estimate, compared, compared_once
 from pds.lab.report.runs import OF_T, Run, Runs, differing, grouped, token
 from pds.lab.text import is_number, shown
 
@@ -45,6 +46,20 @@ class Setting:
         """Standard deviation over the seeds (of a sample, n - 1); None where there is one seed."""
         squares = math.fsum((run.number(self.quantity) - self.number) ** 2 for run in self.runs)
         return math.sqrt(squares / (len(self.runs) - 1)) if len(self.runs) > 1 else None
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of `number`: over the seeds, or of the one seed's images; None where it is not known."""
+        return self.runs[0].errors.get(self.quantity) if self.spread is None else self.spread / math.sqrt(len(self.runs))
+
+    def against(self, other: Setting) -> Comparison | None:
+        """Return the comparison with another setting: paired over the seeds of both, or by the errors of one seed each."""
+        first, second = ({run.result["seed"]: run.number(self.quantity) for run in s.runs} for s in (self, other))
+        if len(shared := sorted(first.keys() & second.keys())) > 1:
+            return compared([first[seed] for seed in shared], [second[seed] for seed in shared])
+        if self.error is None or other.error is None:
+            return None
+        return compared_once(Estimate(self.number, self.error), Estimate(other.number, other.error))
 
 
 class Line(NamedTuple):

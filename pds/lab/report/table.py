@@ -12,6 +12,7 @@ from typing import Any
 
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
+from pds.lab.report.measures import side_by_side
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import Line, Setting, repeated
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
@@ -35,7 +36,7 @@ def format_table(runs: Runs) -> str:
     floor = [FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in columns if head != "run")]
     rows = [list(columns), *zip(*columns.values(), strict=True), *[floor] * bool(texts.keys() & done.floors.keys())]
     table = markdown_table(rows, [head not in WORDS for head in columns])
-    return "\n\n".join(filter(None, [table, "\n".join(done.other_floors), unfinished]))
+    return "\n\n".join(filter(None, [table, *map(str, side_by_side(done)), "\n".join(done.other_floors), unfinished]))
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
@@ -115,7 +116,9 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     records = [line.record for line in lines]
     columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
     columns["printed"] = [MISSING if r["printed"] is None else f"{r['printed']:g}" for r in records]
-    columns |= {head: rounded(r[head] for r in records) for head in ("measured", "difference", "seconds")}
+    errors = [line.setting.error if line.setting else None for line in lines]
+    columns |= {head: rounded((r[head] for r in records), errors) for head in ("measured", "difference")}
+    columns["seconds"] = rounded(r["seconds"] for r in records)
     for i, r in enumerate(records):
         if r["deviation"] is not None:
             columns["measured"][i] += f" ± {with_decimals_of(columns['measured'][i], r['deviation'])} ({r['seeds']} seeds)"
@@ -169,7 +172,7 @@ class Grid:
             if setting is None:
                 word = line.notes[0].partition(":")[0]
                 return word, "", "failing" if word == "failed" else "soft"
-            text = significant(setting.number)
+            text = significant(setting.number, setting.error)
             spread = "" if setting.spread is None else with_decimals_of(text, setting.spread)
             return text, spread, "best" * (place in self.lowest)
 

@@ -83,8 +83,13 @@ def test_the_lowest_is_marked_whoever_it_is(pair):
         return re.findall(r'<tr class="best"><th[^>]*>([^<]*)', report(pair))
 
     assert marked() == ["PDS &lt;b&gt;&amp;λ"] and "is closest to the data: fid_made_up_256 8.00" in report(pair)
-    edit(pair / "run-1", metrics={METRIC: 9.9})
-    assert "Level: fid_made_up_256 9.90 at best" in report(pair)
+    for run, value in (("run-0", 10.0), ("run-1", 9.9)):
+        edit(pair / run, metrics={METRIC: value}, errors={METRIC: 0.5})
+    level = "Level: fid_made_up_256 9.9 ± 0.5 at best"
+    assert level in report(pair) and "the 95% interval of the difference, -1.58 to 1.38, holds 0" in report(pair)
+    edit(pair / "run-1", errors={METRIC: 0.01})
+    edit(pair / "run-0", errors={METRIC: 0.01})
+    assert "Level:" not in report(pair), "however small the difference"
     edit(pair / "run-1", metrics={METRIC: 11.0})
     assert marked() == ["vanilla"] and "No preconditioned run is closer" in report(pair) and "1.10×" in report(pair)
     write_run(pair, 4.0, label="other", sampler="EDM")
@@ -192,7 +197,7 @@ def test_charts_name_their_lines_and_axes(over_alpha_and_t):
     assert lines | {"real data (floor)", "25", "50", "100", "200"} <= set(by_t), "NFE is twice T"
     assert {"PDS T=25", "vanilla T=100", "α"} <= set(by_alpha)
     assert {"α = 5·T/100", "PDS, best α", "PDS, best α (edge of its grid: a bound)"} <= set(best)
-    assert '3.50 ± 0.71</td><td class="number">2</td>' in section(text, "Over the seeds")
+    assert '3.5 ± 0.7</td><td class="number">2</td>' in section(text, "Over the seeds")
 
 
 def test_charts_are_for_paper_and_follow_the_page(over_alpha_and_t):

@@ -38,7 +38,7 @@ def test_a_baseline_is_of_the_same_kind_sampler_length_and_seed(tmp_path):
     write_run(tmp_path, 8.0, statistics(5.0, 50), label="PDS")
     runs = read_runs(tmp_path)
     (pds,) = (run for run in runs if not run.vanilla)
-    assert runs.baseline(pds, METRIC) == 10.0
+    assert runs.baseline(pds, METRIC).metrics[METRIC] == 10.0
     assert all(runs.baseline(run, METRIC) is None for run in runs if run.vanilla)
 
 

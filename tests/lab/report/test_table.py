@@ -54,7 +54,7 @@ def test_seeds_give_mean_deviation_and_difference(tmp_path):
         **{"difference": pytest.approx(0.74), "images": 50_000, "T": 100, "NFE": 200, "seconds": 20.0},
         **{"metric": "clean_fid_inception_50k", "note": ""},
     }
-    assert long_form([line])[1][3:5] == ["4.00 ± 1.00 (3 seeds)", "+0.740"]
+    assert long_form([line])[1][3:5] == ["4.0 ± 1.0 (3 seeds)", "+0.7"]
 
 
 def test_what_is_not_alike_is_marked_and_what_cannot_be_compared_has_no_difference(tmp_path):
@@ -91,7 +91,7 @@ def test_seeds_of_another_metric_or_without_a_number_do_not_mix(tmp_path):
     ]
     (line,) = fill(table(cell), points, runs)
     assert (line.setting.number, line.notes) == (3.5, ["2 of 3 seeds"])
-    assert long_form([line])[1][3] == "3.50 ± 0.71 (2 seeds)"
+    assert long_form([line])[1][3] == "3.5 ± 0.7 (2 seeds)"
     (line,) = fill(table(cell), points, runs[:1])
     assert "a run is gone: run the command again" in line.notes
 

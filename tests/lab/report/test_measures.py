@@ -1,0 +1,89 @@
+"""Measures side by side: the best and what is level with it, whichever way is better, from seeds or from errors of one seed."""
+
+import json
+
+import pytest
+from made_runs import NOTHING, statistics, write_run
+
+from pds.evaluation.measures import Estimate, compared, compared_once
+from pds.lab.report import format_table, read_runs, write_report
+from pds.lab.report.measures import side_by_side
+from pds.lab.text import rounded, significant
+
+REST = "mnist_classifier_native_n256"
+
+
+def measured(root, filter=NOTHING, seed=0, errors=True, **measures):
+    """A run with measures, each with an error of a hundredth."""
+    folder = write_run(root, None, filter, seed=seed)
+    result = json.loads((folder / "result.json").read_text())
+    numbers = {f"{name}_{REST}": value for name, value in measures.items()}
+    result |= {"metrics": numbers, "errors": dict.fromkeys(numbers, 0.01) if errors else {}, "floor": {}}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def kinds(table):
+    return {label: [kind for _, kind in cells] for label, cells in table.cells()}
+
+
+def test_the_best_and_what_is_level_with_it_by_the_errors_of_one_seed(tmp_path):
+    measured(tmp_path, fid=4.0, precision=0.70, recall=0.30, memorisation_share=0.1)
+    measured(tmp_path, statistics(5.0, 50), fid=4.02, precision=0.60, recall=0.31, memorisation_share=0.0)
+    (table,) = side_by_side(read_runs(tmp_path))
+    assert (table.name, table.heads) == (REST, ["fid ↓", "precision ↑", "recall ↑", "memorisation_share"])
+    assert kinds(table) == {"vanilla": ["best", "best", "level", ""], "PDS α=5": ["level", "", "best", ""]}
+    text = format_table(read_runs(tmp_path))
+    assert "**4.00 ± 0.01**" in text and "4.02 ± 0.01 ≈" in text and "fid_mnist_classifier_256" in text
+    page = write_report(tmp_path).read_text()
+    section = page[page.index("Measures side by side") :]
+    assert '<td class="number best">4.00 ± 0.01</td>' in section and "0.30 ± 0.01 ≈" in section
+    svg = (tmp_path / "figures" / f"precision-against-recall_{REST}.svg").read_text()
+    assert ">recall (diversity)<" in svg and ">PDS α=5<" in svg
+    head, *_ = (tmp_path / "summary.csv").read_text().splitlines()
+    assert f"recall_{REST}" in head
+
+
+def test_over_seeds_the_comparison_is_paired(tmp_path):
+    for seed, fid in enumerate([10.0, 14.0, 18.0]):
+        measured(tmp_path, seed=seed, errors=False, fid=fid, kid=0.1 * seed)
+        measured(tmp_path, statistics(5.0, 50), seed=seed, errors=False, fid=fid + 1 + 0.1 * seed, kid=0.1 * seed + 0.01)
+    (table,) = side_by_side(read_runs(tmp_path))
+    assert kinds(table)["PDS α=5"] == ["", ""], "a spread of four hides no difference of one"
+    assert "Level" not in write_report(tmp_path).read_text()
+
+
+def test_without_errors_and_seeds_nothing_is_level(tmp_path):
+    measured(tmp_path, errors=False, fid=4.0, kid=0.2)
+    measured(tmp_path, statistics(5.0, 50), errors=False, fid=4.0001, kid=0.1)
+    assert kinds(side_by_side(read_runs(tmp_path))[0]) == {"vanilla": ["best", ""], "PDS α=5": ["", "best"]}
+
+
+def test_only_equal_names_of_one_kind_stand_side_by_side(tmp_path):
+    write_run(tmp_path, 3.0, metric="fid_mnist_classifier_256")
+    measured(tmp_path, statistics(5.0, 50), fid=4.0, kid=0.1)
+    measured(tmp_path, statistics(2.0, 50), fid=4.0, kid=0.1)
+    other = measured(tmp_path, fid=4.0)
+    config = (other / "config.yaml").read_text().replace("reference: r", "reference: another")
+    (other / "config.yaml").write_text(config)
+    (table,) = side_by_side(read_runs(tmp_path))
+    assert sorted(table.rows) == ["PDS α=2", "PDS α=5", "vanilla"], "an old result is of the same name"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(23.812, 3.8, "24"), (23.812, 0.38, "23.8"), (23.812, 0.02, "23.8"), (0.1234, 0.04, "0.12"), (512.3, 91.0, "512")],
+)
+def test_no_digit_stands_below_the_first_of_an_error(value, error, text):
+    assert significant(value, error) == text
+    assert rounded([value, value], [error, None])[0] == text
+
+
+def test_a_comparison_of_one_seed_adds_both_errors():
+    found = compared_once(Estimate(5.0, 0.3), Estimate(4.0, 0.4))
+    assert found.difference == 1 and found.error == pytest.approx(0.5)
+    assert found.level and not compared_once(Estimate(6.0, 0.3), Estimate(4.0, 0.4)).level
+    from scipy.stats import t
+
+    assert found.high - 1 == pytest.approx(0.5 * t.ppf(0.975, 19), rel=1e-3)
+    assert compared([1.0, 2.0], [1.0, 2.0]).level
