@@ -286,5 +286,8 @@ def test_the_command_line_samples_classes_in_shards_and_resumes(tmp_path):
         (["labels=[0]", *given[:1], "guidance.scale=inf"], "guidance.scale must be a number from -1000 to 1000, got inf"),
     ):
         assert message in command("run.py", *rest, *more).stderr
+    for classes in (0, 4):
+        said = command("run.py", *rest, f"model.classes={classes}").stderr
+        assert f"model.classes is {classes}, but {tmp_path}/w.safetensors was trained with 3: set model.classes=3" in said
     trained(tmp_path / "w.safetensors", 0.0)
     assert "guidance.scale must be 1 for NCSN++" in command("run.py", *rest, "labels=[0]", *given).stderr

@@ -210,6 +210,9 @@ def _load(
         raise OptionError("weights", f"is ema, but {path} does not tell of averaged weights: leave it out")
     if which == "raw" and weights.ema:
         raise OptionError("weights", f"is raw, but {path} holds averaged weights alone: leave it out")
+    # The embedding of classes is a matter of one option, which says more than its shape.
+    classes = {name: value for name, value in weights.traits.items() if name == "classes"}
+    _check_options(network, weights._replace(traits=classes), path, options)
     state = _checked_state(network, weights, path)
     _check_options(network, weights, path, options)
     if levels is not None and LEVELS in state:
