@@ -40,8 +40,8 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
     """
     if path.is_file():
         return
-    # In the user's own folder, where nobody else can put a link of this name; and kept, as who waits for a lock that was
-    # deleted meanwhile would hold another than who comes next.
+    # The lock lies in the user's own folder, where nobody else can put a link of this name. It is never deleted: a process that
+    # waits for a deleted lock would hold another than the next process.
     name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     lock_file = cache_folder() / "locks" / name[:32]
     try:

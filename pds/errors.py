@@ -20,8 +20,8 @@ class PDSError(ValueError):
 
     Entry points print its message without a traceback; every other exception is a defect of this library.
 
-    What files and users say enters messages: control characters are escaped and the middle of a long message is cut out, so
-    that neither forges lines nor fills the terminal.
+    Messages quote files and users. Control characters are escaped, so that they forge no line; a long message loses its middle,
+    so that it does not fill the terminal.
     """
 
     def __init__(self, message: str) -> None:

@@ -213,7 +213,7 @@ def _read(path: Path, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class Array:
-    """What an array in a file must be.
+    """The type, shape and range of an array in a file.
 
     Attributes:
         kind: name of its dtype, or "float" of any width, or "str", or "bytes".

@@ -1,7 +1,7 @@
 """Many images from one sampler: in shards that are skipped when present and shared by processes.
 
-The noise of image i depends on (seed, i) alone (`pds.noise`), so a run that is killed, restarted, batched otherwise or
-spread over processes gives the images of one that never was.
+The noise of image i depends on (seed, i) alone (`pds.noise`). So a run that was killed and restarted, batched otherwise or
+spread over processes gives the same images.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class Processes:
         self.agree(error)
 
     def decide(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, the only one that calls it; what it raises there is raised in all."""
+        """Return the value of `make` from the first process, the only one that calls it. Every process raises the error that it
+        raises there."""
         made: list[Any] = [None]
         with self.together():
             if self.rank == 0:
@@ -244,8 +245,8 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A batch goes over the ends of shards, unless its images depend on one another. A shard is written, and on a GPU annotated,
-    in a thread of its own while the next batch is sampled; a kill loses that batch and the shards that are not written yet.
+    A batch goes over the ends of shards, unless its images depend on one another. A thread of its own writes a shard, and
+    annotates it on a GPU, while the next batch is sampled. A kill loses that batch and the shards not written yet.
 
     Args:
         sample: makes images by index.

@@ -113,8 +113,8 @@ def measured_moments(
 ) -> NoiseMoments:
     """The moments of a model over the noise levels of its process, measured now; arguments as of `noise_moments`.
 
-    They are kept within the bounds of the paper's Theorem 2: 1 - Gamma, the variance of the noise given x, lies between 0 and
-    ((white - black) / (2 sigma))², beyond which it would be that of data outside of the data range.
+    They are kept within the bounds of the paper's Theorem 2. 1 - Gamma, the variance of the noise given x, lies between 0 and
+    ((white - black) / (2 sigma))²; a larger one would need data outside the data range.
     """
     images, (black, white) = dataset.images, model.data_range
     provenance = _facts(model, dataset, training_images) | _image_facts(dataset, training_images) | {"pds": pds.__version__}
@@ -160,7 +160,7 @@ def noise_moments(
 
 
 def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, Any]:
-    """What moments depend on, as far as it is known without the files of the data set."""
+    """Return the facts that moments depend on, as far as they are known without the files of the data set."""
     process = model.process
     beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
     largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
@@ -176,7 +176,7 @@ def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, An
 
 
 def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:
-    """What tells the images from others."""
+    """Return the facts that tell the images from others."""
     images = dataset.images
     if training_images > len(images):
         raise OptionError(

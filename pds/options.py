@@ -269,7 +269,7 @@ WORDS = {int: "whole number", float: "number", bool: "true or false", str: "text
 
 
 def described(annotation: Any) -> str:
-    """What an option may be, to follow "must be"."""
+    """Return the valid values of an option, to follow "must be"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         said = described(arguments[0])

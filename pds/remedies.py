@@ -1,7 +1,7 @@
 """Remedies for few steps, each an adapter of a score, so that any sampler can have it.
 
-Along a sampler of few steps the state holds more or less noise than its level says (exposure bias), and a network that was
-trained on the exact amount answers amiss. Each class here wraps a score; each function gives a model that has it:
+Along a sampler of few steps the state holds more or less noise than its level says (exposure bias). A network that was trained
+on the exact amount then errs. Each class here wraps a score; each function gives a model that has it:
 
     pds.sample(epsilon_scaling(model, scale=1.01), sampler)
 
@@ -75,7 +75,7 @@ class TimeShift(Remedy):
     in Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
 
     The level is found for each image, sigma'^2 = Var(x) - v, v the pixel variance of an image of the data, within a window
-    around sigma. What the network predicts is taken for the noise at sigma, as in the paper.
+    around sigma. The network's prediction is taken for the noise at sigma, as in the paper.
 
     Args:
         score: of a model.
@@ -99,9 +99,9 @@ class TimeShift(Remedy):
 class BandCorrection(Remedy):
     """The differential correction of DCW (*Elucidating the SNR-t Bias of Diffusion Probabilistic Models*, CVPR 2026), in bands.
 
-    DCW moves the state after each step by a part of its distance from D, in the low band of a Haar wavelet and in the rest,
-    which shrinks the noise that the step takes out. A score does not know the next state. So the part is taken of the distance
-    x - D in each evaluation: D + c (x - D), c = low sigma / sigma_max in the low band, high (1 - sigma / sigma_max) above.
+    DCW moves the state after each step by a part of its distance from D, in the low band of a Haar wavelet and in the rest.
+    This shrinks the noise that the step takes out. A score does not know the next state. So the part is taken of the distance x
+    - D in each evaluation: D + c (x - D), c = low sigma / sigma_max in the low band, high (1 - sigma / sigma_max) above.
 
     Args:
         score: of a model.
@@ -160,7 +160,7 @@ class SeenNoise(Remedy):
         return torch.fft.ifft2(torch.fft.fft2(s) * (1 + weight * (factor - 1))).real
 
 
-# What remedy=... chooses: each is given the model and the data set by position, and takes from them what it needs.
+# The choices of remedy=...: each is given the model and the data set by position.
 
 
 @checked

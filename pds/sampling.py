@@ -32,7 +32,7 @@ from pds.samplers.sampler import Callback, Sampler, no_callback
 log = logging.getLogger(__name__)
 
 DEFAULT = PredictorCorrector()
-"""What samples a model that has no sampler of its own."""
+"""The sampler of a model that has none of its own."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Contents:
-    """What the shards of a run hold.
+    """The content of a run's shards.
 
     Attributes:
         shape: (C, H, W) of an image.
@@ -43,9 +43,9 @@ class Shard:
 
     Attributes:
         indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` (its part of the sampling of its
-            batches, on a GPU with the annotation of shards before it beside it), what it was annotated with, `indices` (n,),
-            `samples` (the digest of its run, see `Contents`), and `taken_from` where another run sampled them.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` spent sampling it (on a GPU,
+            while earlier shards are annotated), its annotations, `indices` (n,), `samples` (the digest of its run, see
+            `Contents`), and `taken_from` where another run sampled them.
         contents: what is due in it.
     """
 

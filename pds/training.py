@@ -67,8 +67,8 @@ def check_labels(images: ImageSource, classes: int) -> None:
 class Trainer:
     """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
 
-    Batch, noise levels, noise and dropouts of iteration i depend on (seed, i) alone, so a run that is killed and started again
-    from its last checkpoint does what the unbroken run would have done.
+    Batch, noise levels, noise and dropouts of iteration i depend on (seed, i) alone. So a run that was killed and started again
+    from its last checkpoint equals the unbroken run.
 
     Attributes:
         iterations: optimisation steps.
@@ -80,7 +80,7 @@ class Trainer:
         checkpoint_every: iterations between checkpoints.
         bf16: run the network under bfloat16 autocast (weights, loss and averages stay float32).
         compile: compile the network with `torch.compile` (minutes at the start, 3-4 times faster after).
-        flip: mirror each image left to right with probability 1/2, as the authors do but for MNIST.
+        flip: mirror each image left to right with probability 1/2, as the authors do except for MNIST.
         label_dropout: probability that an image is shown without its class, so that the network learns the unconditional score
             as well (Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022); of networks with classes.
     """

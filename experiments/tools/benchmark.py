@@ -1,5 +1,5 @@
-"""What PDS costs, and how fast sampling is: one iteration with and without PDS, its operator alone, the same operator in full
-complex FFTs, the network, and how near that comes to what the machine can do.
+"""The cost of PDS, and the speed of sampling. It times one iteration with and without PDS, the operator alone, the same
+operator in full complex FFTs, and the network. It compares the network with the machine's limits.
 
 python experiments/tools/benchmark.py model=ncsnpp dataset=cifar10
 python experiments/tools/benchmark.py model=ncsnpp dataset=ffhq filter.pixels=released repeats=3

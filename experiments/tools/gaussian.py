@@ -1,4 +1,4 @@
-"""What a filter does for a sampler when the score is exact: the Fréchet distance on a Gaussian with the data's spectrum.
+"""The effect of a filter on a sampler with the exact score: the Fréchet distance on a Gaussian with the data's spectrum.
 
 python experiments/tools/gaussian.py model=ddpmpp_small sampler/predictor=ancestral
 python experiments/tools/gaussian.py filter=parametric vary=filter.lam over=[0.8,0.9,0.95,1.1] iterations=[50]

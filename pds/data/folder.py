@@ -49,7 +49,7 @@ class EncodedImages(ABC):
     @property
     @abstractmethod
     def names(self) -> Sequence[bytes]:
-        """What each image is called, in order."""
+        """The name of each image, in order."""
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:

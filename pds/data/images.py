@@ -1,4 +1,4 @@
-"""What every data set is to the rest of the library: an indexable source of uint8 images."""
+"""Every data set as the rest of the library sees it: an indexable source of uint8 images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ImageSource(Protocol):
         name: the data set's name, as it stands in provenance and file names.
         split: "train" or "test" (folders: "all").
         shape: (C, H, W) of every image.
-        fingerprint: what tells these images from others of the same name, split, shape and number, found in seconds
-            however many they are; as it stands in provenance.
+        fingerprint: tells these images from others of the same name, split, shape and number, as it stands in provenance. It
+            takes seconds, however many images there are.
         labels: (N,) the class of each image, counted from 0; None where there are none.
     """
 

@@ -1,8 +1,8 @@
 """Reads an LMDB for another process: damaged pages abort whoever touches them, or keep them for ever.
 
 Run as `python lmdb_process.py FOLDER`; needs the lmdb package alone. Each answer on standard output is a length of 8 bytes,
-little-endian, and as many bytes. First comes the database's state as JSON, then its keys where "keys" was asked for on a
-line of standard input, or the value of a key given in hexadecimal. A length of -1 says that the rest is an error's text.
+little-endian, and as many bytes. The first is the database's state as JSON. Then each line of standard input is answered:
+"keys" by the keys, a key in hexadecimal by its value. A length of -1 says that the rest is an error's text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the data sets of photographs have in common: a size and a preprocessing to choose, and folders to look in."""
+"""The common part of the data sets of photographs: a size and a preprocessing to choose, and folders to look in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Photographs(ABC):
         return (3, self.resolution, self.resolution)
 
     def title(self, name: str) -> str:
-        """What provenance calls the images of data set `name`: with all that was done to them."""
+        """Return the name in provenance of the images of data set `name`, with all that was done to them."""
         return f"{name}_{self.resolution}_{self.preprocessing}"
 
     def preprocess(self, image: Image.Image) -> np.ndarray:

@@ -147,8 +147,7 @@ def build_reference(kind: type[Classifier], images: ArrayImages, folder: Path, s
 
     The statistics describe a random half of the training set; `held_out` are features of `HELD_OUT` images of the other
     half. The classifier has seen both halves alike, so their distance is what real data measure: the floor.
-    The halves are random because neighbours in MNIST are not alike: its even and its odd images lie at a distance of 44
-    from each other, random halves at 0.4.
+    The halves are random because neighbours in MNIST are not alike. Its even and odd images are 44 apart, random halves 0.4.
     """
     features = ClassifierFeatures(kind, "cpu", folder / classifier_file(kind))
     half = len(images) // 2

@@ -2,7 +2,7 @@
 
 With few steps a predictor leaves more noise in the state than its level says, k sigma z instead of sigma z. The exact score of
 a mode without data, -x / sigma^2, pulls k times as hard, and the excess stays small. A network that was trained on k = 1 alone
-may pull as if k were 1, r(k) = 1 instead of r(k) = k, and then the excess grows from step to step: in such a mode
+may pull as if k were 1, r(k) = 1 instead of r(k) = k. Then the excess grows from step to step. In such a mode
 
     K <- sqrt((K (1 + m^2 linear) - m^2 weight r(k) / std)^2 + m^2 noise^2),    k = K / std,
 
@@ -47,8 +47,8 @@ class NoiseResponse:
     Attributes:
         sigmas: (S,) ascending noise levels.
         factors: (K,) ascending k, 1 among them.
-        values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma): k for an exact score
-            of pure noise, the same for every k from a network that does not see the excess. Below that where data hide noise.
+        values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma). An exact score of pure
+            noise gives k; a network that does not see the excess gives the same for every k. Below that where data hide noise.
     """
 
     sigmas: tuple[float, ...]
@@ -114,7 +114,8 @@ def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float =
 
 
 def least_gain(levels: Sequence[Level], response: NoiseResponse, bound: float = 2.0) -> float:
-    """The smallest gain m^2 >= 1, to 1%, that keeps k at the end of the run to `bound`; infinite if none up to 8 does."""
+    """Return the smallest gain m^2 >= 1, to 1%, that keeps k at the end of the run to `bound`; infinite if no gain up to 8
+    does."""
     gains = 1.01 ** np.arange(math.ceil(math.log(MOST) / math.log(1.01)) + 1)
     return next((float(gain) for gain in gains if list(excess_noise(levels, response, gain))[-1] <= bound), math.inf)
 
@@ -210,7 +211,8 @@ class NoiseTrack:
 
 @dataclass(frozen=True)
 class Excess:
-    """What a predictor without a corrector leaves in the highest frequencies, and what it takes to remove it.
+    """Measure the excess noise that a predictor without a corrector leaves in the highest frequencies, and the filter that
+    removes it.
 
     Attributes:
         iterations: T.

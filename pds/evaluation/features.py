@@ -100,8 +100,8 @@ def classifier_file(classifier: type[Classifier]) -> str:
 
 
 class InceptionFeatures:
-    """Clean-FID's features in its mode "clean" (Parmar et al., *On Aliased Resizing and Surprising Subtleties in GAN
-    Evaluation*, CVPR 2022): its antialiased resize to 299x299, then the TorchScript Inception of the original FID.
+    """Clean-FID's features in its mode "clean": its antialiased resize to 299x299, then the TorchScript Inception of the
+    original FID (Parmar et al., *On Aliased Resizing and Surprising Subtleties in GAN Evaluation*, CVPR 2022).
 
     Images of one channel are repeated to three.
 

@@ -80,7 +80,7 @@ class _Impulses:
 def sampled_law(
     sampler: Sampler[Any], target: StationaryGaussian, process: Process, preconditioner: Preconditioner
 ) -> StationaryGaussian:
-    """What `sampler` makes of the exact score of `target`.
+    """Return the law that `sampler` makes of the exact score of `target`.
 
     Args:
         sampler: one whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
@@ -125,8 +125,7 @@ def variance_errors(
         low, high: variances of the data between which to look; the noise variances of the process if not given.
         modes: how many variances.
 
-    Returns:
-        (least, largest) of v / v_exact - 1, v_exact the variance that the exact law at sigma_min has after the same end:
+    Returns: (least, largest) of v / v_exact - 1, v_exact the variance that the exact law at sigma_min has after the same end:
         p^2 / (p + sigma_min^2) denoised.
     """
     sigmas = process.ladder

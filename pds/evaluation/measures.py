@@ -1,4 +1,5 @@
-"""What reviewers ask of samples beside the Fréchet distance, all from feature vectors: one image a row, float32.
+"""The measures of samples that reviewers ask for beside the Fréchet distance, all from feature vectors: one image a row,
+float32.
 
 Every function refuses features that are not finite, of different lengths, or of too few images for what it measures.
 """
@@ -144,7 +145,7 @@ def manifold(samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: 
 def neighbours(
     samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: Count = 5, device: str = "cpu", progress: bool = False
 ) -> Neighbours:
-    """Who lies in whose ball. The ball of an image reaches to its k-th nearest neighbour in its own set.
+    """Which images lie in which balls. The ball of an image reaches to its k-th nearest neighbour in its own set.
 
     Args:
         samples, reference: (N, D) and (M, D) features.

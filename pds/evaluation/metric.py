@@ -1,4 +1,4 @@
-"""What conf/metric names: each makes a panel of measures, from the data set and the device that it is given by position."""
+"""The functions that conf/metric names: each makes a panel of measures from a data set and a device, given by position."""
 
 from __future__ import annotations
 

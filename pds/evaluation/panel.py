@@ -36,7 +36,7 @@ LEAST: dict[str, int] = {"fid": 2, "inception_score": 10, "fid_infinity": 20, "m
 
 
 def exact_name(measure: str, features: FeatureExtractor, count: int) -> str:
-    """What a number is called, e.g. kid_mnist_classifier_native_n2048: only numbers of one name are compared."""
+    """The name of a number, e.g. kid_mnist_classifier_native_n2048: only numbers of one name are compared."""
     resize = features.provenance["resize"]
     return f"{measure}_{features.name}_{'native' if resize == 'none' else resize}_n{count}"
 

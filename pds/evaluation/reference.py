@@ -25,8 +25,8 @@ from pds.options import Range, checked, options, shown
 log = logging.getLogger(__name__)
 
 PUBLISHED_URL = "https://www.cs.cmu.edu/~clean-fid/stats/"
-# (name, resolution) to {split: images} of clean-fid's statistics in mode "clean", as its README lists them for data sets here,
-# the split to take unless told otherwise first.
+# (name, resolution) to {split: images} of clean-fid's statistics in mode "clean", as its README lists them for data sets here.
+# The first split is the default.
 PUBLISHED: dict[tuple[str, int], dict[str, int]] = {
     ("cifar10", 32): {"train": 50_000, "test": 10_000},
     ("ffhq", 256): {"trainval70k": 70_000, "trainval": 50_000},

@@ -134,7 +134,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float | _Prior:
-        """What a pipeline multiplies standard normal noise by to get its start: sigma_max, with a filter sigma_max P."""
+        """The factor from standard normal noise to a pipeline's start: sigma_max, with a filter sigma_max P."""
         return self.config.sigma_max if isinstance(self._filter, NoFilter) else _Prior(self, self.config.sigma_max)
 
     def set_timesteps(

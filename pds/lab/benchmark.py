@@ -1,5 +1,5 @@
-"""What PDS costs, and how fast sampling is: one iteration with and without PDS, its operator alone, the same operator in full
-complex FFTs, the network, and how near that comes to what the machine can do.
+"""The cost of PDS, and the speed of sampling. It times one iteration with and without PDS, the operator alone, the same
+operator in full complex FFTs, and the network. It compares the network with the machine's limits.
 
 python experiments/tools/benchmark.py model=ncsnpp dataset=cifar10
 python experiments/tools/benchmark.py model=ncsnpp dataset=ffhq filter.pixels=released repeats=3
@@ -125,7 +125,7 @@ class RecordedPreconditioner:
         return getattr(self.preconditioner, name)(*arguments)
 
     def replay(self, preconditioner: Preconditioner | ComplexPreconditioner) -> list[Tensor]:
-        """What another one answers."""
+        """The output of another preconditioner."""
         return [getattr(preconditioner, name)(*arguments) for name, arguments in self.calls]
 
 
@@ -245,7 +245,7 @@ def attainable(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device).to(dtype)
     tf32 = torch.backends.cuda.matmul.allow_tf32
-    # What convolutions may do, products of matrices may not unless told.
+    # Convolutions use TensorFloat-32 by default; products of matrices do so only when told.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
         milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device)["product"])
@@ -423,7 +423,7 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def _rounding(result: dict[str, Any]) -> str:
-    """What rounds to TensorFloat-32 on a GPU."""
+    """Return the operations that round to TensorFloat-32 on a GPU."""
     rounds = [what for what, allowed in result.get("tf32", {}).items() if allowed]
     return f", {' and '.join(rounds)} in TF32" if rounds and result["dtype"] == "float32" else ""
 

@@ -1,4 +1,4 @@
-"""What every script does around its work: steady streams, log lines, failures in one sentence, the exit status of the work."""
+"""The frame of every script: steady streams, log lines, failures in one sentence, the exit status of the work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLUGINS = CONF.parent / "experiments"
 """Has hydra_plugins in it."""
 
 Work = Callable[[list[str]], object]
-"""What a script does with the arguments of its command line."""
+"""The work of a script, given the arguments of its command line."""
 
 STOPPED = 130  # as shells tell of Ctrl-C
 
@@ -70,7 +70,7 @@ def status(work: Work, arguments: list[str]) -> int:
 
 
 def sentence(error: Exception) -> str | None:
-    """What a failure means to the user, and what to do; None for a defect of ours, which needs its traceback."""
+    """Return a failure's meaning to the user and its fix; None for a defect of ours, which needs its traceback."""
     if isinstance(error, PDSError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

@@ -69,11 +69,11 @@ def build_model(node: DictConfig) -> Model:
 
 
 OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)
-"""What Python and torch raise about values; another exception of a constructor is a defect of ours, and stays a traceback."""
+"""Python and torch raise these about values. Another exception of a constructor is a defect of ours, and stays a traceback."""
 
 
 def _told(node: DictConfig, error: BaseException) -> BaseException:
-    """What to raise instead of an error of the node's constructor."""
+    """Return the error to raise instead of that of the node's constructor."""
     if isinstance(error, OptionError):
         return error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
     if isinstance(error, PDSError) or not isinstance(error, OF_VALUES):

@@ -76,7 +76,7 @@ def choose_device(name: str, threads: int | None) -> torch.device:
 
 
 TF32 = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-"""What torch has by itself; a point of a sweep before this one may have asked for another."""
+"""Torch's own number; an earlier point of a sweep may have asked for another."""
 
 
 def choose_precision(tf32: bool | None) -> None:

@@ -51,7 +51,7 @@ TABLE_IMAGES = 16
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a configuration describes, built and checked before the first file is written."""
+    """The objects that a configuration describes, built and checked before the first file is written."""
 
     model: Model
     dataset: Dataset
@@ -135,7 +135,7 @@ class Experiment:
 
     @property
     def fingerprint(self) -> dict[str, str | None]:
-        """What the numbers depend on beyond the values of the configuration: the contents of files, above all."""
+        """The facts that the numbers depend on beyond the configuration's values: the contents of files, above all."""
         checkpoint, reference = self.model.checkpoint, self.metric.reference.provenance if self.metric else None
         facts: dict[str, str | None] = {
             # A network that loads its own file has no checkpoint here.
@@ -167,16 +167,16 @@ class Experiment:
 
     @property
     def beside(self) -> dict[str, Array]:
-        """What `annotate` gives."""
+        """The arrays that `annotate` returns."""
         return {} if self.metric is None else {"features": Array("float32", ("N", self.metric.features.dimension))}
 
     def annotate(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """What a shard keeps beside its images."""
+        """Return the arrays that a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
 
 
 def _told(remedy: DictConfig) -> str:
-    """What tables call a remedy: its name and its options."""
+    """Return a remedy's name in tables, with its options."""
     options = (f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
     return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
 
@@ -358,7 +358,7 @@ class ShardLog:
 
 @dataclass(frozen=True)
 class Collected:
-    """What the shards of a run hold.
+    """Collect the content of a run's shards.
 
     Attributes:
         arrays: of each shard, without its images, which may not fit the memory all at once.
@@ -402,7 +402,7 @@ class Collected:
 
 
 def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[str, Any]:
-    """What result.json says of the images."""
+    """Return the part of result.json that tells about the images."""
     sampler, checkpoint = experiment.sample.sampler, experiment.model.checkpoint
     return {
         "label": experiment.label,

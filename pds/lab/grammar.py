@@ -1,4 +1,4 @@
-"""What Hydra refuses on a command line, in one sentence that says how to write it or what is valid."""
+"""Hydra's refusals of a command line, each in one sentence with the right form or the valid choices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPECIAL = "= , ( ) [ ] { }"
 
 
 def sentence(error: Exception) -> str | None:
-    """What is wrong with the command line; None for an error that has another cause."""
+    """Return the fault of the command line in a sentence; None for an error that has another cause."""
     if isinstance(error, InstantiationException):
         return None
     if isinstance(error, OverrideParseException):

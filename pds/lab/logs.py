@@ -69,6 +69,6 @@ def log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        # What a full disk did not take, it does not take now.
+        # A full disk that refused these lines refuses them again.
         with contextlib.suppress(OSError):
             handler.close()

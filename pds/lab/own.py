@@ -127,5 +127,5 @@ def _called(make: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -
 
 
 def _refused(what: str, error: Exception) -> OptionError:
-    """What someone's own code raised, in the sentence of the option that named it."""
+    """Return the error of someone's own code, in the sentence of the option that named it."""
     return OptionError("make", f"{what}: {type(error).__name__}, {first_line(error)}")

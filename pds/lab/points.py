@@ -1,4 +1,4 @@
-"""The points of a sweep: what was asked for, and what became of each, in one small file a point."""
+"""The points of a sweep, one small file each: its command line and its state."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Point:
 
     @property
     def digest(self) -> str:
-        """8 digits of the hash of what it is."""
+        """8 digits of the hash of its command line."""
         return hashlib.sha256(json.dumps(sorted(self.overrides)).encode()).hexdigest()[:8]
 
     @property
@@ -65,16 +65,16 @@ class Point:
 
 
 def sweep_name(swept: Sequence[str], fixed: Sequence[str]) -> str:
-    """What a sweep is called: the keys swept over and 8 digits of the hash of all else that was given.
+    """Return a sweep's name: the keys swept over and 8 digits of the hash of all else that was given.
 
-    Not the values: a sweep with one more value finds what the smaller one did.
+    The values do not count: a sweep with one more value finds the points of the smaller one.
     """
     digest = hashlib.sha256(json.dumps([sorted(swept), sorted(_what(fixed))]).encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9._+-]', '_', '+'.join(sorted(swept)))[:80] or 'sweep'}-{digest}"
 
 
 def _what(overrides: Sequence[str], swept: Collection[str] = ()) -> list[str]:
-    """The overrides that say what a point is."""
+    """Return the overrides that tell one point from another."""
     return [o for o in overrides if not says_where(o) or o.lstrip("+~").partition("=")[0] in swept]
 
 
@@ -105,7 +105,7 @@ class Points:
         return sorted(points, key=lambda point: (point.number, point.overrides))
 
     def write(self, point: Point) -> None:
-        """Say what has become of a point."""
+        """Write the state of a point."""
         write_json(self._file(point.digest), asdict(point))
 
     def _file(self, digest: str) -> Path:
@@ -128,7 +128,7 @@ class Points:
 
     @contextlib.contextmanager
     def running(self, point: Point) -> Iterator[Callable[[str, bool], None]]:
-        """Write what becomes of a point while the block runs it, and let errors pass.
+        """Write the state of a point while the block runs it, and let errors pass.
 
         The block is given a function to tell the name of its run folder, and whether that was done before.
         """
@@ -143,7 +143,7 @@ class Points:
 
         def end(state: Literal["done", "skipped", "failed"], message: str = "") -> None:
             at = time.time()
-            # What was found done says nothing of the pace.
+            # A point that was found done says nothing about the pace.
             pace: dict[str, Any] = {} if found else {"seconds": at - start, "ended": at}
             self.write(replace(now, state=state, message=message, **pace))
 

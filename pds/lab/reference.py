@@ -1,4 +1,4 @@
-"""What can be chosen and set, told from signatures and docstrings: for `--help`, for `--list`, and for docs/reference.md."""
+"""The choices and the options, told from signatures and docstrings: for `--help`, for `--list`, and for docs/reference.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def summary(target: Callable[..., Any]) -> str:
 
 
 def meanings(target: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says of each option, in its section `Attributes` or `Args`; a class has those of its bases too."""
+    """Return a docstring's meaning of each option, from its section `Attributes` or `Args`; a class has those of its bases as
+    well."""
     told: dict[str, str] = {}
     for part in reversed(target.__mro__ if isinstance(target, type) else [target]):
         text = inspect.getdoc(part) if part.__doc__ else ""
@@ -95,7 +96,7 @@ def _alone(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def listing(group: str) -> str:
-    """What `--list GROUP` prints."""
+    """Return the text of `--list GROUP`."""
     known = {name for name in (group, group.removesuffix("s")) if name in GROUPS or (CONF / name).is_dir()}
     if not known:
         raise PDSError(f"--list takes one of {', '.join(GROUPS)}, got {group}")
@@ -104,14 +105,15 @@ def listing(group: str) -> str:
 
 
 def asked(program: str, arguments: Sequence[str]) -> str:
-    """What to print instead of running the program; empty where nothing is asked."""
+    """Return the text to print instead of running the program; empty where nothing is asked."""
     if "--list" in arguments:
         return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))
     return help_of(program, arguments) if {"--help", "-h"} & {*arguments} else ""
 
 
 def help_of(program: str, arguments: Sequence[str]) -> str:
-    """What `--help` prints: the groups that the arguments choose, or the program's own options and every group's choices."""
+    """Return the text of `--help`: the groups that the arguments choose, or the program's own options and every group's
+    choices."""
     kind, groups, _ = PROGRAMS[program]
     chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]
     if not chosen:

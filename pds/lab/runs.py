@@ -39,7 +39,7 @@ from pds.options import Range, shown
 
 log = logging.getLogger(__name__)
 
-# Where and how fast: what may differ between two commands that make the same images, up to the rounding of the device.
+# Where and how fast: these keys may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
     "outputs",
     "group",
@@ -136,7 +136,7 @@ def _number(value: Any) -> Any:
 
 
 def _sampled(config: dict[str, Any]) -> dict[str, Any]:
-    """What the images of a run depend on, whatever their number and measuring."""
+    """Return the facts that the images of a run depend on; their number and measuring are none."""
     beside = ("metric.", "dataset.reference.", "fingerprint.reference")
     return {key: value for key, value in essence(config).items() if key != "images" and not key.startswith(beside)}
 
@@ -171,7 +171,7 @@ def group_folder(outputs: str, group: str, key: str = "group") -> Path:
 
 
 def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
-    """What a run is called: its experiment, the values given on its command line, 8 digits of the hash of its essence."""
+    """Return a run's name: its experiment, the values given on its command line, 8 digits of the hash of its essence."""
     given = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -244,7 +244,7 @@ class RunFolder:
         for file in sorted(self.path.parent.glob("*/config.yaml")):
             if file.parent == self.path:
                 continue
-            # What is damaged there is no business of this run.
+            # Damage there does not concern this run.
             with contextlib.suppress(PDSError, OSError):
                 with open_regular(file) as lines:
                     first = lines.readline(100)
@@ -294,7 +294,7 @@ RESULT: dict[str, Any] = {
     "finished": str,
     "wall_clock": dict[str, float],
 }
-"""What result.json has, whatever was sampled."""
+"""The keys of every result.json."""
 
 
 def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any]:

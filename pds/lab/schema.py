@@ -1,4 +1,4 @@
-"""What can be chosen for each part of a run, and the types of every key, which are those of the signatures.
+"""The choices for each part of a run, and the type of every key, which is that of the signature.
 
 A misspelt key or a value of the wrong type fails at composition. `MISSING` is a key that has no default. The files in conf/ add
 what is data: published configurations, experiments, tables, and which choices belong together.
@@ -91,7 +91,7 @@ class Part(NamedTuple):
 
 FORM = ("resolution", "preprocessing", "category")
 
-# What each group offers. A choice of "schema/group" is the base of a file in conf/group, which adds what is no constant.
+# The choices of each group. A choice of "schema/group" is the base of a file in conf/group, which adds the interpolations.
 CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/model": {
         **{network.__name__: Part(network, asked=("checkpoint",)) for network in (ncsn, ncsnv2, ncsnpp, unet2d)},
@@ -197,8 +197,8 @@ class Table:
 
 
 SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
-# The options of each program, the groups that it builds, and what else its configuration holds: None for a group that is left
-# out unless it is chosen.
+# The options of each program, the groups that it builds, and the other keys of its configuration. None stands for a group that
+# is left out unless it is chosen.
 PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
     "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "guidance": None, "sweep": Sweep}),
     "tune": (Tune, (), {"space": None}),

@@ -1,4 +1,4 @@
-"""The options of the programs themselves; those of what they build stand at what is built."""
+"""The options of the programs themselves; the options of an object stand at its class."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class PlannedSweep(_Sweeper):
 
     Every combination of the values given, or of them with each of the listed points, run by any of Hydra's launchers.
 
-    A point that fails does not stop the others; at the end the table, the report and every failure are shown, and the
-    exit status is 1 if a point failed or none was done.
+    A point that fails does not stop the others. At the end the table, the report and every failure are shown. The exit status
+    is 1 if a point failed or none was done.
 
     Attributes:
         points: overrides of each point; null is one point that adds none.

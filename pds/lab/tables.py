@@ -93,7 +93,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
 
 
 def key(override: str) -> str:
-    """What an override sets."""
+    """Return the key that an override sets."""
     return override.lstrip("+~").partition("=")[0]
 
 

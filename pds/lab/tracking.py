@@ -31,8 +31,8 @@ Patience = Annotated[float, Range(1, 86_400)]
 class MetricsFile:
     """Append-only JSON lines, on disk when `append` returns.
 
-    A line counts once its newline is written, so a kill or a full disk costs at most the record being written: a half
-    line is ignored by `read_metrics` and cut off by the next `append`.
+    A line counts once its newline is written, so a kill or a full disk costs at most the record being written. The next
+    `append` cuts a half line off.
     """
 
     def __init__(self, path: Path) -> None:

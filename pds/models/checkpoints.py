@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
-# What to do about an option that is not given as such.
+# The fix for an option that is not given as such.
 CHOSEN = {"shape": "choose images of that shape", "process.kind": "choose that process"}
 LEVELS = "sigmas"  # what networks call the buffer of their noise levels
 
@@ -82,7 +82,7 @@ class DiffusersFolder(NamedTuple):
         unet: folder of the network.
         weights: its weights file.
         config: its config.json.
-        scheduler: scheduler_config.json of the pipeline; empty where there is none.
+        scheduler: scheduler_config.json of the pipeline; empty where it is absent.
     """
 
     unet: Path
@@ -163,7 +163,7 @@ def _parameters(network: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
 
 
 def _content(path: Path) -> tuple[Any, dict[str, str]]:
-    """What a weights file holds, and its metadata."""
+    """Return the content of a weights file, and its metadata."""
     return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
 
 
@@ -316,5 +316,5 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short enough for a sentence."""
+    """Return the text of an error, short enough for a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

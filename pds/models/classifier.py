@@ -58,8 +58,8 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(n, dimension) features of (n, *shape) images in [0, 1].
 
-        They are taken before the ReLU that follows them: with its zeros they would be further from Gaussian, which is
-        what the Fréchet distance takes them for.
+        They are taken before the ReLU that follows them. Its zeros would move them away from the Gaussian that the Fréchet
+        distance assumes.
         """
         return self.embed(self.stages(x).flatten(1))
 

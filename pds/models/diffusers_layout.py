@@ -1,7 +1,7 @@
 """Hugging Face diffusers networks that are an NCSN++, under the names of the published NCSN++ checkpoints.
 
-A `UNet2DModel` of Skip blocks with a Fourier embedding is the NCSN++ of [SDE] with output_skip, input_skip and their sum
-(the published networks of 256x256 and 1024x1024 images); its output is the score. Other ones (DDPM) predict noise.
+A `UNet2DModel` of Skip blocks with a Fourier embedding is the NCSN++ of [SDE] with output_skip, input_skip and their sum. The
+published networks of 256x256 and 1024x1024 images are such. Its output is the score. Other ones (DDPM) predict noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pds.processes.ladders import geometric_ladder
 
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
 
-# What diffusers takes where config.json says nothing, of all that is read here.
+# The defaults of diffusers for keys that config.json leaves out, as far as they are read here.
 DEFAULTS = {
     "sample_size": None,
     "in_channels": 3,
@@ -83,7 +83,7 @@ class Published(NamedTuple):
 
 
 def described(config: dict[str, Any], scheduler: dict[str, Any], source: Path) -> Description:
-    """What a diffusers network is as an NCSN++; arguments and errors as of `as_published`."""
+    """Return a diffusers network as an NCSN++; arguments and errors as of `as_published`."""
     if config.get("_class_name") != "UNet2DModel":
         raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel that is an NCSN++ can be read")
     config = DEFAULTS | config

@@ -33,7 +33,7 @@ DEPTH, LENGTH, MOST = 20, 1000, 100_000
 
 
 class _Leaf(NamedTuple):
-    """What is no table: a tensor, a list of them, or something else.
+    """An entry that is not a table: a tensor, a list of tensors, or something else.
 
     Attributes:
         path: its keys, joined by dots.
@@ -158,7 +158,7 @@ def _by_name(leaves: list[_Leaf], trained: Collection[str]) -> list[_Copy]:
     for prefix in whole or sorted(found, key=lambda prefix: -len(found[prefix]))[:1]:
         held = {path: value for table in holders[prefix] for path, value in tables[table].items() if path.startswith(prefix)}
         state = {path.removeprefix(prefix): value for path, value in held.items()}
-        # What is no tensor is left out, unless it stands in the place of one.
+        # Values other than tensors are left out, unless a tensor should stand in their place.
         state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in names}
         copies.append(_Copy(prefix, _averaged(prefix) or prefix.startswith(counted), state, prefix in whole))
     spare = [copy for copy in copies if SPARE.search(copy.prefix)]
@@ -187,7 +187,7 @@ def _only(copies: list[_Copy], shapes: Mapping[str, Sequence[int]], trained: Seq
 
 
 def _require_matched(leaves: list[_Leaf], raw: list[_Copy], averages: list[_Copy], trained: Sequence[str], path: Path) -> None:
-    """Refuse an average that is none of the copies, rather than take other weights in its place."""
+    """Refuse an average that names no copy; other weights must not take its place."""
     for leaf in leaves:
         if not _averaged(leaf.path) or leaf.path.endswith(COUNTER):
             continue

@@ -29,7 +29,7 @@ NEARLY_ZERO = 1e-5  # gain of layers that start as (almost) nothing
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int = 3, gain: float = 1.0, stride: int = 1) -> nn.Conv2d:
-    # What a strided convolution is padded with differs, and is up to who uses it.
+    # The padding of a strided convolution differs; the caller adds it.
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2 if stride == 1 else 0)
     nn.init.xavier_uniform_(conv.weight, gain)
     assert conv.bias is not None

@@ -64,7 +64,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
-    """What a file of this project was made with, as nested plain values; empty for files that do not say it.
+    """Return the configuration that a file of this project was made with, as nested plain values; empty for files that do not
+    say it.
 
     "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and that function's
     arguments; its "process" has "kind" ("VE", "VP", "sub-VP") and the process's own. "dataset" has "name", "shape" (C, H, W),

@@ -78,7 +78,7 @@ LABELS: dict[str, Labeller] = {
     "999t": lambda sigma, t, process: 999 * t,  # [SDE]
     "Nt-1": lambda sigma, t, process: process.levels * t - 1,  # Ho et al., NeurIPS 2020 (DDPM): 0 is the smallest level
 }
-"""What networks are shown of the noise level. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
+"""The noise labels that networks are shown. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
 
 
 class Prediction(NetworkScore):

@@ -1,7 +1,7 @@
 """Files of `torch.save`, read without running anything that they name.
 
-Such a file is a program for Python's unpickler, which may import and call whatever it names. Here a small machine runs it that
-can only build lists, tables, numbers, text and tensors; every other thing that the file would make is an `Inert` value.
+Such a file is a program for Python's unpickler, which may import and call whatever it names. Here a small machine runs it,
+which can build lists, tables, numbers, text and tensors. Anything else that the file would make becomes an `Inert` value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DTYPES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
 }
-# What pushes the number, text or bytes that stands in the pickle.
+# The operations that push the number, text or bytes that stands in the pickle.
 PLAIN = {
     opcode.name
     for opcode in pickletools.opcodes
@@ -61,7 +61,7 @@ class Inert(NamedTuple):
 
 
 def read_torch(path: Path, fix: str = "fetch it again") -> Any:
-    """What a file of `torch.save` holds, in its present or its older format: nothing is imported or called.
+    """Read a file of `torch.save`, in its present or its older format, and import and call nothing.
 
     Tensors are on the CPU and share the file's memory, so that what is not used is not kept. Tables are dictionaries whatever
     their class was.
@@ -145,7 +145,7 @@ def _numbers(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> 
 
 
 def _run(stream: mmap.mmap, storage: Storage) -> Any:
-    """What one pickle describes, from where the stream stands."""
+    """Return the value of one pickle, from where the stream stands."""
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -271,7 +271,7 @@ def _stored(identity: Any, storage: Storage) -> Any:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """What a call of `function` gives where it is known to make a table or a tensor."""
+    """Return the result of a call of `function` where it is known to make a table or a tensor."""
     if not isinstance(function, Inert):
         return Inert("no function")
     module, _, name = function.name.rpartition(".")

@@ -26,7 +26,7 @@ PREDICTIONS: dict[str, type[Prediction]] = {
     "v_prediction": VelocityPrediction,
     "sample": DataPrediction,
 }
-# What scheduler_config.json calls the arguments of `unet2d`, and what it means where it does not say: the values of DDPM.
+# The names of `unet2d`'s arguments in scheduler_config.json, and their defaults: the values of DDPM.
 SCHEDULER = {
     "schedule": ("beta_schedule", "linear"),
     "beta_start": ("beta_start", 1e-4),
@@ -174,7 +174,7 @@ def _build(folder: DiffusersFolder) -> nn.Module:
         raise MissingError("DDPM networks need diffusers: install it with pip install 'pds-lab[diffusers]'") from None
     try:
         return UNet2DModel.from_config(folder.config).eval()
-    except Exception as error:  # A configuration that is none fails in any way that building a network can fail.
+    except Exception as error:  # A broken configuration fails in any way that building a network can fail.
         raise PDSError(
             f"diffusers cannot build the network of {folder.unet} ({first_line(error)}): fetch its config.json again"
         ) from None

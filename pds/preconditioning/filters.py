@@ -27,7 +27,7 @@ class Filter(Protocol):
 
     @property
     def title(self) -> str:
-        """What tables call it; empty for none."""
+        """Its name in tables; empty for none."""
         ...
 
     def frequency(self, shape: Shape, statistics: LazyStatistics) -> Tensor | None: ...
@@ -52,8 +52,8 @@ class NoFilter:
 class ParametricFilter:
     """The (r, lambda) filter: 1 in one part of the frequency plane, lambda in the rest ([IJCV] Eq. 28).
 
-    The paper draws a disc of radius sqrt(2) r around the index (0.5 H, 0.5 W), 1 inside and lambda outside, and does not
-    say whether that index is DC or the highest frequency; `region` names the three readings by where lambda acts.
+    The paper draws a disc of radius sqrt(2) r around the index (0.5 H, 0.5 W), 1 inside and lambda outside. It does not say
+    whether that index is DC or the highest frequency. `region` names the three readings by where lambda acts.
 
     Attributes:
         r: radius in units of H; at 0.5 the disc reaches the corners of a square plane.
@@ -142,8 +142,8 @@ def statistics_filter(
 ) -> StatisticsFilter:
     """A `StatisticsFilter` whose alpha may be "auto": alpha_ref T / T_ref, the relation alpha ~ T of [IJCV].
 
-    With few steps a sampler leaves a relative excess of about 2 ln(sigma_max/sigma_min) / T of high-frequency variance at
-    every level, and the filter cancels it with 1/R^2 - 1, which falls as 1/alpha.
+    With few steps a sampler leaves a relative excess of about 2 ln(sigma_max/sigma_min) / T of high-frequency variance at every
+    level. The filter cancels it with 1/R^2 - 1, which falls as 1/alpha.
 
     Args:
         alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto".

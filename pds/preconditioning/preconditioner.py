@@ -40,7 +40,7 @@ class Spectrum(NamedTuple):
 
 
 class Preconditioner(Protocol):
-    """What a sampler asks of a preconditioner. Images are (batch, C, H, W) float32."""
+    """The operators that a sampler asks for. Images are (batch, C, H, W) float32."""
 
     def at(self, iteration: int) -> Preconditioner:
         """The operator of this iteration; itself, for one that does not change along the way."""
@@ -66,8 +66,8 @@ class Preconditioner(Protocol):
     def stiffness(self) -> tuple[float, float]:
         """Bounds (lowest, highest) of (m^4 + (omega h)^2) / m^2 over the modes, m^2 the gains of P P^T.
 
-        A Langevin step of size a on a mode of curvature 1/q is stable when a * stiffness < 2 q, so below 2 q / highest every
-        mode is stable, and above 2 q / lowest none is.
+        A Langevin step of size a on a mode of curvature 1/q is stable when a * stiffness < 2 q. Below 2 q / highest every mode
+        is stable, above 2 q / lowest none is.
         """
         ...
 

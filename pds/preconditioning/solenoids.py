@@ -1,12 +1,12 @@
 """Solenoidal terms S: skew-symmetric operators that leave the stationary law as it is ([IJCV] Eqs. 29, 38, 39).
 
 Every operator here is F^-1 diag(i h) F with h real and odd, so it maps real images to real images and <x, S x> = 0.
-Stability is another matter: an explicit step multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q,
-so a large omega diverges at any noise level.
+Stability is another matter. An explicit step multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q, so a
+large omega diverges at any noise level.
 
-The papers print more operators than are not zero. The DFT matrix F is symmetric, so Re[F - F^T] = 0 (Eq. 29), and so is
-Re[F - F^-1] under the unitary norm, since both transforms have the real part cos; F (P_i - P_i^T) F^-1 is a purely imaginary
-diagonal, so the real parts S_4, S_5, S_6 vanish on real images. They are offered as printed, and say so when chosen.
+The papers print more operators than are not zero. The DFT matrix F is symmetric, so Re[F - F^T] = 0 (Eq. 29). Re[F - F^-1] = 0
+under the unitary norm, since both transforms have the real part cos. F (P_i - P_i^T) F^-1 is a purely imaginary diagonal, so
+the real parts S_4, S_5, S_6 vanish on real images. They are offered as printed, and say so when chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Solenoid(Protocol):
 
     @property
     def title(self) -> str:
-        """What tables call it; empty for none."""
+        """Its name in tables; empty for none."""
         ...
 
     def spectrum(self, size: tuple[int, int]) -> Tensor | None:

@@ -29,7 +29,7 @@ class Transitions(NamedTuple):
 
 
 class Process(Protocol):
-    """What samplers and training ask of a forward process. Times and coefficients are float64.
+    """The methods that samplers and training ask for. Times and coefficients are float64.
 
     Attributes:
         title: "VE", "VP" or "sub-VP".

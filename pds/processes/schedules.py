@@ -18,7 +18,7 @@ class Schedule(Protocol):
 
     @property
     def detail(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         ...
 
     def sigmas(self, process: Process, count: int) -> Tensor:

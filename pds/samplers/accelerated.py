@@ -49,7 +49,7 @@ class VPLevel(NamedTuple):
 
 @options
 class VPStateSampler(Sampler[list[VPLevel]]):
-    """What samplers of VP states share: levels and start.
+    """The common part of samplers of VP states: levels and start.
 
     Attributes:
         iterations: T.

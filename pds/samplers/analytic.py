@@ -53,8 +53,8 @@ class AnalyticDDIM(VPStateSampler):
         x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t + (sigma_t - sigma_{t-1}) sqrt(1 - Gamma_t) z'.
 
     This variance is the paper's sigma_n*² / abar_{n-1} for lambda_n = 0 (Theorem 1). Data N(mu, c I) are sampled exactly in
-    steps of any size, but for the last two of `denoise`. Of other data every frequency gets the same noise: too little if it
-    has more variance than the average, too much if it has less.
+    steps of any size, except the last two of `denoise`. Of other data every frequency gets the same noise: too little if it has
+    more variance than the average, too much if it has less.
 
     As in the paper, the last iteration of `denoise` adds no noise, and that of the iteration before it, much of which would
     stay in the image, is cut to 1 of 255 shades in the mean of its absolute value (its y = 1). Unlike in its code, the mean of

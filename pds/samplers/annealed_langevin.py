@@ -52,7 +52,7 @@ class AnnealedLangevin(Sampler[Tensor]):
 
     @property
     def limit(self) -> float:
-        """What step_size times the largest gain must be below to be stable on every target."""
+        """The bound of step_size times the largest gain below which every target is stable."""
         return 2.0
 
     @property

@@ -118,7 +118,7 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
             _step(
                 deepcopy(scheduler), levels[0], nothing, nothing, {"generator": [torch.Generator()]} if self.stochastic else {}
             )
-        except Exception as error:  # of what kind is the scheduler's own business
+        except Exception as error:  # a scheduler may raise anything
             said = " ".join(str(error).split())
             raise PDSError(f"{self.scheduler} does not take these options, {dict(self.options)}: {said}") from error
         if not _descends(levels, T):

@@ -44,7 +44,7 @@ class ERSDE(KarrasLevelsSampler):
         iterations: T.
         rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: 1 to 3, the evaluations that a step looks at; the paper's name of it.
-        scale: "ode", "sde" or "er_sde", the noise scale; one draw in each iteration, except the last, but for "ode".
+        scale: "ode", "sde" or "er_sde", the noise scale; each draws once in each iteration but the last; "ode" draws nothing.
     """
 
     source: ClassVar[str] = "Cui et al., WACV 2025, Algorithms 1-3"

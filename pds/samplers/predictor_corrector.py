@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Level(NamedTuple):
-    """What one iteration needs to know.
+    """The data of one iteration.
 
     Attributes:
         sigma, scale: of the score, s(x) = score(x / scale, sigma) / scale.
@@ -266,7 +266,7 @@ class PredictorCorrector(Sampler[list[Level]]):
         )
 
     def levels(self, process: Process) -> list[Level]:
-        """What each of the T iterations needs to know."""
+        """Return the data of each of the T iterations."""
         t = integration_times(process, self.iterations, self.end)
         sigma, scale, zero = process.sigma(t), process.scale(t), torch.zeros_like(t)
         step = Transitions(zero, zero, zero) if self.predictor is None else self.predictor.transitions(process, t)

@@ -33,9 +33,9 @@ class RestartLevel(NamedTuple):
 class Restart(Sampler[list[RestartLevel]]):
     """Heun's steps of the probability flow, and noise in between: at `low` enough of it to be at `high` again, several times.
 
-    Each time x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`, which is the level of the grid nearest to
-    the one that is asked for. Without restarts it is `EDM` without churn. The last step, to 0, is Euler's: the denoised image.
-    The global order of the flow is `order`.
+    Each time x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`, the level of the grid nearest to the given
+    one. Without restarts it is `EDM` without churn. The last step, to 0, is Euler's: the denoised image. The global order of
+    the flow is `order`.
 
     Attributes:
         iterations: T, the steps in all: T - restarts * steps of them in the grid, 2 T - 1 evaluations with order 2.

@@ -1,4 +1,4 @@
-"""What every sampler is: a frozen dataclass of options, and a loop, `walk`, from noise to images.
+"""The form of every sampler: a frozen dataclass of options, and a loop, `walk`, from noise to images.
 
 `Sampler` calls the loop. It checks the preconditioner, counts the iterations, tells the callback, and has the facts that
 tables, runs and tests ask a sampler for. So a new sampler is its options, its noise levels and its loop.
@@ -35,7 +35,7 @@ def no_callback(iteration: int, sigma: float, x: Tensor) -> None:
 
 
 Levels = TypeVar("Levels", bound=Sized)
-"""What a sampler needs to know about its T iterations. Others may ask for the length, T, alone."""
+"""A sampler's data of its T iterations. Others may ask for the length, T, alone."""
 
 Steps = Generator[tuple[float, Tensor], None, Tensor | None]
 """(sigma, x) after each iteration; at the end the images, if they are not the last x."""
@@ -43,7 +43,7 @@ Steps = Generator[tuple[float, Tensor], None, Tensor | None]
 
 @dataclass(frozen=True)
 class Task(Generic[Levels]):
-    """What a loop works with.
+    """The tools of a loop.
 
     Attributes:
         network: `score(x, sigma)` of the model.
@@ -83,7 +83,7 @@ class Sampler(Generic[Levels]):
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         raise NotImplementedError
 
     @property
@@ -113,7 +113,7 @@ class Sampler(Generic[Levels]):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """What the images depend on beyond the options, by name: part of a run's identity and of its record."""
+        """The facts that the images depend on beyond the options, by name: part of a run's identity and of its record."""
         return {}
 
     def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
@@ -125,7 +125,7 @@ class Sampler(Generic[Levels]):
         return self
 
     def levels(self, process: Process) -> Levels:
-        """What the T iterations on a model of this process need; raises a `PDSError` when there are no such levels."""
+        """Return the data of the T iterations on a model of this process; raise a `PDSError` when there are no such levels."""
         raise NotImplementedError
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:

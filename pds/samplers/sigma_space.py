@@ -1,4 +1,4 @@
-"""What solvers in sigma-space share: the state is x = data + sigma z, whatever the process of the model.
+"""The common part of solvers in sigma-space: the state is x = data + sigma z for a model of any process.
 
 A state x_t = m (x_0 + sigma z) of any process is m times such an x, so a solver of the equation in sigma, the probability flow
 dx/dsigma = -sigma s(x, sigma) (Karras et al., NeurIPS 2022, section 2) or an SDE of the same marginals, solves every process.

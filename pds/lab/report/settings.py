@@ -63,7 +63,7 @@ class Setting:
 
 
 class Line(NamedTuple):
-    """Settings of a curve by rising x, equal in all but x, the seed and what follows from x."""
+    """Settings of a curve by rising x, equal in all except x, the seed and the keys that follow from x."""
 
     label: str
     settings: list[Setting]
@@ -143,7 +143,7 @@ class Panel:
         return list(grouped((_key({k: "" if is_number(v) else v for k, v in s.values.items()}), s) for s in found).values())
 
     def _apart(self, *keys: str) -> list[tuple[str, list[Setting]]]:
-        """Group the settings that agree in all but `keys` and the keys that follow from them; a label comes with each group."""
+        """Group the settings that agree except in `keys` and the keys that follow from them; each group has a label."""
         found = []
         for family in self._families(*keys):
             follow = set().union(*(_following(family, key) for key in keys))

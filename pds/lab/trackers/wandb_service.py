@@ -32,7 +32,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def settings() -> Any:
-    """What W&B found in the environment, in its settings files and in the folder."""
+    """Return the settings that W&B found in the environment, in its settings files and in the folder."""
     from wandb.sdk import wandb_setup
 
     with environment(WANDB_SILENT="true"):
@@ -53,7 +53,7 @@ def offline() -> Iterator[None]:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What `call` returns or raises; one that does not return in time is given up, and the service ended.
+    """Return or raise as `call` does. A call that does not return in time is given up, and the service ended.
 
     Raises:
         TimeoutError: it did not return in time.
@@ -87,7 +87,7 @@ class _Asked(threading.Thread, Generic[T]):
             self.error = error
 
     def answer(self) -> T:
-        """What the call returned or raised; what would end this process ends nothing."""
+        """Return or raise as the call did; an exception that would end this process ends nothing."""
         if self.error is not None:
             raise self.error if isinstance(self.error, Exception) else RuntimeError(repr(self.error))
         return cast(T, self.result)
