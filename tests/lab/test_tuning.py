@@ -20,6 +20,7 @@ from pds.errors import PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.generation import DivergedError, ImageSampler
 from pds.lab.config import CONF, build
+from pds.lab.experiment import Experiment
 from pds.lab.tuning import search, study
 from pds.lab.tuning.recommendation import Answer, Measured
 from pds.lab.tuning.space import kinds_of
@@ -130,6 +131,8 @@ def test_the_best_setting_of_a_gaussian_is_found_to_within_the_noise(gaussian, f
     assert exact(4.0) - best > 3 * spread  # so not every setting would pass
     assert line["verdict"].startswith("better (")
     assert line["run"] == line["winner"]["run"]
+    page = (folder / "tuning.html").read_text()
+    assert all(text in page for text in (line["verdict"], "Pareto front", "winner, seed 0", "default, seed 0", "seed 2"))
     assert list(line["default"]["distances"]) == ["0", "1", "2"]
 
 
@@ -173,7 +176,8 @@ def forked(*arguments):
 
 
 def test_killed_and_shared_it_finds_what_it_would_have_found(gaussian, found, tmp_path):
-    arguments = [*gaussian, *SIZES, *ETA, f"outputs={tmp_path}"]
+    sizes = ["images=256", "final=256", "leaders=1", "seeds=[0,1]", "threads=1", "batch_size=512"]
+    arguments = [*gaussian, *sizes, *ETA, f"outputs={tmp_path}"]
     folder = tmp_path / "tune" / "own"
     child = forked(*arguments)
     while len(list(folder.glob("*/samples/*.npz"))) < 9:  # in its third trial
@@ -190,7 +194,6 @@ def test_killed_and_shared_it_finds_what_it_would_have_found(gaussian, found, tm
         return [(trial.number, trial.state, trial.params, trial.value) for trial in trials(where)]
 
     assert told(folder) == told(found[0])
-    assert recommendation(folder)["budgets"] == recommendation(found[0])["budgets"]
     # Two processes share what two more trials take, and both have the answer.
     children = [forked(*(a for a in arguments if a != "trials=10"), "trials=12") for _ in range(2)]
     assert [os.waitpid(one, 0)[1] for one in children] == [0, 0]
@@ -221,6 +224,25 @@ def test_a_trial_that_fails_or_diverges_is_recorded_and_the_others_go_on(gaussia
     # the rest, and none of the confirmation.
     assert len(ended) == 5
     assert "max_evaluations=336 came first" in recommendation(tmp_path / "tune" / "own")["budgets"]["6"]["verdict"]
+
+
+def test_without_a_metric_the_network_itself_is_asked(gaussian, tmp_path):
+    plain = [override for override in gaussian if not override.startswith("metric._target_")]
+    done = command("tune.py", *plain, "budgets=[6]", "threads=1", f"outputs={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    line = recommendation(tmp_path / "tune" / "own")["budgets"]["6"]
+    assert line["verdict"] == "not confirmed: a first guess of 64 images, which nothing has measured"
+    assert "367 evaluations" in done.stdout  # of 64 x 6: 32 x 6 for its images, 35 for each of 5 responses
+
+
+def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
+    experiment = Experiment.build(composed(*gaussian, "sampler=preconditioned_sde", "sampler.eta=auto"))
+    assert experiment.fingerprint["sampler.eta"] == f"{experiment.sample.sampler.eta:g}"
+    # An exact score sees all noise, so that no filter has anything to remove.
+    filtered = ["filter=statistics", "filter.alpha=auto", "sampler=predictor_corrector", "sampler/corrector=none"]
+    statistics = ["dataset=folder", "dataset.shape=[1,4,4]", "dataset.source.root=nowhere"]
+    with pytest.raises(PDSError, match=r"filter.alpha must be a number, or filter=none: .* no filter is needed"):
+        Experiment.build(composed(*gaussian, *filtered, *statistics, "sampler.iterations=20"))
 
 
 def answer(winner, default, nfe=20):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Annotated
 
 from pds.errors import PDSError
@@ -26,11 +27,21 @@ class Measured:
         run: its overrides, beside those of the whole search.
         nfe: evaluations an image.
         distances: by seed.
+        runs: names of the run folders, by seed.
     """
 
     run: Sequence[str]
     nfe: Annotated[int, Range(0)]
     distances: Mapping[str, float] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> str:
+        """Mean and standard deviation over seeds."""
+        values = list(self.distances.values())
+        if len(values) < 2:
+            return "".join(f"{value:.4g}" for value in values) or "–"
+        return f"{mean(values):.4g} ± {stdev(values):.2g}"
 
 
 @dataclass(frozen=True)

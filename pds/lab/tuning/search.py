@@ -40,6 +40,7 @@ from pds.lab.settings import Tune, settings
 from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
+from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of
 from pds.lab.tuning.study import Study, locked, storage_of
@@ -367,8 +368,8 @@ class Tuning:
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
         for number, result in self._each(jobs, why):
             one, seed = pair[number % len(pair)], jobs[number][2]
-            value = self.distance(result, o.final)
-            pair[number % len(pair)] = replace(one, distances={**one.distances, str(seed): value})
+            distances = {**one.distances, str(seed): self.distance(result, o.final)}
+            pair[number % len(pair)] = replace(one, distances=distances, runs={**one.runs, str(seed): result["name"]})
         beside = None if default is None else pair[-1]
         return Answer(pair[0], beside, why[0] if why else "")
 
@@ -377,8 +378,8 @@ class Tuning:
         rows = [["budget", "evaluations", "recommended", "distance", "default", "verdict"]]
         for budget, answer in answers.items():
             best = answer.recommended
-            beside = "" if answer.default is None else _spread(answer.default)
-            rows.append([str(budget), str(best.nfe), " ".join(best.run), _spread(best), beside, answer.verdict])
+            beside = "" if answer.default is None else answer.default.spread
+            rows.append([str(budget), str(best.nfe), " ".join(best.run), best.spread, beside, answer.verdict])
         metric = None if self.like.metric is None else self.metric.name("fid", self.options.final)
         common = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
         path = write(self.folder, common, metric, answers, self.command)
@@ -390,21 +391,12 @@ class Tuning:
         if metric is None:
             return
         try:
-            show(f"report   {write_report(self.folder)}")
+            about = (self.command, metric, self.options.images, self.studies, answers)
+            page = write_page(self.folder, *about, f"{evaluations:,} {seconds / 60:.1f}")
+            show(f"report   {page}\nruns     {write_report(self.folder)}")
         except PDSError as error:  # the answer is there all the same
             log.warning("%s", error)
 
 
 def _of_trial(trial: FrozenTrial) -> Measured:
     return Measured(list(trial.user_attrs["overrides"]), trial.user_attrs["nfe"])
-
-
-def _spread(setting: Measured) -> str:
-    """Mean and standard deviation over seeds."""
-    values = list(setting.distances.values())
-    if not values:
-        return "–"
-    mean = math.fsum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.4g}"
-    return f"{mean:.4g} ± {math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)):.2g}"

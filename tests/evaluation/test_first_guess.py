@@ -1,0 +1,72 @@
+"""The first guess: the exact recursion for an exact response, and more noise for a network that does not see it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import pds
+from pds.data.statistics import DatasetStatistics
+from pds.evaluation.excess_noise import FACTORS, NoiseResponse
+from pds.evaluation.first_guess import Look, best_eta, guess, guess_alpha, look_at
+from pds.models.wrap import wrap
+
+SIZE = 8
+PROCESS = pds.VarianceExploding(0.01, 16, 1000)
+
+
+def look(response):
+    k = torch.fft.fftfreq(SIZE, 1 / SIZE)
+    power = SIZE**2 * 0.5 / (1 + k[:, None] ** 2 + k[None, :] ** 2)
+    zero = torch.zeros(1, SIZE, SIZE)
+    statistics = DatasetStatistics("its own images", power[None], zero, zero)
+    levels = (0.01, 0.4, 16.0)
+    return Look(NoiseResponse(levels, FACTORS, tuple(tuple(map(response, FACTORS)) for _ in levels)), statistics, 0)
+
+
+SEES, BLIND = look(lambda k: k), look(lambda k: 1.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wrap(lambda x, sigma: x, predicts="data", process=PROCESS, shape=(1, SIZE, SIZE), data_range=(0, 1))
+
+
+def test_an_exact_response_gives_the_exact_recursion(model):
+    sampler = pds.PreconditionedSDE(12, 7.0, eta=1.5)
+    levels, power = sampler.levels(PROCESS), torch.logspace(-4, 1, 9, dtype=torch.float64)
+    exact = sampler.variance(levels, power)
+    assert torch.allclose(sampler.variance(levels, power, share=lambda sigma, k: torch.ones_like(k)), exact)
+    # Without noise drawn anew an exact score forgets what the prior had too much, and a blind one keeps it to the end.
+    ode = replace(sampler, eta=0.0)
+    exact, seen = (ode.variance(levels, power, start=start) for start in (1.0, 1.1))
+    assert (seen / exact)[0] < 1.5
+    assert ode.variance(levels, power, share=lambda sigma, k: 1 / k, start=1.1)[0] == pytest.approx(1.6**2, rel=0.1)
+
+
+def test_a_network_that_is_blind_to_excess_noise_needs_more_of_it_drawn_anew(model):
+    ode = pds.PreconditionedSDE(20, 7.0)
+    seen, blind = (best_eta(ode, model, known, (0.0, 0.5, 1.0, 2.0)) for known in (SEES, BLIND))
+    assert blind.sampler.eta > seen.sampler.eta
+    assert guess(model, SEES, 20).predicted <= best_eta(replace(ode, rho=10.0), model, SEES, (1.0,)).predicted
+    levels = pds.PredictorCorrector(30, corrector=None).levels(PROCESS)
+    assert guess_alpha(model, SEES, levels) == math.inf
+    assert 1 < guess_alpha(model, BLIND, levels) < 20
+
+
+def test_a_response_is_measured_on_the_networks_own_images_at_the_cost_of_64():
+    asked = []
+
+    def network(x, sigma):
+        asked.append(len(x))
+        return x / (1 + sigma[:, None, None, None] ** 2)
+
+    model = wrap(network, predicts="data", process=PROCESS, shape=(1, SIZE, SIZE), data_range=(0, 1))
+    asked.clear()
+    found = look_at(model, 10)
+    assert found.evaluations == sum(asked) <= 640
+    at_16 = [found.response(16.0, k) for k in FACTORS]
+    assert at_16 == pytest.approx(FACTORS, rel=0.02)  # exact for a Gaussian of variance 1
+    with pytest.raises(pds.PDSError, match="at least 2 iterations"):
+        look_at(model, 1)
