@@ -26,6 +26,7 @@ from diffusers import (  # noqa: E402
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
+    PNDMScheduler,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -201,21 +202,19 @@ def test_it_samples_in_pipelines_saves_loads_and_swaps(tmp_path, make, sampled):
     assert all(back[key] == before[key] for key in ("num_train_timesteps", "beta_schedule", "prediction_type"))
 
 
+def conditional_unet(channels):
+    """A network that takes texts of width 8."""
+    blocks = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 2}
+    shape = {"sample_size": 8, "in_channels": channels, "out_channels": channels, "cross_attention_dim": 8}
+    return random(UNet2DConditionModel(**shape, **blocks, **sizes))
+
+
 def test_a_conditional_network_with_guidance_of_ones_own():
-    network = random(
-        UNet2DConditionModel(
-            sample_size=8,
-            in_channels=2,
-            out_channels=2,
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            layers_per_block=1,
-            cross_attention_dim=8,
-            attention_head_dim=2,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        )
-    )
+    network = conditional_unet(2)
     text = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(1))
     latents = {}
     for make, given in (
@@ -234,6 +233,27 @@ def test_a_conditional_network_with_guidance_of_ones_own():
     ours, theirs, whole = latents.values()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     assert whole.isfinite().all() and (whole - ours).abs().max() > 0.01
+
+
+def test_in_the_pipeline_of_stable_diffusion():
+    pytest.importorskip("transformers", reason="transformers is not installed, and this pipeline asks for it")
+    pipe = diffusers.StableDiffusionPipeline(
+        vae(), None, None, conditional_unet(2), PNDMScheduler(steps_offset=1), None, None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    some, none = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+
+    def sampled(make, **given):
+        pipe.scheduler = make.from_config(pipe.scheduler.config, **given)
+        generator = torch.Generator().manual_seed(0)
+        texts = {"prompt_embeds": some, "negative_prompt_embeds": none, "guidance_scale": 3.0}
+        return pipe(height=8, width=8, num_inference_steps=4, generator=generator, output_type="latent", **texts).images
+
+    theirs, ours = sampled(DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"), sampled(PDSScheduler)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for given in ({"r": 0.2, "lam": 0.7}, {"precondition": "whole"}):
+        filtered = sampled(PDSScheduler, **given)
+        assert filtered.isfinite().all() and (filtered - ours).abs().max() > 0.01
 
 
 REFUSED = {
