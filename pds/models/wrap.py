@@ -42,11 +42,16 @@ class _WithClasses(nn.Module):
 
     def __init__(self, network: nn.Module, no_class: int | None) -> None:
         super().__init__()
-        self.network, self.no_class = network, -1 if no_class is None else no_class
+        self.network, self.no_class = network, no_class
 
     def forward(self, x: Tensor, label: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = torch.full(label.shape, -1, device=x.device) if labels is None else labels
-        output: Tensor = self.network(x, label, labels.where(labels >= 0, self.no_class))
+        if self.no_class is not None:
+            labels = labels.where(labels >= 0, self.no_class)
+        elif (labels < 0).any():
+            problem = "is missing, and an image without a class asks for it: give the label that stands for none"
+            raise OptionError("no_class", problem)
+        output: Tensor = self.network(x, label, labels)
         return output
 
 
