@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from tqdm import tqdm
+
 from pds.files import appending
 from pds.lab.terminal import one_line, printable
 
@@ -33,8 +35,9 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            sys.stderr.write(f"{self.format(record)}\n")
-            sys.stderr.flush()
+            with tqdm.external_write_mode(sys.stderr):  # bars move out of the way
+                sys.stderr.write(f"{self.format(record)}\n")
+                sys.stderr.flush()
         except Exception:
             self.handleError(record)
 
@@ -55,6 +58,23 @@ def show_lines(prefix: str = "") -> None:
     logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)
     logging.getLogger("pds").setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def quieter(*names: str) -> Iterator[None]:
+    """Keep what some loggers say for information from the terminal, not from log files, while the block runs."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or record.name not in names
+
+    terminals = [handler for handler in logging.getLogger().handlers if isinstance(handler, Terminal)]
+    for terminal in terminals:
+        terminal.addFilter(matters)
+    try:
+        yield
+    finally:
+        for terminal in terminals:
+            terminal.removeFilter(matters)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import optuna
@@ -23,27 +24,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def write_page(
-    folder: Path, command: str, metric: str, images: int, studies: Mapping[int, Study], answers: Mapping[int, Answer], cost: str
-) -> Path:
+def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Study], answers: Mapping[int, Answer]) -> Path:
     """Write the page of a search into the folder of its group.
 
     Args:
         folder: of the group.
-        command: of the search.
-        metric: name of the confirmed distance.
-        images: of a trial.
+        about: the search: its `command`, `metric` of the confirmation, `images` of a trial, and what it cost in `evaluations`
+            and `seconds`.
         studies, answers: by budget.
-        cost: evaluations and minutes, as "1,000 5.0".
     """
-    evaluations, minutes = cost.split()
     page = {
         "title": f"Search for a sampler: {folder.name}",
-        "command": command,
-        "metric": metric,
-        "images": images,
-        "evaluations": evaluations,
-        "minutes": minutes,
+        **about,
         "answers": answers,
         "sides": {budget: _sides(answer) for budget, answer in answers.items()},
         "chart": _chart(studies),
@@ -94,7 +86,9 @@ def _pictures(folder: Path, answer: Answer) -> list[tuple[str, Picture]]:
 def _importance(study: optuna.Study) -> list[tuple[str, str]]:
     """Share of each option; none where too few trials were measured to tell."""
     try:
-        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of options that few trials have
+            found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     except (ValueError, RuntimeError) as error:
         log.debug("no importance: %s", error)
         return []

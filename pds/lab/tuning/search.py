@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -34,6 +33,7 @@ from pds.lab import reference
 from pds.lab.cli import prepare
 from pds.lab.config import CONF, resolved
 from pds.lab.experiment import Experiment, StoppedError, measured
+from pds.lab.logs import quieter
 from pds.lab.report import write_report
 from pds.lab.runs import essence, group_folder, says_where
 from pds.lab.settings import Tune, settings
@@ -268,6 +268,7 @@ class Tuning:
                 bar.refresh()
 
             refresh()
+            bar.initial = bar.n  # the pace is that of this process
             reasons: list[str] = []
             for budget, study in self.studies.items():
                 while not self.reached(0.5, o.images * budget):
@@ -316,7 +317,10 @@ class Tuning:
         cfg.images, cfg.seed, cfg.shard_size = images, seed, self._first
         named = [override for override in [*self.common, *here] if not override.startswith("tracker")]
         command = ["experiments/run.py", *named, f"group={self.group}"]
-        return measured(cfg, named, command, self.like, look)
+        # Two trials may be one setting.
+        digest = json_digest({"overrides": named})
+        with locked(self.folder / "locks" / f"run-{digest}"), quieter("pds.generation", "pds.lab.experiment"):
+            return measured(cfg, named, command, self.like, look)
 
     # Its leaders and its winner.
 
@@ -328,8 +332,8 @@ class Tuning:
         while waiting:
             before = len(waiting)
             for number, (overrides, nfe, seed, there) in list(waiting.items()):
-                said = hashlib.sha256(json.dumps([*overrides, seed]).encode()).hexdigest()[:16]
-                known = f"{said} {seed}" in self.sampled
+                said = json_digest({"overrides": [*overrides], "seed": seed})
+                known = said in self.sampled
                 evaluations = nfe * (self.options.final - there)
                 if not known and (limit := self.reached(1, evaluations)):
                     why.append(limit)
@@ -343,7 +347,7 @@ class Tuning:
                     except (PDSError, OSError, RuntimeError) as error:
                         log.warning("%s, seed %d, could not be measured: %s", " ".join(overrides), seed, error)
                         continue
-                self.sampled[f"{said} {seed}"] = (evaluations, result["wall_clock"]["seconds"])
+                self.sampled[said] = (evaluations, result["wall_clock"]["seconds"])
                 yield number, result
             if len(waiting) == before:
                 time.sleep(POLL)
@@ -391,8 +395,9 @@ class Tuning:
         if metric is None:
             return
         try:
-            about = (self.command, metric, self.options.images, self.studies, answers)
-            page = write_page(self.folder, *about, f"{evaluations:,} {seconds / 60:.1f}")
+            about = {"command": self.command, "metric": metric, "images": self.options.images}
+            about |= {"evaluations": evaluations, "seconds": seconds}
+            page = write_page(self.folder, about, self.studies, answers)
             show(f"report   {page}\nruns     {write_report(self.folder)}")
         except PDSError as error:  # the answer is there all the same
             log.warning("%s", error)
