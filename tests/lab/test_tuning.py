@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from statistics import stdev
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -16,17 +17,20 @@ from optuna.trial import TrialState
 from test_configurations import composed
 
 import pds
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.generation import DivergedError, ImageSampler
 from pds.lab.config import CONF, build
 from pds.lab.experiment import Experiment
+from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
+from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured
 from pds.lab.tuning.space import kinds_of
 from pds.lab.tuning.study import storage_of
 from pds.options import Search
 from pds.preconditioning.preconditioner import Identity
+from pds.processes.forward import VariancePreserving
 
 # A Gaussian in 4 x 4 pixels: its exact denoiser, and the Fréchet distance of its pixels.
 CODE = """
@@ -67,10 +71,12 @@ ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=10
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """No report, whose charts take longer than a search here, and trials that may be pruned early."""
+    """No report and no page, whose charts take longer than a search here, and trials that may be pruned early."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "write_page", lambda folder, *rest: folder / "tuning.html")
         patch.setattr(search, "write_report", lambda folder: folder / "report.html")
         patch.setattr(study, "UNPRUNED", 2)
+        patch.setattr(search, "POLL", 0.02)
         yield
 
 
@@ -98,6 +104,7 @@ def found(gaussian, tmp_path_factory):
     outputs = tmp_path_factory.mktemp("found")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImageSampler, "__call__", counted)
+        patch.setattr(search, "write_page", write_page)
         done = command("tune.py", *gaussian, *SIZES, *ETA, f"outputs={outputs}")
     assert done.returncode == 0, done.stderr
     return outputs / "tune" / "own", done, sampled
@@ -267,14 +274,14 @@ def test_a_lead_within_the_spread_is_level_and_the_cheaper_or_simpler_is_recomme
 
 
 def test_kinds_take_the_most_iterations_that_fit_and_what_a_process_cannot_take_is_left_out():
-    vp = composed("model=ddpmpp_small", "model.checkpoint=null")
+    vp = SimpleNamespace(process=VariancePreserving(0.1, 20, 1000), shape=(1, 28, 28))
     space = {
         "heun": {"run": ["sampler=edm"]},
         "discrete": {"run": ["sampler=predictor_corrector", "sampler/corrector=none"]},
         "adaptive": {"run": ["sampler=adaptive"]},
         "gone": None,
     }
-    kinds, left_out = kinds_of(space, 20, lambda run: a_run(*run), build(vp.model), None)
+    kinds, left_out = kinds_of(space, 20, lambda run: a_run(*run), vp, None)
     assert [(kind.run[-1], kind.nfe) for kind in kinds] == [("sampler.iterations=10", 19)]
     assert left_out.keys() == {"discrete", "adaptive"}
     assert "above 20" in left_out["discrete"] and "chooses its evaluations itself" in left_out["adaptive"]
@@ -285,7 +292,7 @@ def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
     space = {name: space[name] for name in ("preconditioned_sde_filtered", "langevin", "dpm_solver")}
     space["dpm_solver"]["vary"] = {"sampler": {"order": [1, 2], "eta": [0, 1]}}
     space["langevin"]["vary"] = {"filter.alpha": None}
-    kinds, _ = kinds_of(space, 9, lambda run: a_run(*run), build(a_run().model), build(a_run().dataset))
+    kinds, _ = kinds_of(space, 9, lambda run: a_run(*run), VE, build(a_run().dataset))
     varied = {kind.name: {one.key: one.tried for one in kind.varied} for kind in kinds}
     assert varied["preconditioned_sde_filtered"] == {
         "sampler.rho": Search(2, 14, log=True),
@@ -298,6 +305,9 @@ def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
     assert varied["dpm_solver"] == {"sampler.order": (1, 2), "sampler.eta": Search(0, 1)}
     assert [kind.nfe for kind in kinds] == [9, 8, 9]
     assert all(one.starts for kind in kinds for one in kind.varied)
+
+
+VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28))
 
 
 @functools.cache
@@ -323,19 +333,26 @@ def test_a_wrong_space_is_one_sentence(what):
     if "sde" not in space:
         space = {"sde": {"run": ["sampler=preconditioned_sde"], "vary": space}}
     with pytest.raises(PDSError, match=said):
-        kinds_of(space, 6, lambda run: a_run(*run), build(a_run().model.process), None)
+        kinds_of(space, 6, lambda run: a_run(*run), VE, None)
 
 
 REFUSED = {
     "no budget": ([], "budgets has no value"),
-    "a budget of nothing": (["budgets=[0]"], "budgets must be a list of 1 to 100 whole numbers from 1 to 100000"),
     "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
-    "images": (["budgets=[6]", "images=10"], "images must be a multiple of 4 that divides final, got 10 and 2048"),
-    "seeds": (["budgets=[6]", "seeds=[9,10]"], "none of them the seed of the trials, 10"),
     "nothing fits": (["budgets=[1]", "space.preconditioned_sde.run=['sampler=adaptive']"], "nothing in the space can sample"),
     "a metric of other images": (["budgets=[6]", "metric=mnist_classifier"], "28"),
     "no such database": (["budgets=[6]", "storage=nothing://here"], "storage=nothing://here cannot be used"),
 }
+
+
+def test_numbers_that_do_not_belong_together_are_refused():
+    for given, said in {
+        "budgets": ([0], "budgets must be a list of 1 to 100 whole numbers from 1 to 100000"),
+        "images": (10, "images must be a multiple of 4 that divides final, got 10 and 2048"),
+        "seeds": ([9, 10], "none of them the seed of the trials, 10"),
+    }.items():
+        with pytest.raises(OptionError, match=said[1]):
+            Tune(**{"budgets": [6], given: said[0]})
 
 
 @pytest.mark.parametrize("what", REFUSED)
