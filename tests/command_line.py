@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +53,24 @@ def started(*arguments, cwd=ROOT, **variables):
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment(**variables), check=False
     )
+
+
+forks = multiprocessing.get_context("fork")
+
+
+def side_by_side(work):
+    """Run `work` in two copies of this process that find each other as those of torchrun do; neither may fail."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    there = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def copy(rank):
+        os.environ.update(there | {"RANK": rank, "LOCAL_RANK": rank})
+        work()
+
+    copies = [forks.Process(target=copy, args=(rank,), daemon=True) for rank in "01"]
+    for process in copies:
+        process.start()
+    for process in copies:
+        process.join(300)
+    assert [process.exitcode for process in copies] == [0, 0]

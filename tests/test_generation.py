@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import side_by_side
 from conftest import GaussianTarget, natural_power
 
 import pds.shards
@@ -144,33 +145,17 @@ generate(image_sampler(), shards(folder, IMAGES, 5), 5, die_in_the_third)
     assert np.array_equal(images_of(tmp_path), unbroken)
 
 
-def two_processes(script):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, check=False, timeout=300, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
-
-
 def test_two_processes_share_the_shards_of_one_run(tmp_path, unbroken):
-    code = f"""
-import sys
-sys.path[:0] = {sys.path!r}
-from pathlib import Path
-from test_generation import image_sampler, IMAGES
-from pds.generation import Processes, generate
-from pds.shards import shards
-processes = Processes.join()
-if processes.rank:
-    Path.exists = lambda path: True  # on its view of the disk all shards are there
-mine = []
-generate(image_sampler(), shards(Path({str(tmp_path)!r}), IMAGES, 5), 5, processes=processes,
-         on_shard=lambda shard, seconds: mine.append(shard.indices.start))
-Path({str(tmp_path)!r}, f"rank-{{processes.rank}}").write_text(" ".join(map(str, mine)))
-assert len(list(Path({str(tmp_path)!r}).glob("shard-*.npz"))) == 5, "a process returned before all shards were there"
-"""
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    two_processes(script)
+    def work():
+        processes, mine = Processes.join(), []
+        if processes.rank:
+            Path.exists = lambda path: True  # on its view of the disk all shards are there
+        todo, told = shards(tmp_path, IMAGES, 5), lambda shard, seconds: mine.append(shard.indices.start)
+        generate(image_sampler(), todo, 5, processes=processes, on_shard=told)
+        (tmp_path / f"rank-{processes.rank}").write_text(" ".join(map(str, mine)))
+        assert len(list(tmp_path.glob("shard-*.npz"))) == 5, "a process returned before all shards were there"
+
+    side_by_side(work)
     shares = [Path(tmp_path, f"rank-{rank}").read_text().split() for rank in (0, 1)]
     assert sorted(shares) == [["0", "10", "20"], ["5", "15"]]
     assert np.array_equal(images_of(tmp_path), unbroken)
@@ -229,27 +214,19 @@ def test_what_a_compiled_network_does_once_is_neither_timed_nor_counted(tmp_path
 
 
 def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(f"""
-import sys
-sys.path[:0] = {sys.path!r}
-from pathlib import Path
-from test_generation import image_sampler
-from pds.errors import PDSError
-from pds.files import Array
-from pds.generation import Processes, generate
-from pds.shards import shards
-processes = Processes.join()
-def annotate(images):
-    if processes.rank == 1:
-        raise PDSError("the second process has no disk")
-    return {{}}
-try:
-    generate(image_sampler(), shards(Path({str(tmp_path)!r}), 10, 5), 5, annotate, processes)
-except PDSError as error:
-    Path({str(tmp_path)!r}, f"rank-{{processes.rank}}").write_text(str(error))
-""")
-    two_processes(script)
+    def work():
+        processes = Processes.join()
+
+        def annotate(images):
+            if processes.rank == 1:
+                raise PDSError("the second process has no disk")
+            return {}
+
+        with pytest.raises(PDSError) as error:
+            generate(image_sampler(), shards(tmp_path, 10, 5), 5, annotate, processes)
+        (tmp_path / f"rank-{processes.rank}").write_text(str(error.value))
+
+    side_by_side(work)
     for rank in (0, 1):
         assert Path(tmp_path, f"rank-{rank}").read_text() == "the second process has no disk"
     assert sorted(path.name for path in tmp_path.glob("shard-*")) == ["shard-00000.npz"]

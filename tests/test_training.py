@@ -111,11 +111,11 @@ def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
 def test_it_learns(tmp_path):
     score = small()
     seen = []
-    trained(iterations=150, batch_size=16, learning_rate=5e-3, warmup=10, checkpoint_every=150, bf16=False).fit(
+    trained(iterations=100, batch_size=8, learning_rate=1e-2, warmup=10, checkpoint_every=100, bf16=False).fit(
         score, images(), tmp_path / "t.pt", torch.device("cpu"), callback=seen.append
     )
-    assert [record["iteration"] for record in seen] == [50, 100, 150]
-    assert seen[-1]["loss"] < 0.6 * seen[0]["loss"]
+    assert [record["iteration"] for record in seen] == [50, 100]
+    assert seen[-1]["loss"] < 0.75 * seen[0]["loss"]
 
 
 def test_impossible_settings_are_refused(tmp_path):

@@ -38,17 +38,24 @@ def full(name):
     return table, [of_point[digest] for cell in table.cells for digest in cell.points]
 
 
+@functools.cache
+def is_choice(name):
+    return GlobalHydra.instance().config_loader().repository.group_exists(name)
+
+
+@functools.cache
+def chosen(*choices):
+    return compose("run", [*choices, "tracker=none"])
+
+
 def configurations(points):
     """The configuration of each point: what is chosen is composed once, the values are put in by Hydra as ever."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        is_choice = functools.cache(loader.repository.group_exists)
-        chosen = functools.cache(lambda choices: compose("run", [*choices, "tracker=none"]))
         made = []
         for point in points:
-            choices = tuple(override for override in point if is_choice(key(override)))
-            cfg = copy.deepcopy(chosen(choices))
+            choices = [override for override in point if is_choice(key(override))]
+            cfg = copy.deepcopy(chosen(*sorted(choices)))
             values = OverridesParser.create().parse_overrides([override for override in point if override not in choices])
             ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
             made.append(cfg)
