@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pds.processes.schedules import ProcessTimes as ProcessTimes
     from pds.remedies import band_correction as band_correction
     from pds.remedies import epsilon_scaling as epsilon_scaling
+    from pds.remedies import level_shift as level_shift
     from pds.remedies import seen_noise as seen_noise
     from pds.remedies import time_shift as time_shift
     from pds.samplers.accelerated import DDIM as DDIM
@@ -80,7 +81,7 @@ _HOMES = {
     "pds.processes.discrete": "DiscreteVariancePreserving beta_schedule",
     "pds.processes.forward": "SubVariancePreserving VarianceExploding VariancePreserving",
     "pds.processes.schedules": "LearningRates ProcessTimes",
-    "pds.remedies": "band_correction epsilon_scaling seen_noise time_shift",
+    "pds.remedies": "band_correction epsilon_scaling level_shift seen_noise time_shift",
     "pds.samplers.accelerated": "AcceleratedDeterministic AcceleratedStochastic DDIM",
     "pds.samplers.adaptive": "AdaptiveSDE",
     "pds.samplers.analytic": "AnalyticDDIM",

@@ -75,7 +75,7 @@ def sample(
         sampler: None for the model's own, or `DEFAULT` where it has none.
         filter: a frequency or space filter, for PDS; None samples without one.
         solenoid: a solenoidal term; None samples without one.
-        statistics: of the training images, for a `StatisticsFilter`; None for those of the model.
+        statistics: of the training images, for a `StatisticsFilter` or a sampler's `start`; None for those of the model.
         labels: classes of the images, in turn: a list, "uniform" for all of them, or a file of whole numbers; None for images
             without a class.
         guidance: towards the labels, as `ClassifierFree`; None for the network's class alone.
@@ -95,7 +95,7 @@ def sample(
 
     def required() -> DatasetStatistics:
         if known is None:
-            raise OptionError("statistics", "is missing, and this filter is made of it: give pds.statistics(folder of images)")
+            raise OptionError("statistics", "is missing, and it is needed here: give pds.statistics(folder of images)")
         return known
 
     def moments(count: int) -> NoiseMoments:
@@ -107,7 +107,7 @@ def sample(
             raise OptionError("sampler", f"{problem}: give its moments, from pds.moments.noise_moments")
         return found
 
-    sampler = sampler.with_moments(moments)
+    sampler = sampler.with_moments(moments).with_statistics(required, model.data_range)
     P = build_preconditioner(filter or NoFilter(), solenoid or NoSolenoid(), model.shape, required, place)
     steps = sampler.levels(model.process)
     doubts = sampler.check(steps, P)

@@ -1,5 +1,6 @@
 """Each remedy does what its paper or its docstring says to a score, leaves an exact one alone where it should, and samples."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -16,10 +17,12 @@ from pds.processes.forward import VarianceExploding
 from pds.remedies import (
     BandCorrection,
     EpsilonScaling,
+    LevelShift,
     SeenNoise,
     TimeShift,
     band_correction,
     epsilon_scaling,
+    level_shift,
     seen_noise,
     time_shift,
 )
@@ -90,16 +93,29 @@ def test_band_correction_scales_the_bands():
 @pytest.mark.parametrize("k", [0.7, 1.0, 1.5])
 def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
     x, sigma = state(k, 5.0, count=32)
-    noise = -5.0 * SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x, sigma)
+    noise = -5.0 * SeenNoise(Blind(), POWER)(x, sigma)
     assert (noise / x * 5.0).mean().item() == pytest.approx(1, abs=0.01)
     assert (-5.0 * Blind()(x, sigma) / x * 5.0).mean().item() == pytest.approx(1 / k, abs=0.01)
-    torch.testing.assert_close(SeenNoise(Exact(), POWER, lambda sigma, k: k)(x, sigma), Exact()(x, sigma), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(SeenNoise(Exact(), POWER)(x, sigma), Exact()(x, sigma), rtol=0.01, atol=1e-4)
     # Several levels at once are as good as each alone, and where the data are everywhere nothing changes.
     mixed = torch.tensor([5.0, 0.5, 1e-4])
-    together = SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x[:3], mixed)
-    alone = [SeenNoise(Blind(), POWER, lambda sigma, k: 1.0)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]
+    together = SeenNoise(Blind(), POWER)(x[:3], mixed)
+    alone = [SeenNoise(Blind(), POWER)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone))
     assert torch.equal(alone[2], Blind()(x[2:3], mixed[2:3]))
+
+
+def test_level_shift_tells_a_multiple_of_the_level_and_keeps_the_images_in_the_data_range():
+    inner = Exact()
+    x, sigma = state(1.0, 0.2)
+    answer = LevelShift(inner, 1.5, None)(x, sigma)
+    assert torch.equal(inner.told, 1.5 * sigma)
+    torch.testing.assert_close(answer, 1.5 * Exact()(x, 1.5 * sigma))
+    held = LevelShift(Exact(), 1.5, (-0.01, 0.02))(x, sigma)
+    D, free = (x + sigma[:, None, None, None] ** 2 * s for s in (held, answer))
+    assert free.min() < -0.01 and free.max() > 0.02
+    torch.testing.assert_close(D, free.clamp(-0.01, 0.02), rtol=0, atol=1e-6)
+    assert torch.equal(LevelShift(Exact(), 1.0, None)(x, sigma), Exact()(x, sigma))
 
 
 def model(score):
@@ -110,7 +126,7 @@ def model(score):
     return replace(made, score=score, statistics=statistics)
 
 
-REMEDIES = [epsilon_scaling, partial(time_shift, window=0.5, cutoff=0.05), band_correction, seen_noise]
+REMEDIES = [epsilon_scaling, partial(time_shift, window=0.5, cutoff=0.05), band_correction, level_shift, seen_noise]
 
 
 @pytest.mark.parametrize("remedy", REMEDIES)
@@ -129,6 +145,7 @@ def test_what_is_refused():
         (epsilon_scaling, {"scale": 0.0}),
         (time_shift, {"window": 1.5}),
         (band_correction, {"low": float("nan")}),
+        (level_shift, {"scale": math.inf}),
     ):
         with pytest.raises(OptionError) as error:
             remedy(model(Exact()), **odd)

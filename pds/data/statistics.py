@@ -47,6 +47,14 @@ class DatasetStatistics:
         channels, height, width = self.power.shape
         return channels, height, width
 
+    def gaussian(self, data_range: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
+        """(C, H, W) float64 mean, and variance in each mode of the orthonormal DFT, in a data range."""
+        black, white = data_range
+        mean = self.mean.double()
+        power = (self.power.double() - torch.fft.fft2(mean).abs().square()) / mean[0].numel()
+        # A mode that no image has (a margin that is always black) has a variance of rounding errors.
+        return black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12)
+
     def save(self, path: Path) -> None:
         """Write as npz, atomically; nothing in it is pickled."""
         with atomic_path(path) as temporary, open(temporary, "wb") as file:

@@ -147,7 +147,7 @@ def best_eta(
     distance = torch.zeros(gains.shape[:2], dtype=torch.float64)
     for sign in (-1, 1):
         start = 1 + sign * spread
-        left = seen.variance(levels, power.expand(gains.shape), gains, share=_share(look.response), start=start)
+        left = seen.variance(levels, power.expand(gains.shape), gains, share=_share(look.response), initial=start)
         distance += (left.clamp(min=0).sqrt() - target.sqrt()).square().sum(-1) * law.power.numel() / len(chosen) / 2
     distance = torch.where(distance.isfinite(), distance, math.inf)
     eta, alpha = divmod(int(distance.argmin()), len(alphas))

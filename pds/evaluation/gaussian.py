@@ -38,12 +38,7 @@ class StationaryGaussian:
     @classmethod
     def of(cls, statistics: DatasetStatistics, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
         """The one with the mean image and the power spectrum of a data set, in the data range of a model."""
-        black, white = data_range
-        mean = statistics.mean.double()
-        pixels = mean.shape[-2] * mean.shape[-1]
-        power = (statistics.power.double() - torch.fft.fft2(mean).abs().square()) / pixels
-        # A mode that no image has (a margin that is always black) has a variance of rounding errors.
-        return cls(black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12))
+        return cls(*statistics.gaussian(data_range))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         spectrum = torch.fft.fft2(x.double() - self.mean) / (self.power + sigma.double().square()[:, None, None, None])

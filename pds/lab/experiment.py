@@ -105,6 +105,7 @@ class Experiment:
             remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
             score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
         with keyed(cfg.sampler):
+            sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range)
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
         sample = ImageSampler(
             score,

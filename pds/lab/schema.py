@@ -47,7 +47,7 @@ from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_f
 from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
-from pds.remedies import band_correction, epsilon_scaling, seen_noise, time_shift
+from pds.remedies import band_correction, epsilon_scaling, level_shift, seen_noise, time_shift
 from pds.samplers.accelerated import DDIM, AcceleratedDeterministic, AcceleratedStochastic
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.analytic import AnalyticDDIM
@@ -145,7 +145,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     },
     "sampler/corrector": {"none": no_corrector},
     "schema/sampler/corrector": {"langevin": Langevin, "annealed_langevin": AnnealedLangevinSteps},
-    "remedy": {remedy.__name__: remedy for remedy in (epsilon_scaling, time_shift, band_correction, seen_noise)},
+    "remedy": {remedy.__name__: remedy for remedy in (epsilon_scaling, time_shift, level_shift, band_correction, seen_noise)},
     "guidance": {"classifier_free": ClassifierFree},
     "metric": {
         "none": no_metric,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,14 @@ from pds.noise import NoiseSource
 from pds.options import Count, Range, Search, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.forward import Process
-from pds.processes.ladders import Rho
+from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pds.data.statistics import DatasetStatistics
 
 Number = float | Tensor
 
@@ -34,6 +40,26 @@ class Step(NamedTuple):
     kept: Number
     span: Number | None
     noise: Number
+
+
+@dataclass(frozen=True, eq=False)
+class DataLaw:
+    """The Gaussian with the mean and the power spectrum of the data.
+
+    Attributes:
+        mean: (C, H, W) float64, in the data range of the model.
+        power: (C, H, W) float64 variance of each mode of the orthonormal DFT.
+        provenance: of the statistics that it is made of.
+    """
+
+    mean: Tensor
+    power: Tensor
+    provenance: Mapping[str, Any]
+
+    def noised(self, z: Tensor, sigma: float) -> Tensor:
+        """Its state with noise of level sigma, from standard normal z: the mean + F^-1 sqrt(p + sigma^2) F z."""
+        deviation = (self.power + sigma**2).sqrt().to(z.device, z.dtype)
+        return self.mean.to(z.device, z.dtype) + torch.fft.ifft2(deviation * torch.fft.fft2(z)).real
 
 
 @options
@@ -55,6 +81,10 @@ class PreconditionedSDE(KarrasLevelsSampler):
     W = h / 2 (1 - e^(-c h)) ("midpoint"). With order 1, in the first iteration and in the last, to 0, W = 0. The last step
     gives D: on a Gaussian of variance p it maps the exact law to p^2 / (p + sigma_min^2).
 
+    A walk may be shorter than the noise of the process, so that all T levels lie where the images are decided. At `start` the
+    state is drawn from the Gaussian with the mean and the spectrum of the data and sigma^2 of noise. That is its law where the
+    noise hides all else. The step to 0 is taken from `end`, and gives p^2 / (p + end^2).
+
     Between fixed ends the mean and the variance of a Gaussian converge with the order. At few steps neither weight keeps the
     variance: see `variance`. With order 1 every omega is stable, and a large one loses variance. With order 2 the exact weight
     is unstable from omega s h of about 1 on, s an eigenvalue of S; the midpoint's is not.
@@ -71,7 +101,11 @@ class PreconditionedSDE(KarrasLevelsSampler):
             auto as well, a first guess for the network.
         eta_from: smallest noise level at which it acts; below, eta is 0.
         eta_to: largest noise level at which it acts; above, eta is 0.
+        slope: factor on W. 1 is of second order; above 1 the slope is carried further than a straight line goes.
+        start: largest noise level of the walk, inf for that of the process. A smaller one needs the statistics of the data.
+        end: noise level of the step to 0; 0 for the smallest of the process.
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
+        data: law that the walk starts from, for `start`; `pds.sample` and the runner give that of the model's statistics.
     """
 
     source: ClassVar[str] = "the reverse SDE, its Langevin half preconditioned; solved as in Lu et al., arXiv:2211.01095"
@@ -84,9 +118,15 @@ class PreconditionedSDE(KarrasLevelsSampler):
     eta: Annotated[float, Range(0, 1000), Search(0.25, 8, log=True, auto=True)] = 2.0
     eta_from: Annotated[float, Range(0, 1e9)] = 0.0
     eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
+    slope: Annotated[float, Range(0, 10)] = 1.0
+    start: Annotated[float, Range(1e-9, 1e9, infinity="the largest level of the process")] = math.inf
+    end: Annotated[float, Range(0, 1e9)] = 0.0
     prior_norm: Annotated[Literal["drawn", "exact"], Search()] = "drawn"
+    data: DataLaw | None = None
 
     def __post_init__(self) -> None:
+        if self.end >= self.start:
+            raise OptionError("end", f"must be below start, got {self.end:g} and {self.start:g}")
         if self.eta_from > self.eta_to:
             raise OptionError("eta_from", f"must be at most eta_to, got {self.eta_from:g} and {self.eta_to:g}")
 
@@ -101,23 +141,48 @@ class PreconditionedSDE(KarrasLevelsSampler):
     @property
     def detail(self) -> str:
         parts = [f"ρ={self.rho:g}"] + [f"{self.weight} weight"] * (self.order == 2) + [f"η={self.eta:g}"] * self.stochastic
+        if self.slope != 1 and self.order == 2:
+            parts.append(f"slope × {self.slope:g}")
+        if self.start != math.inf or self.end:
+            ends = [f"from {self.start:g}"] * (self.start != math.inf) + [f"to {self.end:g}"] * (self.end > 0)
+            parts.append(f"σ {' '.join(ends)}")
         if (self.eta_from, self.eta_to) != (0, math.inf) and self.stochastic:
             parts.append(f"for σ in [{self.eta_from:g}, {self.eta_to:g}]")
         return ", ".join(parts + ["prior of exact norm"] * (self.prior_norm == "exact"))
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {} if self.data is None else {"start": dict(self.data.provenance)}
+
+    def with_statistics(self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float]) -> Self:
+        if self.data is not None or self.start == math.inf:
+            return self
+        known = statistics()
+        return replace(self, data=DataLaw(*known.gaussian(data_range), known.provenance))
+
     def levels(self, process: Process) -> list[Interval]:
-        """The T intervals from the process's largest noise level over its smallest to 0, at most as many as it has levels."""
+        """The T intervals from the largest noise level over the smallest to 0, at most as many as the process has levels."""
         if self.iterations > (most := len(process.ladder)):
             raise OptionError("iterations", f"must be at most {most}, the noise levels of the model, got {self.iterations}")
-        return super().levels(process)
+        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        if self.start <= smallest:
+            raise OptionError("start", f"must be above {smallest:g}, the smallest noise level of the model, got {self.start:g}")
+        if self.end >= largest:
+            raise OptionError("end", f"must be below {largest:g}, the largest noise level of the model, got {self.end:g}")
+        sigmas = karras_levels(max(self.end, smallest), min(self.start, largest), self.iterations, self.rho).tolist()
+        return [Interval(*ends) for ends in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
         x = super().prior(noise, process, preconditioner)
-        if self.prior_norm == "drawn":
-            return x
         # Of z: the scale of x is a number, and sqrt(d) the norm of z's own law.
         sigma = process.prior_std / process.scale(torch.ones(1, dtype=torch.float64)).item()
-        return x * (sigma * x[0].numel() ** 0.5 / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True))
+        if self.prior_norm == "exact":
+            x = x * (sigma * x[0].numel() ** 0.5 / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True))
+        if self.start >= process.ladder[0].item():
+            return x
+        if self.data is None:
+            raise OptionError("start", "needs the statistics of the data: give them to `with_statistics`, or leave start out")
+        return self.data.noised(x / sigma, self.start)
 
     def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:
         """Refuse a space filter and an omega with which the steps diverge; tell of one near that, and of an idle filter."""
@@ -152,12 +217,12 @@ class PreconditionedSDE(KarrasLevelsSampler):
             return Step(0.0, None, 0.0)
         kept: Any = (below / sigma) ** c
         noise = below * (1 - (below / sigma) ** (2 * g)) ** 0.5
-        if self.order == 1 or before is None:
+        if self.order == 1 or before is None or not self.slope:
             return Step(kept, None, noise)
         h, h_before = math.log(sigma / below), math.log(before / sigma)
         if self.weight == "midpoint":
-            return Step(kept, 2 * (h_before / h), noise)
-        return Step(kept, h_before / (h / (1 - kept) - 1 / c), noise)
+            return Step(kept, 2 * (h_before / h) / self.slope, noise)
+        return Step(kept, h_before / (h / (1 - kept) - 1 / c) / self.slope, noise)
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         D_before, before = x, None
@@ -189,7 +254,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         gain: Number = 1.0,
         turn: Number = 0.0,
         share: Callable[[float, Tensor], Tensor] | None = None,
-        start: float = 1.0,
+        initial: float = 1.0,
     ) -> Tensor:
         """What these steps make of the variance of Fourier modes with the exact score of a Gaussian, by its recursion.
 
@@ -199,13 +264,13 @@ class PreconditionedSDE(KarrasLevelsSampler):
             gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
             share: (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the standard
                 deviation that is due; None for the exact score.
-            start: of the standard deviation at the start, in units of sigma_max.
+            initial: standard deviation of the noise at the start, in units of its level.
 
         Returns:
             The variance after the last step, like `power`: p + sigma^2 at its level would be exact, p^2 / (p + sigma^2) after
-            the step from sigma to 0. The start has sigma_max^2.
+            the step from sigma to 0. A walk from `start` has the exact variance there, another sigma_max^2.
         """
-        V = torch.full_like(power, (start * levels[0].sigma) ** 2)
+        V = (initial * levels[0].sigma) ** 2 + (power if math.isclose(levels[0].sigma, self.start) else torch.zeros_like(power))
         # E[x D_before*] and E[D_before D_before*].
         C, W = torch.zeros_like(power, dtype=torch.complex128), torch.zeros_like(power)
         before = None

@@ -24,6 +24,7 @@ from pds.score import Score, denoised, score_at
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pds.data.statistics import DatasetStatistics
     from pds.samplers.analytic import NoiseMoments
 
 Callback = Callable[[int, float, Tensor], None]
@@ -118,6 +119,10 @@ class Sampler(Generic[Levels]):
 
     def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
         """This sampler with the moments of the model's noise, if it needs them; `measure(n)` takes n training images."""
+        return self
+
+    def with_statistics(self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float]) -> Self:
+        """This sampler with the statistics of the training images, if it needs them, in the data range of the model."""
         return self
 
     def without_denoising(self) -> Self:

@@ -26,6 +26,7 @@ from pds.processes.forward import VarianceExploding
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.analytic import NoiseMoments
+from pds.samplers.preconditioned_sde import DataLaw, PreconditionedSDE
 from pds.samplers.predictor_corrector import Ancestral, AnnealedLangevinSteps, EulerMaruyama, Langevin, ReverseDiffusion
 from pds.samplers.restart import Restart
 from pds.samplers.sampler import Sampler
@@ -51,9 +52,11 @@ TRIED = {
     "predictor": [ReverseDiffusion(), ReverseDiffusion(probability_flow=True), EulerMaruyama(), Ancestral(), None],
     "corrector": [Langevin(0.2), Langevin(0.2, 2, "batch"), AnnealedLangevinSteps(0.3, 2), None],
     "end": [None, 0.02],
+    "start": [math.inf, 2.0],
+    "data": [DataLaw(torch.full(SHAPE, 0.5).double(), torch.full(SHAPE, 0.1).double(), {})],
     "moments": [NoiseMoments((0.05, 4.0), (0.1, 0.99))],
 }
-OF_A_CLASS = {AdaptiveSDE: {"iterations": [2000], "eps_rel": [0.1]}}
+OF_A_CLASS = {AdaptiveSDE: {"iterations": [2000], "eps_rel": [0.1]}, PreconditionedSDE: {"end": [0.0, 0.1]}}
 
 
 def classes() -> list[type[Sampler]]:

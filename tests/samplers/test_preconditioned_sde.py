@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import GaussianTarget, natural_power
 from samplers.exact import SHAPE, SIZE, Impulses, exact_moments, measured_orders
 
 from pds.errors import OptionError, PDSError
-from pds.evaluation.gaussian import variance_errors
+from pds.evaluation.gaussian import StationaryGaussian, sampled_law, variance_errors
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -19,7 +20,7 @@ from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.ladders import karras_levels
 from pds.samplers.dpm_solver import DPMSolver
-from pds.samplers.preconditioned_sde import DIVERGED, PreconditionedSDE
+from pds.samplers.preconditioned_sde import DIVERGED, DataLaw, PreconditionedSDE
 from pds.samplers.sampler import Task
 from pds.samplers.sigma_space import Interval
 from pds.score import score_at
@@ -126,6 +127,33 @@ def test_the_variance_between_fixed_ends_converges_with_the_order(eta, order, na
         found.append(sampler.variance(sampler.levels(VE)[:-1], power, gain, turn))
     changes = [(a - b).abs().sum().item() for a, b in itertools.pairwise(found)]
     assert [math.log2(a / b) for a, b in itertools.pairwise(changes)] == pytest.approx([order, order], abs=0.2)
+
+
+@WEIGHTS
+@pytest.mark.parametrize(("T", "slope"), [(8, 1.4), (8, 0.0), (400, 1.0)])
+def test_a_shorter_walk_starts_from_the_law_of_the_data_and_ends_where_it_is_told(T, slope, weight):
+    mean, power = torch.linspace(0, 1, SIZE**2, dtype=torch.float64).reshape(SHAPE), 0.1 * natural_power(SIZE)[None]
+    target = StationaryGaussian(mean, power)
+    sampler = PreconditionedSDE(T, weight=weight, eta=1.5, slope=slope, start=1.2, end=0.2, data=DataLaw(mean, power, {}))
+    levels = sampler.levels(VE)
+    assert [levels[0].sigma, levels[-1].sigma, levels[-1].below] == pytest.approx([1.2, 0.2, 0])
+    law = sampled_law(sampler, target, VE, Identity())
+    torch.testing.assert_close(law.mean, mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(law.power, sampler.variance(levels, power), rtol=1e-5, atol=1e-12)
+    if T == 400:
+        torch.testing.assert_close(law.power, power**2 / (power + 0.2**2), rtol=2e-3, atol=1e-12)
+    if slope == 0:
+        torch.testing.assert_close(law.power, replace(sampler, order=1).variance(levels, power), rtol=1e-5, atol=1e-12)
+
+
+def test_a_shorter_walk_needs_the_data_and_a_place_among_the_levels():
+    sampler = PreconditionedSDE(4, start=1.2)
+    with pytest.raises(OptionError, match="needs the statistics"):
+        sampler.prior(ImageNoise(0, torch.arange(2), SHAPE), VE, Identity())
+    for options, name in (({"start": 0.05}, "start"), ({"end": 4.0}, "end"), ({"start": 0.3, "end": 0.3}, "end")):
+        with pytest.raises(OptionError) as error:
+            PreconditionedSDE(4, **options).levels(VE)
+        assert error.value.name == name
 
 
 @WEIGHTS
