@@ -125,7 +125,7 @@ class Tuning:
         """The configuration of a run."""
         cfg = self._chosen(*(override for override in overrides if "." not in key(override))).copy()
         for override in OverridesParser.create().parse_overrides([o for o in overrides if "." in key(o)]):
-            OmegaConf.update(cfg, override.key_or_group, override.value())
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
         return cfg
 
     @functools.cache  # noqa: B019  # a process has one search, whose choices are few and take long to compose
@@ -135,7 +135,7 @@ class Tuning:
     @cached_property
     def like(self) -> Experiment:
         """The default, whose network, data and metric all runs share."""
-        cfg = self.composed(self.default)
+        cfg = self._chosen(*self.default).copy()  # whole, for Hydra's own refusals of what is misspelt
         cfg.images = self.options.images
         return Experiment.build(cfg)
 
@@ -165,16 +165,24 @@ class Tuning:
         if self.like.sample.guidance is not CLASS_ALONE:
             log.warning("guidance takes up to two evaluations for each that a budget counts")
         kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
-        digest = self._claim(kinds)
-        storage = storage_of(self.folder, self.options.storage)
-        o = self.options
-        self.studies = {
-            budget: Study(storage, f"{digest}-{budget}", self.folder, of_budget, o.trials, o.images // 4, o.seed, o.search)
-            for budget, of_budget in kinds.items()
-        }
+        about, o = self._claim(), self.options
+        storage = storage_of(self.folder, o.storage)
+        for budget, of_budget in kinds.items():
+            # Kinds that a package or a new version adds begin another study, which finds what was sampled.
+            digest = json_digest({**about, "kinds": list(map(repr, of_budget))})
+            study = Study(storage, f"{budget}-{digest}", self.folder, of_budget, o.trials, self._first, o.seed, o.search)
+            self.studies[budget] = study
         self._search()
-        answers = {budget: self._answer(budget, study) for budget, study in self.studies.items()}
-        self._tell(answers)
+        answers, without = dict[int, Answer](), list[str]()
+        for budget, study in self.studies.items():
+            try:
+                answers[budget] = self._answer(budget, study)
+            except PDSError as error:
+                without.append(str(error))
+        if answers:
+            self._tell(answers)
+        if without:
+            raise PDSError("; ".join(without))
 
     def _guess(self, budget: int) -> Answer:
         """What the network says of itself, where nothing can be measured."""
@@ -207,8 +215,8 @@ class Tuning:
         """The default of a budget, if it can sample with it."""
         return next((kind for kind in self.studies[budget].kinds if set(self.default) <= set(kind.run)), None)
 
-    def _claim(self, kinds: Mapping[int, list[Kind]]) -> str:
-        """Make the group's folder this search's, or find that it is; 16 digits of the hash of what it is."""
+    def _claim(self) -> dict[str, Any]:
+        """Make the group's folder this search's, or find that it is; what it is about."""
         config = resolved(self.composed(self.default))
         config["fingerprint"] = self.like.fingerprint
         network = {k: v for k, v in essence(config).items() if not k.startswith(PARTS) and k not in ("seed", "images")}
@@ -227,7 +235,7 @@ class Tuning:
             raise PDSError(
                 f"{self.folder} holds a search with {escaped(different, 80)}={was}, not {due}: give another group, or delete it"
             )
-        return json_digest(mine)
+        return mine
 
     # What it may cost.
 
@@ -258,8 +266,8 @@ class Tuning:
     # The trials.
 
     def _search(self) -> None:
-        o = self.options
-        with tqdm(desc="trials", total=o.trials * len(self.studies), unit="trial", leave=None) as bar:
+        """One trial of each budget after the other, as long as there are any."""
+        with tqdm(desc="trials", total=self.options.trials * len(self.studies), unit="trial", leave=None) as bar:
 
             def refresh() -> None:
                 best = {budget: study.best[0].value for budget, study in self.studies.items() if study.best}
@@ -270,18 +278,23 @@ class Tuning:
             refresh()
             bar.initial = bar.n  # the pace is that of this process
             reasons: list[str] = []
-            for budget, study in self.studies.items():
-                while not self.reached(0.5, o.images * budget):
+            unfinished = dict(self.studies)
+            while unfinished:
+                idle = True
+                for budget, study in list(unfinished.items()):
+                    if self.reached(0.5, self.options.images * budget):
+                        return
                     with study.next() as found:
                         if found is not None:
                             reasons.append(self._try(study, *found))
+                            idle = False
                     refresh()
                     if found is None and not study.read(TrialState.RUNNING):
-                        break
-                    if found is None:  # another process has the last ones, and may be killed
-                        time.sleep(POLL)
+                        del unfinished[budget]
                     if reasons[-1:] != [""] and len(reasons) >= ALIKE and len(set(reasons[-ALIKE:])) == 1:
                         raise PDSError(f"the last {ALIKE} trials failed alike: {reasons[-1]}")
+                if idle and unfinished:  # other processes have the last ones, and may be killed
+                    time.sleep(POLL)
 
     def _try(self, study: Study, trial: Trial, kind: Kind, overrides: list[str]) -> str:
         """Measure one trial, and tell the study; why it failed, if it did."""
