@@ -40,9 +40,9 @@ def test_an_exact_response_gives_the_exact_recursion(model):
     assert torch.allclose(sampler.variance(levels, power, share=lambda sigma, k: torch.ones_like(k)), exact)
     # Without noise drawn anew an exact score forgets what the prior had too much, and a blind one keeps it to the end.
     ode = replace(sampler, eta=0.0)
-    exact, seen = (ode.variance(levels, power, start=start) for start in (1.0, 1.1))
+    exact, seen = (ode.variance(levels, power, initial=start) for start in (1.0, 1.1))
     assert (seen / exact)[0] < 1.5
-    assert ode.variance(levels, power, share=lambda sigma, k: 1 / k, start=1.1)[0] == pytest.approx(1.6**2, rel=0.1)
+    assert ode.variance(levels, power, share=lambda sigma, k: 1 / k, initial=1.1)[0] == pytest.approx(1.6**2, rel=0.1)
 
 
 def test_a_network_that_is_blind_to_excess_noise_needs_more_of_it_drawn_anew(model):
