@@ -50,6 +50,7 @@ class Precision(Machine):
 @options
 class Run(Precision):
     """Sampling: python experiments/run.py [group=choice ...] [key=value ...]; -m sweeps over comma-separated values.
+    recommendation=PATH budget=N stands for the settings that tune.py found.
 
     Attributes:
         group: of runs that are compared: outputs/<group>/<run>, one report each; "runs", or what a sweep is called.

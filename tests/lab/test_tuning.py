@@ -274,7 +274,7 @@ def test_a_lead_within_the_spread_is_level_and_the_cheaper_or_simpler_is_recomme
 
 
 def test_kinds_take_the_most_iterations_that_fit_and_what_a_process_cannot_take_is_left_out():
-    vp = SimpleNamespace(process=VariancePreserving(0.1, 20, 1000), shape=(1, 28, 28))
+    vp = SimpleNamespace(process=VariancePreserving(0.1, 20, 1000), shape=(1, 28, 28), data_range=(0, 1))
     space = {
         "heun": {"run": ["sampler=edm"]},
         "discrete": {"run": ["sampler=predictor_corrector", "sampler/corrector=none"]},
@@ -307,7 +307,7 @@ def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
     assert all(one.starts for kind in kinds for one in kind.varied)
 
 
-VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28))
+VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28), data_range=(0, 1))
 
 
 @functools.cache

@@ -141,7 +141,7 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
         PDSError: there are none: the sampler chooses its evaluations itself, or the process does not take it.
     """
     with keyed(cfg.sampler):
-        sampler = build(cfg.sampler)
+        sampler = build(cfg.sampler).with_statistics(lambda: dataset.statistics, model.data_range)
         if sampler.nfe is None:
             raise PDSError(f"{sampler.title} chooses its evaluations itself")
         P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
