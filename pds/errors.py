@@ -7,12 +7,14 @@ from types import MappingProxyType
 from typing import Any
 
 
-def escaped(text: str, most: int) -> str:
-    """`text` with control characters escaped, its middle cut out where it has more than `most` characters."""
-    if len(text) > most:
+def escaped(text: str, most: int | None = None, keep: str = "") -> str:
+    """Return `text` with control characters, except those in `keep`, as escapes; longer than `most`, it loses its middle."""
+    if most is not None and len(text) > most:
         kept = most - 5
         text = f"{text[: kept - kept // 3]} ... {text[len(text) - kept // 3 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 class PDSError(ValueError):

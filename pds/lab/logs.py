@@ -11,11 +11,12 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from pds.errors import escaped
 from pds.files import appending
-from pds.lab.terminal import one_line, printable
 
 _Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
+LONGEST = 2000  # characters of a line; names and values come from files, and may be as long as these
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -23,11 +24,11 @@ class Lines(logging.Formatter):
     """A record a line, whatever its message is made of; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = one_line(record.message)
+        record.message = escaped(record.message, LONGEST)
         return super().formatMessage(record)
 
     def formatException(self, ei: _Raised) -> str:
-        return printable(super().formatException(ei), keep="\n")
+        return escaped(super().formatException(ei), keep="\n")
 
 
 class Terminal(logging.Handler):

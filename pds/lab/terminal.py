@@ -8,8 +8,7 @@ import select
 import sys
 from typing import TextIO, cast
 
-LONGEST = 2000
-"""Characters of a message that are shown; names and values come from files, and may be as long as these."""
+from pds.errors import escaped
 
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
@@ -63,20 +62,6 @@ def steady_streams() -> None:
         setattr(sys, name, steady(getattr(sys, name), mode))
 
 
-def printable(text: str, keep: str = "") -> str:
-    """`text` with every character that a terminal obeys instead of showing it, but those in `keep`, as its escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def one_line(text: str) -> str:
-    """A message of any origin as one line that a terminal shows whole."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}… ({len(text)} characters)"
-    return printable(text)
-
-
 def show(text: str) -> None:
     """Print a result, which may have several lines."""
-    print(printable(text, keep="\n"), flush=True)
+    print(escaped(text, keep="\n"), flush=True)

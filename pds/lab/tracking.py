@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, Protocol
 import numpy as np
 
 from pds.errors import MissingError, PDSError
-from pds.files import appending, parse_json, read_bytes, read_json, reading, write_json
+from pds.files import appending, read_json, write_json
 from pds.lab.text import MISSING, markdown_table
 from pds.options import Range
 
@@ -61,22 +61,6 @@ def cut_half_line(file: BinaryIO) -> None:
             break
     if content_end < end:
         file.truncate(content_end)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a `MetricsFile`, without a half-written last line; none if the file does not exist.
-
-    Raises:
-        PDSError: a line in the middle is damaged, which no kill explains.
-    """
-    if not path.exists():
-        return []
-    *lines, _half = read_bytes(path).split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        with reading(path, "a file of metrics", f"remove its line {number}"):
-            records.append(parse_json(line, {}))
-    return records
 
 
 class TrackedRun(Protocol):

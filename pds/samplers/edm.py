@@ -4,7 +4,7 @@ Generative Models*, NeurIPS 2022, Algorithm 2."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -86,8 +86,13 @@ class EDM(KarrasLevelsSampler):
             start = self.churned(sigma)
             if start > sigma:
                 x = x + self.S_noise * (start**2 - sigma**2) ** 0.5 * task.noise.normal()
-            d = -start * task.score(x, start)
-            if self.order == 2 and below > 0:
-                d = (d - below * task.score(x + (below - start) * d, below)) / 2
-            x = x + (below - start) * d
+            x = step(task, x, start, below, self.order)
             yield sigma, x
+
+
+def step(task: Task[Any], x: Tensor, sigma: float, below: float, order: int) -> Tensor:
+    """Return x after one step of dx/dsigma = -sigma s(x, sigma): Euler's (order 1), or Heun's (2), which at 0 is Euler's."""
+    d = -sigma * task.score(x, sigma)
+    if order == 2 and below > 0:
+        d = (d - below * task.score(x + (below - sigma) * d, below)) / 2
+    return x + (below - sigma) * d

@@ -12,6 +12,7 @@ from pds.errors import OptionError
 from pds.options import Count, Range, options
 from pds.processes.forward import Process
 from pds.processes.ladders import Rho, karras_levels
+from pds.samplers.edm import step
 from pds.samplers.sampler import Sampler, Steps, Task
 
 
@@ -105,8 +106,5 @@ class Restart(Sampler[list[RestartLevel]]):
         for sigma, below, raised_from in task.levels:
             if raised_from < sigma:
                 x = x + (sigma**2 - raised_from**2) ** 0.5 * task.noise.normal()
-            d = -sigma * task.score(x, sigma)
-            if self.order == 2 and below > 0:
-                d = (d - below * task.score(x + (below - sigma) * d, below)) / 2
-            x = x + (below - sigma) * d
+            x = step(task, x, sigma, below, self.order)
             yield sigma, x
