@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pds.data.dataset import Dataset
 from pds.data.statistics import choose
 from pds.errors import PDSError
+from pds.evaluation.denoising import denoising_errors
 from pds.evaluation.excess_noise import (
     FACTORS,
     NoiseResponse,
@@ -55,12 +56,20 @@ def show_excess_noise(cfg: DictConfig) -> None:
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
     model.score.to(device)
-    response = response_of(model, dataset.images.read(choose(dataset.images, cfg.images, 0)))
+    images = dataset.images.read(choose(dataset.images, cfg.images, 0))
+    response = response_of(model, images)
     show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
     show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
     _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
     for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
+
+    show(
+        "\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below (sampler.start):\n"
+    )
+    _row(["sigma", "network", "in the data range", "remedy=seen_noise", "linear guess"], head=True)
+    for sigma, *errors in denoising_errors(model, images, dataset.statistics):
+        _row([f"{sigma:.3g}", *(f"{value:.3g}" for value in errors)])
 
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
     show("where the data begin to show in them:\n")

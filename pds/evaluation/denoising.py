@@ -1,0 +1,70 @@
+"""The error of the image that a network denoises to, beside that of the best linear guess.
+
+Where the noise hides all structure but the mean and the spectrum of the data, the linear guess is the exact D. A network that
+is worse there only adds error, and a walk may start below (`PreconditionedSDE.start`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pds.data.images import to_unit
+from pds.data.statistics import DatasetStatistics
+from pds.evaluation.gaussian import StationaryGaussian
+from pds.models.scores import Model
+from pds.noise import ImageNoise
+from pds.remedies import LevelShift, SeenNoise
+from pds.score import Score, denoised
+
+LEVELS = 9  # at which it is measured
+
+
+class DenoisingError(NamedTuple):
+    """Mean squared error of D(x_0 + sigma z; sigma), a pixel, in squared units of the data range.
+
+    Attributes:
+        sigma: noise level.
+        network: of the network.
+        bounded: of the network, D kept in the data range (`LevelShift` with a scale of 1).
+        seen: of the network, the strength of the noise read off the modes without data (`SeenNoise`).
+        linear: of the exact score of the Gaussian with the mean and the spectrum of the data.
+    """
+
+    sigma: float
+    network: float
+    bounded: float
+    seen: float
+    linear: float
+
+
+@torch.no_grad()
+def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics, seed: int = 0) -> list[DenoisingError]:
+    """The errors from the largest to the smallest noise level of a model, with the same noise at every level.
+
+    Args:
+        model: the model; its network is used where it is.
+        images: (n, C, H, W) uint8 real images, best not those of the statistics.
+        statistics: of the training images.
+        seed: of the noise.
+    """
+    (black, white), ladder = model.data_range, model.process.ladder
+    clean = black + (white - black) * to_unit(images).to(model.device)
+    z = ImageNoise(seed, torch.arange(len(images), device=model.device), model.shape).normal()
+    gaussian = StationaryGaussian.of(statistics, model.data_range)
+    scores = (
+        model.score,
+        LevelShift(model.score, 1.0, (min(black, white), max(black, white))),
+        SeenNoise(model.score, gaussian.power).to(model.device),
+        StationaryGaussian(gaussian.mean.to(model.device), gaussian.power.to(model.device)),
+    )
+
+    def error(score: Score, sigma: float) -> float:
+        D = denoised(score, clean + sigma * z, sigma)
+        return (D - clean).square().mean().item()
+
+    sigmas = np.geomspace(ladder[0].item(), ladder[-1].item(), LEVELS).tolist()
+    return [DenoisingError(sigma, *(error(score, sigma) for score in scores)) for sigma in sigmas]
