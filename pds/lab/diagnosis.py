@@ -65,7 +65,8 @@ def show_excess_noise(cfg: DictConfig) -> None:
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
     show(
-        "\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below (sampler.start):\n"
+    show("\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below")
+    show("(sampler.start):\n")
     )
     _row(["sigma", "network", "in the data range", "remedy=seen_noise", "linear guess"], head=True)
     for sigma, *errors in denoising_errors(model, images, dataset.statistics):
