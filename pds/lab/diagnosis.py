@@ -64,10 +64,8 @@ def show_excess_noise(cfg: DictConfig) -> None:
     for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
         _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
 
-    show(
     show("\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below")
     show("(sampler.start):\n")
-    )
     _row(["sigma", "network", "in the data range", "remedy=seen_noise", "linear guess"], head=True)
     for sigma, *errors in denoising_errors(model, images, dataset.statistics):
         _row([f"{sigma:.3g}", *(f"{value:.3g}" for value in errors)])
