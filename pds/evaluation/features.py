@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from pds.cache import cache_folder, fetch
 from pds.data.images import to_unit
-from pds.errors import OptionError, PDSError
-from pds.files import locate, sha256
+from pds.errors import MissingError, OptionError, PDSError
+from pds.files import locate, sha256, user_path
 from pds.models.checkpoints import load_weights
 from pds.models.classifier import Classifier, DigitClassifier
+from pds.named import named, refused
 from pds.options import shown
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -135,9 +137,7 @@ class InceptionFeatures:
         self.provenance = {"features": self.name, "resize": "clean", "weights_sha256": checksum}
 
     def __call__(self, images: Tensor) -> np.ndarray:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-            found = f"{images.dtype} {tuple(images.shape)}"
-            raise PDSError(f"{self.name} features need uint8 images of shape (n, 1 or 3, H, W), got {found}")
+        _require_pictures(self.name, images)
         return _in_chunks(self._features, images, self.chunk, self.dimension)
 
     def _features(self, images: Tensor) -> Tensor:
@@ -146,11 +146,182 @@ class InceptionFeatures:
         return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device))
 
 
-def extractor(name: str, device: str | torch.device = "cpu", cache: Path | None = None) -> FeatureExtractor:
+class Published(NamedTuple):
+    """A network that torch-fidelity knows.
+
+    Attributes:
+        theirs: what torch-fidelity calls it.
+        layer: its features, as torch-fidelity calls them.
+        name: as it stands in metric names.
+        dimension: D.
+        url: where its weights are published.
+        sha256: of them; None where the publisher gives none.
+        file: where they are kept, below the cache folder, or below that of torch.hub.
+    """
+
+    theirs: str
+    layer: str
+    name: str
+    dimension: int
+    url: str
+    sha256: str | None
+    file: str
+
+
+PUBLISHED = {
+    "inception_tf": Published(
+        "inception-v3-compat",
+        "2048",
+        "inception",
+        2048,
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "weights-inception-2015-12-05-6726825d.pth",
+    ),
+    "clip_vitb32": Published(
+        "clip-vit-b-32",
+        "clip",
+        "clip_vitb32",
+        512,
+        "https://openaipublic.azureedge.net/clip/models/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        "clip-ViT-B-32.pt",
+    ),
+    "dinov2_vitl14": Published(
+        "dinov2-vit-l-14",
+        "dinov2",
+        "dinov2_vitl14",
+        1024,
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+        None,
+        "checkpoints/dinov2_vitl14_pretrain.pth",
+    ),
+}
+
+
+class FidelityFeatures:
+    """Features of the networks that torch-fidelity defines, with its resize, which is TensorFlow 1's (Obukhov et al., 2020).
+
+    Images of one channel are repeated to three.
+
+    Args:
+        published: which network.
+        device: where it runs.
+        cache: folder of the weights, the project's cache by default; they are downloaded into it if absent. DINOv2 comes with
+            its code through torch.hub, in the folder of torch.hub.
+
+    Raises:
+        PDSError: torch-fidelity or the weights are absent, or are other ones.
+    """
+
+    chunk = 32
+
+    def __init__(self, published: Published, device: str | torch.device = "cpu", cache: Path | None = None) -> None:
+        try:
+            from torch_fidelity.utils import create_feature_extractor
+        except ImportError:
+            raise MissingError(f"{published.name} features need torch-fidelity: pip install 'pds-lab[features]'") from None
+        self.name, self.dimension = published.name, published.dimension
+        self.device, self.layer = torch.device(device), published.layer
+        weights: dict[str, str] = {}
+        if published.sha256 is None:
+            file = fetch(published.url, Path(torch.hub.get_dir()) / published.file, f"the network {published.name}")
+        else:
+            file = fetch(published.url, (cache or cache_folder()) / published.file, published.name, published.sha256)
+            weights = {"feature_extractor_weights_path": str(file)}
+        try:
+            made = create_feature_extractor(published.theirs, [published.layer], cuda=False, verbose=False, **weights)
+        except (OSError, RuntimeError) as error:
+            raise MissingError(
+                f"{published.name} needs its code, which torch.hub could not load ({error}): put the repository "
+                f"https://github.com/facebookresearch/dinov2 at {Path(torch.hub.get_dir()) / 'facebookresearch_dinov2_main'}"
+            ) from None
+        self.network = made.to(self.device).eval()
+        self.provenance = {"features": self.name, "resize": "tf", "weights_sha256": published.sha256 or sha256(file)}
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        _require_pictures(self.name, images)
+        return _in_chunks(self._features, images, self.chunk, self.dimension)
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.network(images.expand(-1, 3, -1, -1).to(self.device))[0].flatten(1)
+
+    @property
+    def logits(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """The classes of Inception, without bias as its inception score has them; None for the other networks."""
+        if self.layer != "2048":
+            return None
+        weight: Tensor = self.network.fc.weight.detach().cpu()
+        return lambda features: (torch.from_numpy(features) @ weight.T).numpy()
+
+
+def _require_pictures(name: str, images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise PDSError(f"{name} features need uint8 images of shape (n, 1 or 3, H, W), got {found}")
+
+
+class OwnFeatures:
+    """Features of anyone's function or TorchScript file, which is code and is run.
+
+    Args:
+        source: FILE.py:NAME or module:NAME of a function, or a TorchScript file: it takes (n, C, H, W) uint8 images and gives
+            (n, D) floats.
+        shape: (C, H, W) of the images.
+        device: where the images are when it is called, and where a TorchScript network runs.
+
+    Raises:
+        OptionError: there is no such thing, it fails on a black image, or gives something else.
+    """
+
+    chunk = 64
+    logits = None
+
+    def __init__(self, source: str, shape: tuple[int, int, int], device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        if ":" in source:
+            self.function, module = named(source, "features")
+            kept = Path(module.__file__) if module.__file__ else None
+            name = source.rpartition(":")[2]
+        else:
+            kept, name = user_path(source), Path(source).stem
+            if not kept.is_file():
+                raise OptionError("features", f"names {kept}, which is no file: give a TorchScript file")
+            try:
+                self.function = torch.jit.load(str(kept), map_location=self.device).eval()
+            except RuntimeError as error:
+                raise refused("features", f"names {kept}, which is no TorchScript file", error) from error
+        self.name = re.sub(r"\W+", "_", name)
+        self.source = source
+        self.dimension = self._features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
+        self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(kept) if kept else "none"}
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        return _in_chunks(self._features, images, self.chunk, self.dimension)
+
+    def _features(self, images: Tensor) -> Tensor:
+        try:
+            with torch.inference_mode():
+                found = self.function(images.to(self.device))
+        except Exception as error:
+            raise refused("features", f"{self.source} fails on images of shape {tuple(images.shape)}", error) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise OptionError("features", f"{self.source} gives {what}, not an (n, D) tensor of {len(images)} images")
+        return found
+
+
+CHOICES = ("mnist_classifier", "inception_clean", *PUBLISHED)
+
+
+def extractor(
+    name: str, shape: tuple[int, int, int], device: str | torch.device = "cpu", cache: Path | None = None
+) -> FeatureExtractor:
     """The extractor of a name.
 
     Args:
-        name: mnist_classifier or inception_clean.
+        name: one of `CHOICES`, or what `OwnFeatures` takes.
+        shape: (C, H, W) of the images.
         device: where it runs.
         cache: folder of downloaded weights; the project's by default.
     """
@@ -158,4 +329,10 @@ def extractor(name: str, device: str | torch.device = "cpu", cache: Path | None 
         return ClassifierFeatures(DigitClassifier, device)
     if name == "inception_clean":
         return InceptionFeatures(device, cache)
-    raise OptionError("features", f"must be one of mnist_classifier, inception_clean, got {shown(name)}")
+    if name in PUBLISHED:
+        return FidelityFeatures(PUBLISHED[name], device, cache)
+    if ":" in name or Path(name).suffix in (".pt", ".pth", ".ts", ".torchscript"):
+        return OwnFeatures(name, shape, device)
+    raise OptionError(
+        "features", f"must be one of {', '.join(CHOICES)}, FILE.py:NAME, module:NAME or FILE.pt, got {shown(name)}"
+    )

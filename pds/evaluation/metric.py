@@ -67,13 +67,15 @@ def panel_metric(
         dataset: names its reference, and has the images when that must be made; memorisation reads them, and its test images.
         device: where the network runs.
         measures: which ones: memorisation needs the data set's files.
-        features: what they are computed from, see `pds.evaluation.features.extractor`.
+        features: what they are computed from: mnist_classifier, inception_clean (clean-fid), inception_tf, clip_vitb32 or
+            dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a TorchScript file.
         kid_size: images in a subset of KID; another size than 1,000 stands in the measure's name.
         seed: of the choice of subsets.
         cache: folder of downloaded and made files; the project's by default.
     """
     folder = _folder(cache)
-    made = extractor(features, device, folder)
+    channels, height, width = dataset.shape
+    made = extractor(features, (channels, height, width), device, folder)
     if features == "mnist_classifier":
         reference = shipped_reference(DigitClassifier)
     else:

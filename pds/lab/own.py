@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from torch import nn
 
 from pds.errors import OptionError
-from pds.files import sha256, user_path
-from pds.models.checkpoints import first_line, load_weights
+from pds.files import sha256
+from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.scores import Classes, Model
 from pds.models.wrap import DataRange, Predicts, wrap
-from pds.options import MOST, Range, Shape, checked, shown
+from pds.named import named, refused
+from pds.options import MOST, Range, Shape, checked
 from pds.processes.forward import Process
 
 
@@ -58,11 +55,8 @@ def own(
         OptionError: there is no such file, module or name, it fails, or it makes something else than a network.
         PDSError: the weights are not those of this network, or it does not fit; see `pds.wrap`.
     """
-    source, _, name = make.rpartition(":")
-    if not source or not name:
-        raise OptionError("make", f"must be FILE.py:NAME or module:NAME, got {shown(make)}")
-    module = _file(user_path(source)) if source.endswith(".py") else _module(source)
-    network = _called(_named(module, name, source), f"{source}:{name}", arguments)
+    called, module = named(make, "make")
+    network = _called(called, make, arguments)
     loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
     model = wrap(
         network,
@@ -78,54 +72,13 @@ def own(
     return replace(model, checkpoint=loaded, beside_weights={"code": sha256(Path(code))} if code else {})
 
 
-def _file(path: Path) -> ModuleType:
-    """The module of a Python file; what lies beside the file can be imported, as when Python runs it."""
-    if not path.is_file():
-        raise OptionError("make", f"names {path}, which is no file: give FILE.py:NAME")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # of any name that ends with .py
-    module = importlib.util.module_from_spec(spec)
-    beside = str(path.absolute().parent)
-    if beside not in sys.path:
-        sys.path.append(beside)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise _refused(f"names {path}, which cannot be imported", error) from error
-    return module
-
-
-def _module(name: str) -> ModuleType:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise _refused(f"names the module {name}, which cannot be imported", error) from error
-
-
-def _named(module: ModuleType, name: str, source: str) -> Callable[..., Any]:
-    found = getattr(module, name, None)
-    if not callable(found):
-        own = sorted(
-            key
-            for key, value in vars(module).items()
-            if callable(value) and getattr(value, "__module__", "") == module.__name__
-        )
-        raise OptionError("make", f"names {name}, and {source} has no such class or function, only {', '.join(own) or 'none'}")
-    return found
-
-
 def _called(make: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
         network = make(**arguments)
     except Exception as error:
-        raise _refused(f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())}) fails", error) from error
+        raise refused(
+            "make", f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())}) fails", error
+        ) from error
     if not isinstance(network, nn.Module):
         raise OptionError("make", f"{name} gives a {type(network).__name__}, not a torch.nn.Module")
     return network
-
-
-def _refused(what: str, error: Exception) -> OptionError:
-    """Return the error of someone's own code, in the sentence of the option that named it."""
-    return OptionError("make", f"{what}: {type(error).__name__}, {first_line(error)}")

@@ -1,0 +1,73 @@
+"""A class or a function of anyone's, as a command line names it: FILE.py:NAME or module:NAME."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pds.errors import OptionError
+from pds.files import user_path
+from pds.models.checkpoints import first_line
+from pds.options import shown
+
+
+def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
+    """What is named, and the module that it is in.
+
+    Raises:
+        OptionError: of `option`: there is no such file, module or name, or importing it fails.
+    """
+    source, _, name = text.rpartition(":")
+    if not source or not name:
+        raise OptionError(option, f"must be FILE.py:NAME or module:NAME, got {shown(text)}")
+    module = _file(user_path(source), option) if source.endswith(".py") else _module(source, option)
+    return _found(module, name, source, option), module
+
+
+def _file(path: Path, option: str) -> ModuleType:
+    """The module of a Python file; what lies beside the file can be imported, as when Python runs it."""
+    if not path.is_file():
+        raise OptionError(option, f"names {path}, which is no file: give FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # of any name that ends with .py
+    module = importlib.util.module_from_spec(spec)
+    beside = str(path.absolute().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise refused(option, f"names {path}, which cannot be imported", error) from error
+    return module
+
+
+def _module(name: str, option: str) -> ModuleType:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise refused(option, f"names the module {name}, which cannot be imported", error) from error
+
+
+def _found(module: ModuleType, name: str, source: str, option: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if not callable(found):
+        own = sorted(
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        )
+        raise OptionError(option, f"names {name}, and {source} has no such class or function, only {', '.join(own) or 'none'}")
+    return found
+
+
+def refused(option: str, what: str, error: Exception) -> OptionError:
+    """What someone's own code raised, in the sentence of the option that named it."""
+    return OptionError(option, f"{what}: {type(error).__name__}, {first_line(error)}")
