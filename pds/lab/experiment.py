@@ -261,19 +261,21 @@ def measured(
         cfg, overrides: as of `run`.
         command: that makes it again.
         like: as of `Experiment.build`.
-        look: called with the features of the first shard, before any other is sampled. What it raises ends the run; a
-            `StoppedError` says why.
+        look: called with the features of the first shard, before any other is sampled; of a run that is done as well. What it
+            raises ends the run; a `StoppedError` says why.
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
+    alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
     if (result := folder.result()) is not None:
         folder.status("done")
+        if look is not None:
+            look(next(read_all(todo[:1], alone))["features"])
         return result
     with log_file(folder.path / "run.log"):
         try:
             take_from_others(experiment, config, folder, todo)
             if look is not None:
-                alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
                 generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
                 look(next(read_all(todo[:1], alone))["features"])
             sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)

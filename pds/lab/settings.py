@@ -162,7 +162,7 @@ class Tune:
     Attributes:
         budgets: evaluations an image, an answer for each.
         trials: settings tried for each budget.
-        images: of a trial, a multiple of 4: after a quarter of them the worse half of the trials ends.
+        images: of a trial, a multiple of 4: after a quarter of them a trial ends that is clearly poor.
         final: images of the leading trials and of the confirmation, a multiple of `images`.
         leaders: trials of each budget that get as many.
         seed: of the noise of all trials and of the search.

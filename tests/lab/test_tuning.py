@@ -66,7 +66,8 @@ def pixels(dataset, device, /):
 SIZES = ["images=256", "final=512", "leaders=1", "seeds=[0,1,2]", "threads=1", "batch_size=512"]
 ETA = ["space=sde", "space.preconditioned_sde.run=['sampler=preconditioned_sde','sampler.rho=7']"]
 ETA += [f"space.preconditioned_sde.vary.sampler.{key}=null" for key in ("weight", "prior_norm")]
-ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=10"]
+ETA += ["space.poor.run=['sampler=edm','sampler.order=1','sampler.rho=0.3']"]
+ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=11"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +150,7 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
     images = Counter((sampler, seed) for sampler, seed, _ in sampled)
     ended = trials(folder)
     states = Counter(trial.state for trial in ended)
-    assert len(ended) == 10
+    assert len(ended) == 11
     assert states[TrialState.PRUNED] > 0 < states[TrialState.COMPLETE]
     # 64 images of those that were pruned, 256 of the others, 512 of the leader; the winner and the default on three seeds.
     of_trials = Counter(count for (_, seed), count in images.items() if seed == 10)
@@ -202,10 +203,10 @@ def test_killed_and_shared_it_finds_what_it_would_have_found(gaussian, found, tm
 
     assert told(folder) == told(found[0])
     # Two processes share what two more trials take, and both have the answer.
-    children = [forked(*(a for a in arguments if a != "trials=10"), "trials=12") for _ in range(2)]
+    children = [forked(*(a for a in arguments if a != "trials=11"), "trials=13") for _ in range(2)]
     assert [os.waitpid(one, 0)[1] for one in children] == [0, 0]
     numbers = [trial.number for trial in trials(folder)]
-    assert numbers == list(range(12))
+    assert numbers == list(range(13))
     assert TrialState.RUNNING not in {trial.state for trial in trials(folder)}
 
 
@@ -213,7 +214,7 @@ def test_a_trial_that_fails_or_diverges_is_recorded_and_the_others_go_on(gaussia
     real, begun = search.measured, []
 
     def measured(cfg, *rest):
-        begun.append(cfg.sampler.eta)
+        begun.append(cfg)
         if len(begun) == 2:
             raise PDSError("the disk is full")
         if len(begun) == 3:

@@ -26,6 +26,7 @@ from pds.conditioning import CLASS_ALONE
 from pds.errors import OptionError, PDSError, escaped
 from pds.evaluation.first_guess import guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
+from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
 from pds.files import json_digest, read_json, write_json
 from pds.generation import DivergedError
@@ -51,6 +52,8 @@ log = logging.getLogger(__name__)
 OURS = ("space", *options_of(Tune))
 DEFAULT = ["sampler=preconditioned_sde"]
 """The untuned setting, unless another is given."""
+PARTS_OF_FIRST = 8
+"""Blocks of a trial's first images, of whose jackknife their error is made."""
 ALIKE = 3
 """Trials in a row that fail for one reason, with which the search ends: it is no fault of theirs."""
 Look = Callable[[np.ndarray], None]
@@ -301,10 +304,9 @@ class Tuning:
         o, begun, reason = self.options, time.monotonic(), ""
 
         def look(features: np.ndarray) -> None:
-            value = frechet_distance(FeatureStatistics.from_features(features), self.metric.reference.statistics)
-            trial.report(value, self._first)
-            if not math.isfinite(value) or trial.should_prune():
-                raise StoppedError(f"among the worse half after {self._first} images: {value:.4g}")
+            value, error = self._first_distance(features)
+            if not math.isfinite(value) or study.poor(trial, value, error):
+                raise StoppedError(f"{value:.4g} after {self._first} images, worse than half the trials beyond its error")
 
         state, facts, told = TrialState.FAIL, {}, ""
         try:
@@ -322,6 +324,15 @@ class Tuning:
         study.tell(trial, state, time.monotonic() - begun, value, **facts)
         log.info("trial %d, %s: %s", trial.number, " ".join(overrides), told)
         return reason
+
+    def _first_distance(self, features: np.ndarray) -> tuple[float, float]:
+        """The Fréchet distance of a trial's first images and its error, which is infinite where they are too few for one."""
+        reference, block_of = self.metric.reference.statistics, np.arange(len(features)) % PARTS_OF_FIRST
+        whole = FeatureStatistics.from_features(features)
+        if len(features) < 2 * PARTS_OF_FIRST:
+            return frechet_distance(whole, reference), math.inf
+        parts = (FeatureStatistics.from_features(features[block_of != block]) for block in range(PARTS_OF_FIRST))
+        return frechet_distance(whole, reference), jackknife_error([frechet_distance(part, reference) for part in parts])
 
     def measured(self, overrides: Sequence[str], images: int, seed: int, look: Look | None = None) -> dict[str, Any]:
         """The result of one setting, its missing images sampled by this process."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import optuna
@@ -34,12 +35,12 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Of a trial that is gone on with.
 warnings.filterwarnings("ignore", message="The reported value is ignored")
 
-KEEP = 50.0
-"""Percentage of the trials that are worth more than the first images."""
+ERRORS = 2.0
+"""Standard errors by which the first images of a trial must be worse than the median trial's, to end it."""
 DRAWN = 4
 """Trials that are drawn at random after the kinds as they are; the estimator begins with what these told."""
 UNPRUNED = 4
-"""Trials that come first and are worth it in any case."""
+"""Trials that come first, and go on in any case."""
 
 
 @contextlib.contextmanager
@@ -120,8 +121,7 @@ class Study:
     def study(self) -> optuna.Study:
         """Optuna's own, with the first trials waiting in it."""
         with locked(self.folder / "locks" / "studies"):
-            pruner = optuna.pruners.PercentilePruner(KEEP, n_startup_trials=UNPRUNED)
-            study = optuna.create_study(storage=self.storage, study_name=self.name, pruner=pruner, load_if_exists=True)
+            study = optuna.create_study(storage=self.storage, study_name=self.name, load_if_exists=True)
             known = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
             for kind in self.kinds[: self.trials]:
                 if kind.name not in known:
@@ -155,6 +155,13 @@ class Study:
                 # Inside, so that the next process knows what this one tries.
                 made = None if trial is None else (trial, *self._made(trial))
             yield made
+
+    def poor(self, trial: Trial, value: float, error: float) -> bool:
+        """Whether the first images of a trial are worse than those of half the trials before it, beyond their own error."""
+        trial.report(value, self.first)
+        before = [other.intermediate_values.get(self.first) for other in self.study.get_trials(deepcopy=False)[: trial.number]]
+        known = [other for other in before if other is not None]
+        return len(known) >= UNPRUNED and value - ERRORS * error > median(known)
 
     def _abandoned(self, held: contextlib.ExitStack) -> Trial | None:
         """A trial whose process is gone."""
