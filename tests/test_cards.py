@@ -19,6 +19,7 @@ SHIPPED = {
     "ncsn_small": ("asset:mnist_ncsn", "filter=parametric", pds.ParametricFilter(0.2, 1.6)),
     "ncsnpp_small": ("asset:mnist_ncsnpp", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
     "ncsnpp_small_skip": ("asset:mnist_ncsnpp_skip", "filter=none", None),
+    "ncsnpp_small_classes": ("asset:mnist_ncsnpp_classes", "filter=none", None),
     "ddpmpp_small": ("asset:mnist_ddpmpp.safetensors", "filter=none", None),
 }
 

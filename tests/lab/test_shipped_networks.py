@@ -16,7 +16,7 @@ from pds.models.safetensors_files import read_safetensors
 from pds.training import denoising_loss
 
 
-@pytest.mark.parametrize("model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ddpmpp_small"])
+@pytest.mark.parametrize("model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small"])
 def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
     cfg = composed(f"model={model}", f"dataset.source.root={data_root}")
     network, images = build(cfg.model), build(cfg.dataset).images
