@@ -334,12 +334,14 @@ class Comparison(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-def compared_once(first: Estimate, second: Estimate) -> Comparison:
-    """The comparison of two settings of one seed by the jackknife errors of both.
+def compared_once(difference: float, first: Sequence[float], second: Sequence[float]) -> Comparison:
+    """The paired comparison of two settings of one seed, whose blocks of images start from the same noise.
 
-    The errors are added as those of independent measurements are, so at equal noise the interval is wide rather than narrow.
+    Args:
+        difference: first minus second, of all images.
+        first, second: the measure without each block, as `jackknife_error` takes it.
     """
-    difference, error = first.value - second.value, math.hypot(first.error, second.error)
+    error = jackknife_error(np.subtract(first, second))
     reach = _quantile(BLOCKS - 1) * error
     return Comparison(difference, error, difference - reach, difference + reach)
 

@@ -18,7 +18,6 @@ from pds.evaluation.measures import (
     blocks_of,
     frechet_limit,
     inception_score,
-    jackknife,
     jackknife_error,
     kernel_distance,
     memorisation,
@@ -79,11 +78,14 @@ class Measured(NamedTuple):
         metrics: the measures.
         errors: their standard errors by a jackknife over 20 blocks of images, of `fid_infinity` that of its fit. Measures of
             fewer than 40 images, and memorisation, have none.
+        left_out: the values without each of the 20 blocks, which the errors are made of: those of two runs from the same noise
+            give a paired error of their difference.
         spreads: standard deviation over KID's subsets and over the splits of an inception score, as papers print them.
     """
 
     metrics: dict[str, float]
     errors: dict[str, float]
+    left_out: dict[str, list[float]]
     spreads: dict[str, float]
 
 
@@ -191,14 +193,15 @@ class Panel:
             progress: show bars where it takes more than a second.
         """
         self.require(len(features))
-        found = Measured({}, {}, {})
+        found = Measured({}, {}, {}, {})
         blocks = range(BLOCKS if len(features) >= 2 * BLOCKS else 0)
 
         def add(measure: str, value: float, left_out: Callable[[int], float] | None, spread: float | None = None) -> None:
             name = self.name(measure, len(features))
             found.metrics[name] = value
             if left_out is not None and blocks:
-                found.errors[name] = jackknife_error([left_out(block) for block in blocks])
+                found.left_out[name] = [float(left_out(block)) for block in blocks]
+                found.errors[name] = jackknife_error(found.left_out[name])
             if spread is not None:
                 found.spreads[name] = spread
 
@@ -222,11 +225,7 @@ class Panel:
             assert self.features.logits is not None  # checked when this was made
             logits = self.features.logits(features)
             score = inception_score(logits)
-            add("inception_score", score.value, None, score.error)
-            if blocks:
-                found.errors[self.name("inception_score", len(features))] = jackknife(
-                    lambda x: inception_score(x).value, logits
-                )
+            add("inception_score", score.value, lambda block: inception_score(logits[block_of != block]).value, score.error)
         if "fid_infinity" in self.measures:
             limit = frechet_limit(features, self.reference.statistics, seed=self.seed)
             add("fid_infinity", limit.value, None)

@@ -62,6 +62,11 @@ class Run:
         return {short_name(name): value for name, value in self.result.get("errors", {}).items()}
 
     @cached_property
+    def left_out(self) -> dict[str, list[float]]:
+        """Measures without each block of images, by the same names, where they are known."""
+        return {short_name(name): values for name, values in self.result.get("left_out", {}).items()}
+
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Fréchet distances by full name, or the other distances where there are none; lower is closer to the data."""
         low = {name: value for name, value in self.measures.items() if better(name) == "low"}
@@ -246,6 +251,7 @@ def _read_run(folder: Path) -> Run:
                 for key in RESULT.keys() & result.keys():
                     fitted(key, result[key], RESULT[key])
                 fitted("errors", result.get("errors", {}), dict[str, float])
+                fitted("left_out", result.get("left_out", {}), dict[str, list[float]])
         return Run(folder, status["state"], str(status.get("message") or ""), result, config)
     except PDSError as error:
         return Run(folder, "damaged", str(error), {}, config)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pds.evaluation.measures import Comparison, Estimate, compared, compared_once
+from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
 from pds.lab.report.runs import OF_T, Run, Runs, differing, grouped, token
 from pds.lab.text import is_number, shown
 
@@ -53,13 +53,15 @@ class Setting:
         return self.runs[0].errors.get(self.quantity) if self.spread is None else self.spread / math.sqrt(len(self.runs))
 
     def against(self, other: Setting) -> Comparison | None:
-        """Return the comparison with another setting: paired over the seeds of both, or by the errors of one seed each."""
-        first, second = ({run.result["seed"]: run.number(self.quantity) for run in s.runs} for s in (self, other))
-        if len(shared := sorted(first.keys() & second.keys())) > 1:
-            return compared([first[seed] for seed in shared], [second[seed] for seed in shared])
-        if self.error is None or other.error is None:
-            return None
-        return compared_once(Estimate(self.number, self.error), Estimate(other.number, other.error))
+        """Return the comparison with another setting, paired over the seeds of both, or over the blocks of their one seed."""
+        first, second = ({run.result["seed"]: run for run in setting.runs} for setting in (self, other))
+        shared = sorted(first.keys() & second.keys())
+        pairs = [(first[seed].number(self.quantity), second[seed].number(self.quantity)) for seed in shared]
+        if len(shared) > 1:
+            return compared(*map(list, zip(*pairs, strict=True)))
+        blocks = [runs[seed].left_out.get(self.quantity, []) for seed in shared for runs in (first, second)]
+        alike = len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) == BLOCKS
+        return compared_once(pairs[0][0] - pairs[0][1], *blocks) if alike else None
 
 
 class Line(NamedTuple):

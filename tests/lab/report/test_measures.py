@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from made_runs import NOTHING, statistics, write_run
 
-from pds.evaluation.measures import Estimate, compared, compared_once
+from pds.evaluation.measures import compared_once, jackknife_error
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.report.measures import side_by_side
 from pds.lab.text import rounded, significant
@@ -18,7 +19,9 @@ def measured(root, filter=NOTHING, seed=0, errors=True, **measures):
     folder = write_run(root, None, filter, seed=seed)
     result = json.loads((folder / "result.json").read_text())
     numbers = {f"{name}_{REST}": value for name, value in measures.items()}
-    result |= {"metrics": numbers, "errors": dict.fromkeys(numbers, 0.01) if errors else {}, "floor": {}}
+    blocks = np.random.default_rng(filter is NOTHING).normal(0, 0.01 / 19**0.5, 20)
+    left_out = {name: [value + float(b) for b in blocks] for name, value in numbers.items()} if errors else {}
+    result |= {"metrics": numbers, "errors": dict.fromkeys(left_out, 0.01), "left_out": left_out, "floor": {}}
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -79,11 +82,11 @@ def test_no_digit_stands_below_the_first_of_an_error(value, error, text):
     assert rounded([value, value], [error, None])[0] == text
 
 
-def test_a_comparison_of_one_seed_adds_both_errors():
-    found = compared_once(Estimate(5.0, 0.3), Estimate(4.0, 0.4))
-    assert found.difference == 1 and found.error == pytest.approx(0.5)
-    assert found.level and not compared_once(Estimate(6.0, 0.3), Estimate(4.0, 0.4)).level
+def test_a_comparison_of_one_seed_is_paired_over_its_blocks():
+    common, own = np.random.default_rng(0).normal(size=(2, 20))
+    found = compared_once(0.5, list(5 + common + 0.01 * own), list(4 + common))
+    assert found.error == pytest.approx(0.01 * jackknife_error(own)) and not found.level, "what blocks share is no error"
+    assert compared_once(0.001, list(common + 0.01 * own), list(common)).level
     from scipy.stats import t
 
-    assert found.high - 1 == pytest.approx(0.5 * t.ppf(0.975, 19), rel=1e-3)
-    assert compared([1.0, 2.0], [1.0, 2.0]).level
+    assert found.high - 0.5 == pytest.approx(found.error * t.ppf(0.975, 19), rel=1e-3)

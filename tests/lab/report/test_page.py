@@ -83,13 +83,13 @@ def test_the_lowest_is_marked_whoever_it_is(pair):
         return re.findall(r'<tr class="best"><th[^>]*>([^<]*)', report(pair))
 
     assert marked() == ["PDS &lt;b&gt;&amp;λ"] and "is closest to the data: fid_made_up_256 8.00" in report(pair)
-    for run, value in (("run-0", 10.0), ("run-1", 9.9)):
-        edit(pair / run, metrics={METRIC: value}, errors={METRIC: 0.5})
-    level = "Level: fid_made_up_256 9.9 ± 0.5 at best"
-    assert level in report(pair) and "the 95% interval of the difference, -1.58 to 1.38, holds 0" in report(pair)
-    edit(pair / "run-1", errors={METRIC: 0.01})
-    edit(pair / "run-0", errors={METRIC: 0.01})
-    assert "Level:" not in report(pair), "however small the difference"
+    for run, value, sign in (("run-0", 10.0, 1), ("run-1", 9.9, -1)):
+        left_out = {METRIC: [value + sign * 0.01 * i for i in range(20)]}
+        edit(pair / run, metrics={METRIC: value}, errors={METRIC: 0.5}, left_out=left_out)
+    text = report(pair)
+    assert "Level: fid_made_up_256 9.9 ± 0.5 at best" in text and "interval of the difference, -1.15 to 0.952, holds 0" in text
+    edit(pair / "run-0", left_out={METRIC: [10.0 - 0.01 * i for i in range(20)]})
+    assert "Level:" not in report(pair), "however small the difference, where the noise is the same"
     edit(pair / "run-1", metrics={METRIC: 11.0})
     assert marked() == ["vanilla"] and "No preconditioned run is closer" in report(pair) and "1.10×" in report(pair)
     write_run(pair, 4.0, label="other", sampler="EDM")
