@@ -165,7 +165,7 @@ class Runs:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Distance of real data to real data by metric, where a run knows it."""
-        return {name: value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
+        return {short_name(name): value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
 
     @property
     def other_floors(self) -> list[str]:

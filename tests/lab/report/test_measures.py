@@ -21,7 +21,8 @@ def measured(root, filter=NOTHING, seed=0, errors=True, **measures):
     numbers = {f"{name}_{REST}": value for name, value in measures.items()}
     blocks = np.random.default_rng(filter is NOTHING).normal(0, 0.01 / 19**0.5, 20)
     left_out = {name: [value + float(b) for b in blocks] for name, value in numbers.items()} if errors else {}
-    result |= {"metrics": numbers, "errors": dict.fromkeys(left_out, 0.01), "left_out": left_out, "floor": {}}
+    result |= {"metrics": numbers, "errors": dict.fromkeys(left_out, 0.01), "left_out": left_out}
+    result["floor"] = {f"fid_{REST}": 1.25}
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -37,6 +38,7 @@ def test_the_best_and_what_is_level_with_it_by_the_errors_of_one_seed(tmp_path):
     assert (table.name, table.heads) == (REST, ["fid ↓", "precision ↑", "recall ↑", "memorisation_share"])
     assert kinds(table) == {"vanilla": ["best", "best", "level", ""], "PDS α=5": ["level", "", "best", ""]}
     text = format_table(read_runs(tmp_path))
+    assert "real data (floor)" in text and " 1.25 |" in text
     assert "**4.00 ± 0.01**" in text and "4.02 ± 0.01 ≈" in text and "fid_mnist_classifier_256" in text
     page = write_report(tmp_path).read_text()
     section = page[page.index("Measures side by side") :]
