@@ -17,6 +17,11 @@ def escaped(text: str, most: int | None = None, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether something failed for want of memory: torch tells its own on a CPU in a `RuntimeError`."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
 class PDSError(ValueError):
     """A wrong input, a missing file or an impossible setting, said in one sentence with the fix.
 

@@ -94,6 +94,8 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
     """
     try:
         os.fsencode(path)
+        if not str(path):
+            raise ValueError("it is empty")
         if "\0" in str(path):
             raise ValueError("embedded null character")
         return Path(path).expanduser()

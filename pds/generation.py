@@ -21,11 +21,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from pds.conditioning import CLASS_ALONE, Guidance
 from pds.data.images import to_uint8
-from pds.errors import PDSError
+from pds.errors import PDSError, out_of_memory
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
@@ -36,6 +37,9 @@ from pds.shards import Shard, ShardWriter
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+PATIENCE = 600.0
+"""Seconds that processes of one run wait for one another to start; imports on a slow disk take minutes."""
 
 
 class DivergedError(PDSError):
@@ -86,10 +90,36 @@ class Processes:
             return cls()
         if not dist.is_initialized():
             # They wait for one another at the end of a run only, for as long as the slowest takes.
-            dist.init_process_group("gloo", timeout=timedelta(days=30))
+            dist.init_process_group("gloo", **cls._met(), timeout=timedelta(days=30))
             # A process that leaves with gloo's threads running is now and then aborted on its way out.
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
+
+    @staticmethod
+    def _met() -> dict[str, Any]:
+        """Rank, number and common store of processes that have all come; a `PDSError` names those that have not in time."""
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # torchrun keeps the store itself, through all attempts; otherwise the first process does.
+        leads = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        fix = "start all of them with torchrun, or unset RANK to run in one"
+        wait, absent = timedelta(seconds=PATIENCE), "the first"
+        try:
+            store: Store = TCPStore(host, port, size, leads, wait, wait_for_workers=False)
+            store = PrefixStore(f"pds/{attempt}", store)
+            store.set(f"here/{rank}", "")
+            try:
+                store.wait([f"here/{other}" for other in range(size)], wait)
+            except RuntimeError:
+                absent = ", ".join(str(other) for other in range(size) if not store.check([f"here/{other}"]))
+                raise
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise PDSError(
+                f"process {rank} of {size} waited at {host}:{port} for {absent}, which did not come ({reason}): {fix}"
+            ) from None
+        return {"store": store, "rank": rank, "world_size": size}
 
     def agree(self, error: Exception | None = None) -> None:
         """Wait until every process is here, and raise in all of them what went wrong in any."""
@@ -312,12 +342,13 @@ def _sample_shards(
                     warm.add(n)
                 start = time.perf_counter()
                 x, nfe = sample(batch, lambda *step: (bar.update(min(n / steps, end - bar.n)), None)[1])
-            except torch.cuda.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 kept = "" if apart else "; finished shards are kept"
-                raise PDSError(
-                    f"the GPU has too little memory for {n} images at once: run the same command again with "
-                    f"batch_size={max(1, n // 2)}{kept}"
-                ) from None
+                fix = f"run the same command again with batch_size={n // 2}{kept}" if n > 1 else "take a smaller network"
+                place = "the GPU" if sample.device.type == "cuda" else "this machine"
+                raise PDSError(f"{place} has too little memory for {n} images at once: {fix}") from None
             bar.update(end - bar.n)  # an adaptive sampler may need fewer steps
             images = to_uint8(x).cpu().numpy()
             return {"images": images, "nfe": np.full(n, nfe), "seconds": np.full(n, (time.perf_counter() - start) / n)}

@@ -248,7 +248,8 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value
-    # Objects (networks, processes, callables) are checked where they are used: their types are protocols.
+    # Objects (networks, processes, callables) are checked where they are used: their types are protocols. Plain data are none.
+    _require(annotation is Any or not isinstance(value, (bool, int, float, complex, str, bytes, type(None))))
     return value
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from command_line import side_by_side
 from conftest import GaussianTarget, natural_power
 
 import pds.shards
+from pds import generation
 from pds.errors import PDSError
 from pds.files import Array
 from pds.generation import ImageSampler, Processes, generate
@@ -293,10 +295,13 @@ def test_a_writer_annotates_in_its_own_thread_or_at_once(tmp_path, aside):
     assert shard.read()["features"].tolist() == [64] * 3
 
 
-def test_a_gpu_without_memory_names_a_batch_that_may_fit(tmp_path):
+@pytest.mark.parametrize("kind", ["gpu", "torch", "python"])
+def test_too_little_memory_names_a_batch_that_may_fit(tmp_path, kind):
     def score(x, sigma):
+        if len(x) > 2 and kind == "torch":
+            torch.empty(1 << 60, dtype=torch.uint8)
         if len(x) > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise {"gpu": torch.cuda.OutOfMemoryError, "python": MemoryError}[kind]("Tried to allocate 20.00 MiB.")
         return -x
 
     with pytest.raises(PDSError, match=r"too little memory for 5 images at once: .* batch_size=2; finished shards are kept"):
@@ -350,4 +355,17 @@ def test_half_an_environment_of_processes_is_one_sentence(monkeypatch, given):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PDSError, match=r"RANK is .*: start the processes with torchrun, or unset RANK"):
+        Processes.join()
+
+
+@pytest.mark.parametrize(("rank", "absent"), [(0, "1, 2"), (1, "the first")])
+def test_processes_that_never_come_are_named_in_time(monkeypatch, rank, absent):
+    monkeypatch.setattr(generation, "PATIENCE", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(PDSError, match=f"^process {rank} of 3 waited at 127.0.0.1:{port} for {absent}, which did not come"):
         Processes.join()

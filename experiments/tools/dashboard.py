@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pds.lab.cli import start
+from pds.lab.cli import one_sentence, start
 from pds.lab.report.wandb import dashboard
 from pds.lab.terminal import show
 
 
 def main(arguments: list[str]) -> None:
     """Make the report and print its address."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = one_sentence(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     parser.add_argument("folder", type=Path, help="the folder of a group: outputs/<group>")
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B user or team (default: that of the runs)")

@@ -39,6 +39,7 @@ from pds.options import options, shown
 log = logging.getLogger(__name__)
 
 CATEGORIES = {"church": "church_outdoor", "tower": "tower", "bedroom": "bedroom"}
+MOST = 1 << 50  # bytes of an LMDB; that of the bedrooms has 54 GB
 PATIENCE, PATIENCE_FOR_KEYS = 30.0, 1800.0
 """Seconds for one answer: listing the 3 million keys of the bedrooms on a slow disk takes minutes."""
 SOURCE = "http://dl.yf.io/lsun/scenes/{}.zip"
@@ -182,7 +183,7 @@ def _open(root: Path) -> Database:
             f"reading {root} needs the lmdb package: install it (pip install lmdb, or the extra pds-lab[lsun]), or give "
             "the images as a folder"
         )
-    with open_regular(root / "data.mdb"):
+    with open_regular(root / "data.mdb", MOST):
         size = (root / "data.mdb").stat().st_size
     database = Database(root)
     expected = (database.state["last_pgno"] + 1) * database.state["psize"]

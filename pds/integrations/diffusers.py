@@ -30,7 +30,7 @@ from pds.options import fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid
-from pds.processes.forward import VarianceExploding, integration_times
+from pds.processes.forward import Time, VarianceExploding, integration_times
 from pds.samplers.preconditioned_sde import PreconditionedSDE, Step
 from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
 from pds.sampling import statistics as statistics_of
@@ -147,7 +147,8 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
             sampling_eps: last time; that of the config if not given.
             device: where to keep `timesteps`.
         """
-        self._end = self.config.sampling_eps if sampling_eps is None else sampling_eps
+        end = self.config.sampling_eps if sampling_eps is None else sampling_eps
+        self._end = fitted("sampling_eps", end, Time)
         self.set_sigmas(num_inference_steps)
         times = integration_times(self._process(num_inference_steps), num_inference_steps, self._end)
         self.timesteps = times.float().to(device)
@@ -169,7 +170,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
         if num_inference_steps < 2:
             raise PDSError(f"num_inference_steps must be at least 2, got {num_inference_steps}")
         process = self._process(num_inference_steps, sigma_min, sigma_max)
-        end = self._end if sampling_eps is None else sampling_eps
+        end = self._end if sampling_eps is None else fitted("sampling_eps", sampling_eps, Time)
         self._sampler = PredictorCorrector(num_inference_steps, ReverseDiffusion(), self._corrector, end)
         self._levels = self._sampler.levels(process)
         self.sigmas = torch.tensor([level.sigma for level in self._levels])

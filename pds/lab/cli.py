@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import logging
 import os
@@ -15,7 +16,7 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pds.errors import PDSError
+from pds.errors import PDSError, out_of_memory
 from pds.generation import Processes
 from pds.lab import grammar, reference
 from pds.lab.config import CONF
@@ -79,8 +80,8 @@ def sentence(error: Exception) -> str | None:
         return f"{place}{error.strerror}{f': {remedy}' if remedy else ''}"
     if isinstance(error, OSError):
         return str(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "this machine has too little memory for it: give a smaller batch_size, or a smaller model"
+    if out_of_memory(error):
+        return "there is too little memory for it: give a smaller batch_size, or a smaller model, as by model.width"
     return None
 
 
@@ -116,15 +117,17 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
         # Here all processes fail; later, all but the first leave the answer to the first, which might not exist.
         Processes.check()
         prepare()
-        arguments = with_trackers(arguments)
+        arguments = with_trackers([grammar.typed(argument) for argument in arguments])
+        if ours := next((argument for argument in arguments if argument.lstrip("+~").startswith("sweep.")), None):
+            raise PDSError(f"{ours} cannot be given: a sweep sets it, -m starts one")
         if told := reference.asked(name, arguments):
             show(told)
             return
         # Hydra then raises what it would print, and `status` tells it.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         version.setbase("1.3")
-        parser, task = get_args_parser(), _Task(name, job)
-        _run_hydra(parser.parse_args(arguments), parser, task, str(CONF), name)
+        parser, task = one_sentence(get_args_parser()), _Task(name, job)
+        _run_hydra(parser.parse_intermixed_args(arguments), parser, task, str(CONF), name)
         if task.failed:
             raise Failed
 
@@ -139,6 +142,16 @@ def with_trackers(arguments: list[str]) -> list[str]:
         names = dict.fromkeys(name.strip() for name in listed[1].split(",")) if listed else {}
         made += ["tracker=several", *(f"+tracker@tracker.{name}={name}" for name in names)] if listed else [argument]
     return made
+
+
+def one_sentence(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The parser, which refuses arguments as everything else does."""
+
+    def refuse(message: str) -> NoReturn:
+        raise PDSError(f"the command line cannot be used ({message}): --help says what it takes")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
 
 
 def given_overrides() -> list[str]:

@@ -18,7 +18,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pds.errors import OptionError, PDSError
+from pds.errors import OptionError, PDSError, out_of_memory
+from pds.lab import grammar
 from pds.models.checkpoints import first_line
 from pds.models.scores import Model
 from pds.options import options_of
@@ -78,6 +79,8 @@ def _told(node: DictConfig, error: BaseException) -> BaseException:
         return error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
     if isinstance(error, PDSError) or not isinstance(error, OF_VALUES):
         return error
+    if out_of_memory(error):
+        return PDSError(f"{_key(node)} needs more memory than there is: give smaller values, of model.width above all")
     log.debug("%s could not be made", _key(node), exc_info=error)
     return PDSError(f"{_key(node)} cannot be made of these values: {type(error).__name__}: {first_line(error)}")
 
@@ -119,7 +122,8 @@ def defaults(target: str) -> dict[str, Any]:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, all of them given."""
+    """The configuration as plain values, all of them known and given."""
+    grammar.require_known(cfg)
     missing = next(_missing(OmegaConf.to_container(cfg, resolve=False)), None)
     if missing is not None:
         raise PDSError(f"{missing} has no value: give {missing}=... on the command line")

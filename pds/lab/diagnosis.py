@@ -160,7 +160,13 @@ def show_gaussian(cfg: DictConfig) -> None:
     settings(Gaussian, cfg)
     group, _, name = cfg.vary.rpartition(".")
     node = OmegaConf.select(cfg, group) if group else None
-    if cfg.vary.split(".")[0] not in PARTS or cfg.vary == T or not isinstance(node, DictConfig) or name not in node:
+    if (
+        cfg.vary.split(".")[0] not in PARTS
+        or cfg.vary == T
+        or not isinstance(node, DictConfig)
+        or name not in node
+        or OmegaConf.is_config(node[name])
+    ):
         raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
     model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import shlex
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
@@ -17,6 +20,8 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from pds.errors import PDSError
 
 SPECIAL = "= , ( ) [ ] { }"
 
@@ -32,16 +37,26 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, ConfigCompositionException):
         return _refused(error)
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
+        if (override := _merged(error)) is not None:
+            return f"{override} is not possible: {_first_line(error)}"
+        if "Config group override must be a string" in str(error):
+            return "the command line cannot be used: a choice is a name, as in metric=none; --list GROUP shows them"
         return f"the command line cannot be used: {_first_line(error)}"
     return None
 
 
 def _raised_in_hydra(error: Exception) -> bool:
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback else ""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+
+
+def _merged(error: BaseException) -> str | None:
+    """The override that Hydra was about to merge, which a number too large for a float ends without a name."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_apply_overrides_to_config":
+            return getattr(frame.f_locals.get("override"), "input_line", None)
+    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -62,6 +77,19 @@ def quoted(override: str) -> str | None:
     except HydraException:
         return None
     return shlex.quote(text) if str(parsed) == value else None
+
+
+def typed(override: str) -> str:
+    """The override as it was meant: a value that needs quotes for its letters alone gets them."""
+    _, equals, value = override.partition("=")
+    if override.isascii() or not equals or set(value) & set("=,()[]{}'\"\\"):
+        return override
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        fix = quoted(override)
+        return override if fix is None else shlex.split(fix)[0]
+    return override
 
 
 def _as_in(override: str) -> str:
@@ -99,21 +127,45 @@ def _refused(error: ConfigCompositionException) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         return _no_key(str(cause.full_key), str(cause.key), cause.parent_node)
     if found := re.match(r"Error merging override (.*)", text):
+        if "is not a ListConfig" in str(cause) and "[" not in (key := found[1]):
+            return f"{key} is not possible: give a list, as in {key.replace('=', '=[')}]"
         return f"{found[1]} is not possible: {_first_line(cause or error)}"
     if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
         return f"{found[1]} is not chosen in this configuration, and cannot be chosen otherwise"
     return f"the command line cannot be used: {_first_line(error)}{f' ({_first_line(cause)})' if cause else ''}"
 
 
-def _no_key(full: str, key: str, parent: DictConfig) -> str:
-    """The refusal of a key that is not there."""
-    siblings = [str(name) for name in parent if name != "hydra" and not str(name).startswith("_")]
+def require_known(node: DictConfig) -> None:
+    """Refuse a key that no option has, which Hydra takes with a + in front, and an option that was taken away with a ~.
+
+    Raises:
+        PDSError: it names the first.
+    """
+    kind: Any = OmegaConf.get_type(node)
+    if dataclasses.is_dataclass(kind):
+        stated = [field.name for field in dataclasses.fields(kind) if field.name != "defaults"]
+        for name in map(str, node):
+            if name not in (*stated, "hydra"):
+                raise PDSError(_no_key(node._get_full_key(name), name, node, stated))
+        there = set(node.keys())  # those without a value, which `in` does not find, too
+        for name in stated:
+            if name not in there:
+                raise PDSError(f"{node._get_full_key(name)} is gone: leave out ~{node._get_full_key(name)}")
+    for child in (node._get_node(name) for name in node if name != "hydra"):
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            require_known(child)
+
+
+def _no_key(full: str, key: str, parent: DictConfig, stated: Collection[str] | None = None) -> str:
+    """The refusal of a key that is not there; `stated` are those that should be, if others are."""
+    names = map(str, parent if stated is None else stated)
+    siblings = [name for name in names if name != "hydra" and not name.startswith("_")]
     node = full.removesuffix(key).rstrip(".")
     everywhere = list(_keys(OmegaConf.to_container(parent._get_root(), resolve=False)))
-    near = [name for name in everywhere if name.rpartition(".")[2] == key]
+    near = [name for name in everywhere if name.rpartition(".")[2] == key and name != full]
     beside = [f"{node}.{name}" if node else name for name in siblings]
     there = f"{node} has" if node else "the keys are"
-    return f"there is no {full}{_meant(full, beside, near)}: {there} {', '.join(siblings)}"
+    return f"there is no {full}{_meant(full, beside, near)}: {there} {', '.join(siblings) or 'none'}"
 
 
 def _meant(name: str, choices: list[str], near: list[str] | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pds.errors import MissingError, PDSError
-from pds.files import read_json, reading, write_json
+from pds.files import DamagedError, read_json, reading, write_json
 from pds.lab.runs import says_where
 from pds.options import Range, options
+
+log = logging.getLogger(__name__)
 
 Seconds = Annotated[float, Range(0)]
 
@@ -88,8 +91,8 @@ class Points:
 
     folder: Path
 
-    def read(self) -> list[Point]:
-        """All points, in their order; none where there was no sweep."""
+    def read(self, damaged: Callable[[Path, DamagedError], None] = lambda path, error: log.warning("%s", error)) -> list[Point]:
+        """All points, in their order; none where there was no sweep. `damaged` is told of each file that is none."""
         points = []
         for path in (self.folder / "points").glob("*.json"):
             try:
@@ -102,6 +105,8 @@ class Points:
                     points.append(point)
             except MissingError:  # another process announces its sweep at this moment
                 continue
+            except DamagedError as error:
+                damaged(path, error)
         return sorted(points, key=lambda point: (point.number, point.overrides))
 
     def write(self, point: Point) -> None:

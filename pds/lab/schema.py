@@ -234,7 +234,8 @@ def typed(annotation: Any) -> Any:
         return list[typed(arguments[0])]  # type: ignore[misc]
     if origin in (dict, Mapping):
         return dict[str, Any]
-    return str if annotation is Path else annotation if annotation in PLAIN[:4] else Any
+    # Not bool, for which OmegaConf takes any whole number.
+    return str if annotation is Path else annotation if annotation in (int, float, str) else Any
 
 
 def fields_of(

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pds.errors import MissingError, PDSError
 from pds.generation import Processes
 from pds.lab import grammar
-from pds.lab.cli import Failed, given_overrides, leads
+from pds.lab.cli import Failed, given_overrides, leads, sentence
 from pds.lab.experiment import run
 from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
@@ -92,6 +92,7 @@ class PlannedSweep(_Sweeper):
         plan: dict[Path, list[Point]] = {}
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
+            grammar.require_known(cfg)
             point = Point.of(job, where, number=number, sweep=name, command=self.command, work=_work(cfg))
             plan.setdefault(group_folder(cfg.outputs, cfg.group), []).append(point)
         if leads():
@@ -192,7 +193,8 @@ def going_on(title: str) -> Iterator[None]:
         yield
     except MissingError as error:
         log.warning("%s is skipped: %s", title, error)
-    except (PDSError, OSError) as error:
-        log.error("error: %s", error)
-    except Exception:
-        log.exception("%s failed", title)
+    except Exception as error:
+        if (said := sentence(error)) is None:
+            log.exception("%s failed", title)
+        else:
+            log.error("error: %s", said)

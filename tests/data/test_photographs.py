@@ -171,6 +171,9 @@ def test_a_damaged_lmdb_is_one_sentence_and_no_crash(tmp_path, cache, monkeypatc
         with pytest.raises(PDSError, match=f"{says}.*fetch it again") as error:
             church(tmp_path / name)
         assert "\n" not in str(error.value)
+    with open(whole / "data.mdb", "r+b") as file:
+        file.truncate(60 << 30)  # that of the bedrooms has 54 GB
+    assert len(church(tmp_path / "whole").read([3])) == 1
     good = webp(photograph(64, 64))
     write_lmdb(tmp_path / "value" / "church_outdoor_train_lmdb", [good[:-50], good])
     with pytest.raises(PDSError, match=r"church_outdoor_train_lmdb, key b6589fc6\w+, cannot be read as an image"):

@@ -231,7 +231,7 @@ def test_it_is_saved_and_loaded_with_its_pipeline(pipe, folder, tmp_path):
         ({"r": 0.2, "lam": 0.9, "region": "low"}, "region must be one of"),
         ({"norms": "both"}, "norms must be one of image, batch"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma"),
-        ({"sampling_eps": 1.0}, "must be a number at least 1e-09 and below 1"),
+        ({"sampling_eps": 1.0}, "^sampling_eps must be a number at least 1e-09 and below 1"),
         ({"num_train_timesteps": 1}, "num_inference_steps must be at least 2, got 1$"),
     ],
 )

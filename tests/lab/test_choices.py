@@ -116,6 +116,20 @@ def test_what_an_option_cannot_be_is_refused_by_name_at_once(target, name):
     assert refused >= 20
 
 
+OBJECTS = [case for case in EACH if case not in PLAIN]
+
+
+@pytest.mark.parametrize(("target", "name"), OBJECTS)
+def test_plain_data_are_no_object(target, name):
+    annotation = options_of(target)[name].annotation
+    for value in (True, 0, 7, -1e12, math.nan, 10**400, "", "abc", b"x", 1j):
+        if not fits(name, value, annotation):
+            with pytest.raises(OptionError) as error:
+                target(*by_position(target), **valid(target) | {name: value})
+            assert error.value.name == name
+    assert annotation is Any or not any(fits(name, value, annotation) for value in (7, math.nan))
+
+
 def limits(annotation, found=()):
     """Every number type in an annotation, with the limits that stand around it."""
     if get_origin(annotation) is Annotated:

@@ -1,6 +1,7 @@
 """What every script does around its work, by kind: streams, letters, refusals of a command line, failures, starts."""
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import json
@@ -164,6 +165,17 @@ def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration)
         (["seed"], "seed sets nothing: write KEY=VALUE"),
         (["model@x=3"], "the command line cannot be used: "),
         (["+seed=3"], "the command line cannot be used: Could not append to config"),
+        (["+new.key=1"], "there is no new: the keys are model, dataset, "),
+        (["-m", "+sampler.new=1,2"], "there is no sampler.new (did you mean sampler.denoise?): sampler has iterations, "),
+        (["~seed"], "seed is gone: leave out ~seed"),
+        (["metric=null"], "a choice is a name, as in metric=none"),
+        (["sweep.number=3"], "sweep.number=3 cannot be given: a sweep sets it"),
+        (["compile=7"], "compile must be true or false, got 7"),
+        (["bf16=-1"], "bf16 must be true or false, got -1"),
+        (["model.process=7", "model=ncsnpp_small"], "model.process must be "),
+        ([f"model.sigma_end=1{400 * '0'}"], f"model.sigma_end=1{400 * '0'} is not possible: "),
+        (["--frobnicate"], "the command line cannot be used (unrecognized arguments: --frobnicate)"),
+        (["seed=1", "-m", "group=g", "--cfg", "all of it"], "the command line cannot be used (argument --cfg"),
         (["-m", "seed=range(5,5)"], "seed=range(5,5) names no value: a sweep needs at least one"),
         (["-m", "filter=glob(zzz*)", "seed=0,1"], "filter=glob(zzz*) names no value"),
         (["-m", "filter=statistics", "filter.alpha=interval(1,3)"], "has no values to try one after the other"),
@@ -175,6 +187,36 @@ def test_what_hydra_refuses_is_one_sentence_and_a_status(given, says, tmp_path):
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.count("\n") == 1 and refused.stderr.startswith("error: ") and says in refused.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed, configuration):
+    draw, cfg = random.Random(seed), configuration.copy()
+    grammar.require_known(cfg)
+    found = {key: OmegaConf.select(cfg, key) for key in grammar._keys(OmegaConf.to_container(cfg, resolve=False))}
+    # Other tables are options themselves, whose keys are free.
+    nodes = ["", *(key for key, node in found.items() if dataclasses.is_dataclass(OmegaConf.get_type(node)))]
+    key = draw.choice([f"{node}.x{draw.randrange(9)}".lstrip(".") for node in nodes])
+    OmegaConf.update(cfg, key, draw.choice([1, "x", None, {"y": 1}, [1]]), force_add=True)
+    with pytest.raises(PDSError, match=f"^there is no {re.escape(key)}[: ]"):
+        grammar.require_known(cfg)
+    cfg = configuration.copy()
+    gone = draw.choice(["seed", "images", "metric", "batch_size", "sweep"])
+    OmegaConf.set_struct(cfg, False)
+    del cfg[gone]
+    with pytest.raises(PDSError, match=f"^{gone} is gone"):
+        grammar.require_known(cfg)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_letters_beyond_ascii_need_no_quotes(seed):
+    draw = random.Random(seed)
+    letters = "".join(draw.choice("abc/._-ü日ñ\udcc3é") for _ in range(draw.randrange(1, 20)))
+    override = f"outputs=/{letters}"
+    parsed = OverridesParser.create().parse_override(grammar.typed(override))
+    assert parsed.value() == f"/{letters}" and not parsed.is_sweep_override()
+    for left in (f"a={letters},b", f"a=[{letters}]", f'a="{letters}"', "seed=0,1", "é"):
+        assert grammar.typed(left) == left
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -259,6 +301,14 @@ def test_a_rank_without_its_world_is_refused(tmp_path, monkeypatch):
     assert (refused.returncode, refused.stderr.endswith(f"{says}\n")) == (1, True)
 
 
+def test_a_current_folder_that_is_gone_is_one_sentence(tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); import pds.lab"
+    refused = started("-c", code, cwd=tmp_path / "gone")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "the current folder is gone" in refused.stderr
+
+
 # Every script, read from another folder with the safe path on, by its file and as a module.
 EVERYWHERE = """
 import json, runpy, sys
@@ -292,7 +342,7 @@ def test_every_script_starts_from_everywhere(tmp_path):
 @pytest.mark.parametrize("streams", ["1>/dev/full 2>&-", "2>&1 | head -c 1"])
 def test_nobody_need_watch_a_run_and_no_locale_need_know_its_letters(streams, tmp_path):
     here = environment(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
-    run = [sys.executable, "experiments/run.py", *TINY, "filter=statistics", "tracker=none", f'outputs="{tmp_path}/ü"']
+    run = [sys.executable, "experiments/run.py", *TINY, "filter=statistics", "tracker=none", f"outputs={tmp_path}/ü"]
     script = f"({shlex.join(run)}; echo $? > {tmp_path}/status) {streams}"
     subprocess.run(["bash", "-c", script], cwd=ROOT, env=here, check=False)
     assert (tmp_path / "status").read_text() == "0\n"

@@ -112,5 +112,7 @@ def test_a_damaged_point_is_one_sentence(tmp_path):
     points.plan([Point.of(["seed=0"])])
     (path,) = tmp_path.glob("points/*.json")
     path.write_text(json.dumps({"state": "done"}))
-    with pytest.raises(PDSError, match="delete it and run the sweep again"):
-        points.read()
+    whole, told = Point.of(["seed=1"]), []
+    points.write(whole)
+    assert points.read(lambda file, error: told.append((file, str(error)))) == [whole]
+    assert told[0][0] == path and "delete it and run the sweep again" in told[0][1] and len(told) == 1

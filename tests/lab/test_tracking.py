@@ -16,7 +16,8 @@ from command_line import environment, started
 from PIL import Image
 
 from pds.errors import PDSError
-from pds.lab.trackers.wandb import WandbTracker
+from pds.lab.trackers import wandb_service
+from pds.lab.trackers.wandb import WandbTracker, has_api_key
 from pds.lab.tracking import MetricsFile, NoTracker
 
 OFFLINE = WandbTracker(project="pds-test", mode="offline")
@@ -245,6 +246,31 @@ def test_offline_is_without_any_contact(tmp_path: Path) -> None:
     online, _ = contacts.pop("online")
     assert online > 0, "the server would see a contact"
     assert contacts == {key: [0, 1] for key in ("tracker", "dryrun", "folder", "settings")} | {"misspelt": [0, 0]}
+
+
+@pytest.mark.parametrize("variable", ["NETRC", "WANDB_CONFIG_DIR", "WANDB_DIR"])
+def test_no_file_of_settings_or_keys_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    folder = tmp_path / "wandb" if variable == "WANDB_DIR" else tmp_path
+    file = folder / ("netrc" if variable == "NETRC" else "settings")
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setenv(variable, str(file if variable == "NETRC" else tmp_path))
+    for make in (
+        lambda: os.mkfifo(file),
+        lambda: file.symlink_to("/dev/zero"),
+        lambda: file.symlink_to("/dev/urandom"),
+        file.mkdir,
+        lambda: os.truncate(os.open(file, os.O_CREAT | os.O_WRONLY), 100 << 30),
+    ):
+        make()
+        if variable == "NETRC":
+            assert not has_api_key()
+        else:
+            with pytest.raises(PDSError, match=f"{file} is not a file that can be read here"):
+                wandb_service.settings()
+            assert OFFLINE._modes() == []
+        file.rmdir() if file.is_dir() else file.unlink()
+    file.write_text("machine api.wandb.ai login user password key\n" if variable == "NETRC" else "[default]\n")
+    assert has_api_key() == (variable == "NETRC") and OFFLINE._modes() == ["offline"]
 
 
 # The service is killed in the first run, frozen at the end of the second, and frozen when all is done.

@@ -50,7 +50,9 @@ def strip_of(run: Run) -> Picture | None:
     path = run.folder / "samples" / "shard-00000.npz"
     if not path.exists():
         return None
-    images = read_npz(path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True)["images"]
+    images = read_npz(
+        path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True, most=1 << 40
+    )["images"]
     n, _, *sides = images.shape
     if max(sides) > _STRIP_SIDE:
         size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))

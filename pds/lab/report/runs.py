@@ -206,11 +206,12 @@ def read_runs(folder: Path) -> Runs:
         PDSError: there is neither a run nor a sweep in `folder`.
     """
     folders = sorted(p for p in folder.glob("*/") if os.path.exists(p / "status.json") or os.path.exists(p / "result.json"))
-    points, by_name = [], {path.name: _read_run(path) for path in folders}
-    try:
-        points = Points(folder).read()
-    except PDSError as error:
-        by_name["points"] = Run(folder / "points", "damaged", str(error))
+    by_name = {path.name: _read_run(path) for path in folders}
+
+    def damaged(path: Path, error: PDSError) -> None:
+        by_name[f"points/{path.stem}"] = Run(path, "damaged", str(error))
+
+    points = Points(folder).read(damaged)
     for point in points:
         name, lost = point.run or f"points/{point.digest}", point.state in ("failed", "skipped")
         if lost and name not in by_name:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from pds.files import open_regular, user_path
 from pds.lab.trackers import wandb_service
 from pds.lab.tracking import NoTracker, TrackedRun, entry, warning
 from pds.options import Range, options
@@ -201,7 +202,8 @@ def has_api_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+        path = user_path(os.environ.get("NETRC", "~/.netrc"))
+        open_regular(path, wandb_service.MOST).close()
         hosts = {urlsplit(wandb_service.settings().base_url).netloc, "api.wandb.ai"}
         return any(netrc.netrc(path).authenticators(host) for host in hosts)
     except Exception:  # no W&B, no home, no netrc file, or an unreadable one: no key in any case

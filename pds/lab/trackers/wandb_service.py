@@ -10,7 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
+from pds.errors import MissingError
+from pds.files import open_regular, user_path
+
 T = TypeVar("T")
+
+MOST = 1 << 20
+"""Bytes of a file of settings or of keys."""
 
 LAST_CALL = 10.0
 """Seconds that the service may take to end, when all its runs have ended."""
@@ -32,9 +38,17 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def settings() -> Any:
-    """Return the settings that W&B found in the environment, in its settings files and in the folder."""
+    """Return the settings that W&B found in the environment, in its settings files and in the folder.
+
+    Raises:
+        PDSError: a settings file is none: W&B itself would wait for a pipe, and read a device without an end.
+    """
     from wandb.sdk import wandb_setup
 
+    here = user_path(os.environ.get("WANDB_DIR") or ".")
+    for folder in (os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb", here / "wandb", here / ".wandb"):
+        with contextlib.suppress(MissingError):
+            open_regular(user_path(folder) / "settings", MOST).close()
     with environment(WANDB_SILENT="true"):
         return wandb_setup.singleton().settings
 

@@ -142,8 +142,13 @@ def test_a_damaged_point_hides_no_run(tmp_path, content):
     write_run(tmp_path, 7.25)
     Points(tmp_path).write(Point(("seed=0",), 1, state="done", run="run-0"))
     (tmp_path / "points" / "0.json").write_bytes(content)
-    assert sorted(run.state for run in read_runs(tmp_path)) == ["damaged", "done"]
-    assert "points" in overview(tmp_path) and "7.25" in write_report(tmp_path).read_text(encoding="utf-8")
+    Points(tmp_path).write(Point(("seed=1",), 2, state="failed", message="its own"))
+    assert sorted(run.state for run in read_runs(tmp_path)) == ["damaged", "done", "failed"]
+    assert (
+        "its own" in overview(tmp_path)
+        and "points" in overview(tmp_path)
+        and "7.25" in write_report(tmp_path).read_text(encoding="utf-8")
+    )
 
 
 def test_results_may_lack_what_older_versions_did_not_write(tmp_path):
