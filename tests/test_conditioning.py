@@ -120,7 +120,7 @@ def test_the_class_of_an_image_depends_on_its_index_alone(sampler, guidance):
         (ClassifierFree(3.0, (21.0, math.inf)), 10),
         (ClassifierGuidance(lambda x, sigma: x.flatten(1).expand(-1, 3), 3), 10),
     ],
-    ids=str,
+    ids=["the class", "no class", "both", "an interval", "an interval above all levels", "a classifier"],
 )
 def test_evaluations_of_both_halves_are_counted(guidance, evaluations):
     sampler = pds.EDM(10, S_churn=0.0, order=1)
