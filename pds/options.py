@@ -292,7 +292,9 @@ def described(annotation: Any) -> str:
         return "a table"
     if annotation in (int, float):
         return f"a {WORDS[annotation]}"
-    return WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
+    if origin is Callable:
+        return "a function"
+    return WORDS.get(annotation) or f"a {getattr(annotation, '__name__', annotation)}"
 
 
 def _plain(bound: float) -> str:

@@ -107,8 +107,8 @@ class LevelShift(Remedy):
         super().__init__(score)
         self.scale, self.bounds = scale, bounds
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s = self.scale * self.score(x, self.scale * sigma)
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        s: Tensor = self.scale * self.score(x, self.scale * sigma, *labels)
         if self.bounds is None:
             return s
         std = sigma.to(x.dtype)[:, None, None, None]
@@ -160,8 +160,8 @@ class SeenNoise(Remedy):
         super().__init__(score)
         self.register_buffer("power", power.float(), persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        s, std = self.score(x, sigma), sigma.to(x.dtype)[:, None, None, None]
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        s, std = self.score(x, sigma, *labels), sigma.to(x.dtype)[:, None, None, None]
         empty = (self.power <= DATA_SHARE * std**2).to(x.dtype)
         state, score = torch.fft.fft2(x), torch.fft.fft2(s)
         predicted = (empty * score.abs().square()).sum((1, 2, 3), keepdim=True)

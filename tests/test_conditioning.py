@@ -158,7 +158,7 @@ def test_remedies_bfloat16_and_the_counter_pass_labels_on():
     x, sigma = torch.randn(2, 1, 4, 4), torch.tensor([0.5, 0.5])
     statistics = pds.statistics(torch.rand(4, 1, 4, 4))
     wide = replace(made, score=Shown(), shape=(1, 4, 4), statistics=statistics)
-    for remedy in (pds.epsilon_scaling, pds.time_shift, pds.band_correction, pds.seen_noise):
+    for remedy in (pds.epsilon_scaling, pds.time_shift, pds.band_correction, pds.level_shift, pds.seen_noise):
         Shown.seen = None
         score = CountedScore(for_sampling(remedy(wide).score, torch.device("cpu"), bf16=True))
         Conditional(score, labels)(x, sigma)

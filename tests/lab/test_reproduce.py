@@ -179,7 +179,7 @@ def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
     assert nothing.returncode == 1
     assert "no cell of this table can run here" in nothing.stderr
     assert (tmp_path / "tables" / "r_lambda" / "table.md").exists()
-    assert "one of alpha_iterations, clean_fid" in command("reproduce.py", "table=clean").stderr
+    assert "one of alpha_iterations, classes, clean_fid" in command("reproduce.py", "table=clean").stderr
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ WRONG_NETWORKS = {
         r"fails for x of shape \(2, 3, 6, 5\) and label of shape \(2,\).*TypeError, .*positional argument",
     ),
     "other channels": (Tiny(1), r"Tiny\(x, label\) fails .*: RuntimeError, .*expected input\[2, 3, 6, 5\] to have 1 channels"),
-    "no function": (3, "network must be a torch.nn.Module or a function of"),
+    "no function": (3, "network must be a function, got 3"),
 }
 
 
@@ -161,7 +161,7 @@ WRONG_ARGUMENTS = [
         r"label must give a tensor of shape \(2,\) .* gives a float64 tensor of shape \(\)",
     ),
     ({"label": lambda sigma: 3}, "label must give .* gives a int"),
-    ({"process": "ve"}, r"process must be a forward process, .* got 've'"),
+    ({"process": "ve"}, r"process must be a Process, got 've'"),
 ]
 
 
