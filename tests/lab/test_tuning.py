@@ -203,7 +203,7 @@ def test_killed_it_goes_on_and_shared_it_ends(gaussian, found, tmp_path):
     assert len(ended) >= 2
     assert command("tune.py", *arguments).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    # Not compared with an undisturbed search: under load one of ten drew another fourth trial, and why is not known.
+    # Not compared with an undisturbed search: under load it once drew another fourth trial, and why is not known.
     assert told(folder)[: len(ended)] == ended
     assert [row[0] for row in told(folder)] == [row[0] for row in told(found[0])]
     # Two processes share what two more trials take, and both have the answer.
