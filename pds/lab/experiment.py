@@ -178,7 +178,7 @@ class Experiment:
 
 def _told(remedy: DictConfig) -> str:
     """Return a remedy's name in tables, with its options."""
-    options = (f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
+    options = (str(key) if value is True else f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
     return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
 
 
