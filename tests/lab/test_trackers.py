@@ -83,9 +83,9 @@ def test_a_run_that_is_killed_and_resumed_is_one_entry_with_all_its_numbers(tmp_
         assert drawn["fid_mnist_classifier_8"] == [(8, distance)]
         assert drawn["against_NFE/fid_mnist_classifier_8"] == [(3, distance)]
         steps = [metric.step for metric in client.get_metric_history(entries[name].info.run_id, "images_per_second")]
-        # The first point of the killed run, 2, was once missing here, and why is not known.
-        assert {4, 6, 8} <= {step for step, _ in drawn["images_per_second"]}
-        assert {4, 6, 8} <= {*steps}
+        # One of each shard, at the images that are there when it is told: by then the next shard may be written.
+        for told in ([step for step, _ in drawn["images_per_second"]], sorted(step for step in steps if step)):
+            assert all(step in range(due, 9, 2) for step, due in zip(told, (2, 4, 6, 8), strict=True)), told
         assert events.Tags()["images"] == ["samples"]
         assert b"seed: " + str(result["seed"]).encode() in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 

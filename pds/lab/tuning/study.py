@@ -167,6 +167,8 @@ class Study:
         """A trial whose process is gone."""
         for trial in self.read(TrialState.RUNNING):
             if held.enter_context(locked(self._lock(trial.number), wait=False)):
+                # It may have ended before it drew its setting.
+                self.study.sampler = self._sampler(self.seed + trial.number)
                 return Trial(self.study, trial._trial_id)
         return None
 
