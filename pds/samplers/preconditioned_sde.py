@@ -97,13 +97,14 @@ class PreconditionedSDE(KarrasLevelsSampler):
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
         weight: "exact" or "midpoint".
         eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE. The
-            defaults of eta and rho are what measured best on the shipped VE network at 20 evaluations. The command line takes
-            auto as well, a first guess for the network.
+            defaults of eta and rho were chosen for the whole walk at 20 evaluations on the shipped VE network; a shorter walk
+            measured better. The command line takes auto as well, a first guess for the network.
         eta_from: smallest noise level at which it acts; below, eta is 0.
         eta_to: largest noise level at which it acts; above, eta is 0.
         slope: factor on W. 1 is of second order; above 1 the slope is carried further than a straight line goes.
-        start: largest noise level of the walk, inf for that of the process. A smaller one needs the statistics of the data.
-        end: noise level of the step to 0; 0 for the smallest of the process.
+        start: largest noise level of the walk, in units of the data range; inf for that of the process. A smaller one needs
+            the statistics of the data.
+        end: noise level of the step to 0, in the same units; 0 for the smallest of the process.
         prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
         data: law that the walk starts from, for `start`; `pds.sample` and the runner give that of the model's statistics.
     """
