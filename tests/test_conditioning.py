@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from command_line import command
+from command_line import command, side_by_side
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 import pds
@@ -284,6 +284,11 @@ def test_the_command_line_samples_classes_in_shards_and_resumes(tmp_path):
     own = pds.sample(model, pds.EDM(2, S_churn=10), labels=[2, 0, 1], guidance=ClassifierFree(2), images=5, batch_size=3)
     again = np.concatenate([np.load(shard)["images"] for shard in sorted(folder.glob("*.npz"))])
     assert np.array_equal(again, whole) and np.array_equal(own.images.numpy(), whole)
+    # In two processes each shard has the labels of its images' indices, whichever process makes it.
+    two = [*rest[:-1], f"outputs={tmp_path}/two", f"labels={file}", "batch_size=2", *given]
+    side_by_side(lambda: command("run.py", *two))
+    shared = [np.load(shard)["images"] for shard in sorted((tmp_path / "two").glob("*/*/samples/*.npz"))]
+    assert len(shared) == 3 and np.abs(np.concatenate(shared).astype(int) - whole).max() <= 1
     for more, message in (
         (["labels=[0]", *given[:1], "guidance.scale=inf"], "guidance.scale must be a number from -1000 to 1000, got inf"),
     ):

@@ -236,7 +236,6 @@ def test_a_conditional_network_with_guidance_of_ones_own():
 
 
 def test_in_the_pipeline_of_stable_diffusion():
-    pytest.importorskip("transformers", reason="transformers is not installed, and this pipeline asks for it")
     pipe = diffusers.StableDiffusionPipeline(
         vae(), None, None, conditional_unet(2), PNDMScheduler(steps_offset=1), None, None, requires_safety_checker=False
     )
