@@ -1,4 +1,4 @@
-"""Frequency filters R and space filters A: what the preconditioner multiplies by, before inversion.
+"""Frequency filters R and space filters A. The preconditioner divides by them.
 
 A frequency filter is (C, H, W) in the layout of `torch.fft.fft2`: DC at index [0, 0]. A space filter is (C, H, W) in
 pixels. Both are positive, and 1 leaves the sampler as it is.
@@ -92,13 +92,14 @@ Pixels = Literal["none", "released", "paper"]
 class StatisticsFilter:
     """Filters from 200 training images in [0, 1].
 
-    R = (R_hat / max R_hat + alpha - 1) / alpha with R_hat = log(1 + E|F x|^2) ([ECCV] Eqs. 26-27), the maximum over all
-    channels and frequencies; R tends to 1 (vanilla) as alpha grows.
+    R = (R_hat / max R_hat + alpha - 1) / alpha with R_hat = log(1 + E|F x|^2) ([ECCV] Eqs. 26-27). The maximum is over all
+    channels and frequencies. R tends to 1 (vanilla) as alpha grows.
 
     Attributes:
-        alpha: normalisation, the smaller the stronger; 1 itself leaves zeros where the spectrum has any, which is refused.
-        pixels: the space filter: "none"; "released", that of the authors' code, E[x^2] normalised with alpha like R; or
-            "paper", A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25), which has no alpha, and no inverse where the mean image is 0.
+        alpha: normalisation, the smaller the stronger. 1 leaves the zeros of the spectrum in R, and a filter with zeros is
+            refused.
+        pixels: the space filter. "none"; "released", as in the authors' code, E[x^2] normalised with alpha like R; or "paper",
+            A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25). "paper" has no alpha, and no inverse where the mean image is 0.
     """
 
     alpha: Alpha = 5.0
@@ -149,7 +150,7 @@ def statistics_filter(
         alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto".
         pixels: the space filter A: none, released (the authors' code) or paper ([ECCV] Eqs. 24-25).
         iterations: T, which auto follows.
-        reference: "alpha" that is known to be good at "iterations"; None where none is.
+        reference: "alpha" that is known to be good at "iterations"; None if no such alpha is known.
 
     Raises:
         OptionError: "auto" without a reference, or with so few iterations that alpha would not be above 1.

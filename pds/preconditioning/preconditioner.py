@@ -2,8 +2,8 @@
 
     x <- x + P P^T f + omega S f_s + g P z                              [ECCV] Eq. 20, [IJCV] Eq. 29
 
-f is the drift of the vanilla sampler (score term times step size, for VP with the linear term), f_s its score part, g its
-noise scale. P = I is the vanilla sampler, so samplers are written once, for any preconditioner.
+f is the drift of the vanilla sampler: the score term times the step size, for VP with the linear term. f_s is its score part, g
+its noise scale. P = I is the vanilla sampler, so samplers are written once, for any preconditioner.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Spectrum(NamedTuple):
     turn: float | Tensor
 
     def transforms(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """From images to where these are factors, and back: `rfft2` and `irfft2`, or nothing where they are numbers."""
+        """The transforms to the modes and back: `rfft2` and `irfft2`, or identities where the factors are numbers."""
         if isinstance(self.gain, Tensor) or isinstance(self.turn, Tensor):
             size = x.shape[-2:]
             return torch.fft.rfft2, lambda spectrum: torch.fft.irfft2(spectrum, s=size)
@@ -43,7 +43,7 @@ class Preconditioner(Protocol):
     """The operators that a sampler asks for. Images are (batch, C, H, W) float32."""
 
     def at(self, iteration: int) -> Preconditioner:
-        """The operator of this iteration; itself, for one that does not change along the way."""
+        """The operator of this iteration; this one, if it does not change along the way."""
         ...
 
     def noise(self, z: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Preconditioner(Protocol):
         ...
 
     def drift(self, f: Tensor, score_part: Tensor | None = None) -> Tensor:
-        """P P^T f + omega S f_s; `score_part` is f_s where it is not f itself."""
+        """P P^T f + omega S f_s; `score_part` is f_s, by default f."""
         ...
 
     def step(self, x: Tensor, f: Tensor, g: float, z: Tensor, score_part: Tensor | None = None) -> Tensor:
@@ -60,14 +60,14 @@ class Preconditioner(Protocol):
 
     @property
     def spectrum(self) -> Spectrum | None:
-        """Of P P^T and omega S; None with a space filter, which mixes the modes."""
+        """The eigenvalues of P P^T and omega S; None with a space filter, which mixes the modes."""
         ...
 
     def stiffness(self) -> tuple[float, float]:
         """Bounds (lowest, highest) of (m^4 + (omega h)^2) / m^2 over the modes, m^2 the gains of P P^T.
 
         A Langevin step of size a on a mode of curvature 1/q is stable when a * stiffness < 2 q. Below 2 q / highest every mode
-        is stable, above 2 q / lowest none is.
+        is stable, above 2 q / lowest no mode is.
         """
         ...
 
@@ -96,7 +96,7 @@ class Identity:
 class FourierPreconditioner:
     """P from a frequency filter R, a space filter A and a solenoid S, by half-spectrum FFTs.
 
-    An even R, R(k) = R(-k), makes P a real operator, so `rfft2` computes the papers' complex form exactly at half its cost.
+    An even R, R(k) = R(-k), makes P a real operator. So `rfft2` computes the papers' complex form exactly at half its cost.
 
     Args:
         shape: (C, H, W) of the images.
@@ -129,15 +129,15 @@ class FourierPreconditioner:
         if tuple(h.shape) != tuple(self.size):
             raise PDSError(f"a solenoid for {shape} images must have the shape {tuple(self.size)}, got {tuple(h.shape)}")
         _check_parity(h, -1, "solenoid must be odd, h(k) = -h(-k)")
-        # Complex, because complex times real is slower: torch turns the real factor into a complex one at every product.
+        # Complex, because complex times real is slower: torch converts the real factor at every product.
         self.inverse_R = (1 / R.double())[..., :half].to(torch.complex64).to(device)
         self.inverse_A = None if space is None else (1 / A.double()).float().to(device)
         turn = omega * h.double()
         self.solenoid = (1j * turn[..., :half]).to(torch.complex64).to(device) if turn.abs().max() > 0 else None
         in_one = (_in_one(eigenvalues[..., :half]) for eigenvalues in (R.double() ** -2, turn))
         self.spectrum = None if space is not None else Spectrum(*in_one)
-        # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. Exact without a space filter;
-        # with a space filter and a solenoid, which do not commute, an estimate.
+        # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. The bounds are exact without a
+        # space filter. A space filter and a solenoid do not commute, so with both the bounds are estimates.
         gain_R, gain_A = R.double() ** -2, A.double() ** -2
         low, high = gain_R * gain_A.min(), gain_R * gain_A.max()
         # u + turn^2 / u is least at u = |turn|, largest at an end.
@@ -150,10 +150,10 @@ class FourierPreconditioner:
     def stiffness(self) -> tuple[float, float]:
         return self._stiffness
 
-    # Spectra are overwritten where they are fresh: at 1024x1024 a new one costs as much as the product written to it.
+    # Fresh spectra are overwritten: at 1024x1024 a new one costs as much as the product written to it.
 
     def _pulled(self, f: Tensor, g: float = 0.0, z: Tensor | None = None) -> Tensor:
-        """F A^-1 (P^T f + g z), half spectrum: what P must still divide by R and bring back to pixels."""
+        """F A^-1 (P^T f + g z), half spectrum. P has still to divide it by R and transform it back to pixels."""
         spectrum = torch.fft.rfft2(f).mul_(self.inverse_R)
         if self.inverse_A is None:
             return spectrum if z is None else spectrum.add_(torch.fft.rfft2(z), alpha=g)
@@ -212,7 +212,7 @@ def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
 
 
 def _in_one(values: Tensor) -> float | Tensor:
-    """The number that all of them are, if they are."""
+    """The number that all values equal, if there is one; else the values."""
     first = values.flatten()[0]
     return first.item() if (values == first).all() else values
 

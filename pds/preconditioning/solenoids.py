@@ -1,12 +1,12 @@
 """Solenoidal terms S: skew-symmetric operators that leave the stationary law as it is ([IJCV] Eqs. 29, 38, 39).
 
 Every operator here is F^-1 diag(i h) F with h real and odd, so it maps real images to real images and <x, S x> = 0.
-Stability is another matter. An explicit step multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q, so a
+Stability is another matter. An explicit step multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q. So a
 large omega diverges at any noise level.
 
-The papers print more operators than are not zero. The DFT matrix F is symmetric, so Re[F - F^T] = 0 (Eq. 29). Re[F - F^-1] = 0
-under the unitary norm, since both transforms have the real part cos. F (P_i - P_i^T) F^-1 is a purely imaginary diagonal, so
-the real parts S_4, S_5, S_6 vanish on real images. They are offered as printed, and say so when chosen.
+Some of the operators that the papers print are zero. The DFT matrix F is symmetric, so Re[F - F^T] = 0 (Eq. 29). Re[F - F^-1] =
+0 under the unitary norm, since both transforms have the real part cos. F (P_i - P_i^T) F^-1 is a purely imaginary diagonal, so
+the real parts S_4, S_5, S_6 vanish on real images. The zero operators are offered as printed; choosing one logs a warning.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ShiftSolenoid:
 
     Attributes:
         operator: "S1" (shift along the width), "S2" (along the height), "S3" (along both), or "S4", "S5", "S6", the printed
-            real parts of F S_i F^-1 (Eq. 39), which are ZERO on real images: choosing one changes nothing, and is logged.
+            real parts of F S_i F^-1 (Eq. 39). These three are ZERO on real images: choosing one changes nothing, and is logged.
         omega: weight of S beside P P^T ([IJCV] Eq. 29); large values diverge.
     """
 
@@ -92,9 +92,9 @@ class FourierSolenoid:
     """A solenoid in frequency space.
 
     Attributes:
-        form: "spectral", the derivative along the diagonal scaled to max |h| = 1 (a true spectral solenoid), or one of the
-            printed "re_f_minus_ft" (Re[F - F^T], Eq. 29) and "re_f_minus_finv" (Re[F - F^-1], unitary norm), which are ZERO:
-            choosing one changes nothing, and is logged.
+        form: "spectral", the derivative along the diagonal, scaled to max |h| = 1 (a true spectral solenoid). The printed forms
+            "re_f_minus_ft" (Re[F - F^T], Eq. 29) and "re_f_minus_finv" (Re[F - F^-1], unitary norm) are ZERO: choosing one
+            changes nothing, and is logged.
         omega: weight of S beside P P^T ([IJCV] Eq. 29); large values diverge.
     """
 
@@ -109,7 +109,7 @@ class FourierSolenoid:
         if self.form in ZERO_FORMS:
             return _zero(size, ZERO_FORMS[self.form])
         phase = _phase(size, (1, 1))
-        # A Nyquist frequency is its own mirror image, so an odd h is 0 there.
+        # A Nyquist frequency is its own mirror image. So an odd h is 0 there.
         for axis, n in enumerate(size):
             if n % 2 == 0:
                 phase.select(axis, n // 2).zero_()
@@ -117,7 +117,7 @@ class FourierSolenoid:
 
 
 def _phase(size: tuple[int, int], pixels: tuple[int, int]) -> Tensor:
-    """(H, W) 2 pi <k, pixels>: the phase that a shift by `pixels` gives to each frequency."""
+    """(H, W) 2 pi <k, pixels>: the phase of a shift by `pixels` at each frequency."""
     h, w = (torch.fft.fftfreq(n, dtype=torch.float64) for n in size)
     return 2 * math.pi * (h[:, None] * pixels[0] + w[None, :] * pixels[1])
 

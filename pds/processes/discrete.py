@@ -26,9 +26,9 @@ def beta_schedule(schedule: BetaSchedule, beta_start: OneBeta, beta_end: OneBeta
     """beta_0, ..., beta_{N-1} as diffusers names them, in float64.
 
     Args:
-        schedule: "linear" (DDPM); "scaled_linear", linear in sqrt(beta); "squaredcos_cap_v2", the cosine of Nichol & Dhariwal,
-            ICML 2021, which has no other parameter.
-        beta_start, beta_end: first and last beta, which is at least the first.
+        schedule: "linear" (DDPM); "scaled_linear", linear in sqrt(beta); or "squaredcos_cap_v2", the cosine of Nichol &
+            Dhariwal, ICML 2021. The cosine has no other parameter.
+        beta_start, beta_end: first and last beta; the last is at least the first.
         levels: N (num_train_timesteps).
 
     Raises:
@@ -48,12 +48,12 @@ def beta_schedule(schedule: BetaSchedule, beta_start: OneBeta, beta_end: OneBeta
 class DiscreteVariancePreserving(BetaProcess):
     """VP of N given levels: abar_i = prod_{j <= i} (1 - beta_j), sigma_i = sqrt(1 / abar_i - 1), i = 0, ..., N - 1.
 
-    Level i is at t = (i + 1) / N, and t = 0 is the data: so T iterations at times 1, ..., 1 / T visit all levels for T = N,
-    and for T < N every N/T-th, from the last one on (the "trailing" spacing of diffusers). Between two levels, which samplers
-    visit as well, B(t) = -log abar is linear: a beta(t) that is constant there.
+    Level i is at t = (i + 1) / N, and t = 0 is the data. T iterations are at times 1, ..., 1 / T. For T = N they visit all
+    levels. For T < N they visit every N/T-th, from the last one on (the "trailing" spacing of diffusers). Samplers also visit
+    times between two levels. There B(t) = -log abar is linear, so beta(t) is constant.
 
-    A sampler of T iterations runs the chain respaced to the levels that it visits, 1 - beta' = abar(t_j) / abar(t_{j+1}) with
-    abar = 1 after the last (Nichol & Dhariwal, ICML 2021, section 4): any T will do.
+    A sampler of T iterations runs the chain respaced to the levels that it visits (Nichol & Dhariwal, ICML 2021, section 4). So
+    1 - beta' = abar(t_j) / abar(t_{j+1}), with abar = 1 after the last, for any T.
 
     Attributes:
         betas: beta_0, ..., beta_{N-1}; see `beta_schedule`.
@@ -75,7 +75,7 @@ class DiscreteVariancePreserving(BetaProcess):
         return -(-betas).log1p().cumsum(0)
 
     def _nodes_beside(self, t: Tensor) -> Tensor:
-        """`_nodes` on the device of t: copied there once, not at every evaluation."""
+        """`_nodes` on the device of t, copied there once instead of at every evaluation."""
         if t.device not in self._on_devices:
             self._on_devices[t.device] = self._nodes.to(t.device)
         return self._on_devices[t.device]
@@ -85,7 +85,7 @@ class DiscreteVariancePreserving(BetaProcess):
         return self._nodes[1:].flip(0).expm1().sqrt()
 
     def end(self, speed_up: float) -> float:
-        # More iterations than levels stop at the smallest level too.
+        # With more iterations than levels the walk also stops at the smallest level.
         return max(speed_up, 1.0) / self.levels
 
     def _after(self, t: Tensor) -> Tensor:

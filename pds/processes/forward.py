@@ -1,6 +1,6 @@
 """Forward processes: how noise enters the data, x_t = m(t) (x_0 + sigma(t) z) for 0 < t <= 1 ([SDE] sections 3, 4, appendix B).
 
-Scores know only sigma (`pds.score`): the score of the state x_t is s(x_t / m, sigma) / m. Coefficients are float64.
+A score depends on sigma alone (`pds.score`): the score of the state x_t is s(x_t / m, sigma) / m. Coefficients are float64.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pds.processes.ladders import NoiseLevel, geometric_ladder
 
 Time = Annotated[float, Range(1e-9, below=1)]
 Beta = Annotated[float, Range(1e-6, 60)]
-"""Above, float32 could not hold the variance of x_1 / m(1)."""
+"""Above this, float32 cannot hold the variance of x_1 / m(1)."""
 
 
 class Transitions(NamedTuple):
-    """One reverse update an iteration, x <- x + linear x + weight s(x) + noise z; (T,) each, the first iteration first."""
+    """One reverse update an iteration, x <- x + linear x + weight s(x) + noise z; (T,) each, from the first iteration on."""
 
     linear: Tensor
     weight: Tensor
@@ -29,11 +29,11 @@ class Transitions(NamedTuple):
 
 
 class Process(Protocol):
-    """The methods that samplers and training ask for. Times and coefficients are float64.
+    """The methods that samplers and training use. Times and coefficients are float64.
 
     Attributes:
         title: "VE", "VP" or "sub-VP".
-        label: what published networks of it are shown of the noise level, a key of `pds.models.scores.LABELS`.
+        label: the noise label of published networks of this process, a key of `pds.models.scores.LABELS`.
         levels: N, the iterations of the published sampler.
         prior_std: standard deviation of x_1.
     """
@@ -53,7 +53,7 @@ class Process(Protocol):
         ...
 
     def end(self, speed_up: float) -> float:
-        """Where the published code stops integrating when it takes `speed_up` times fewer iterations than N."""
+        """The last time of the published code when it takes `speed_up` times fewer iterations than N."""
         ...
 
     def scale(self, t: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def integration_times(process: Process, iterations: Annotated[int, Range(2, MOST
 
 
 def _reached(t: Tensor) -> Tensor:
-    """(T,) place of each of T times among T levels, 0 the largest, as the published code finds it: floor(t (T - 1)) from below.
+    """(T,) place of each of T times among T levels, 0 the largest: floor(t (T - 1)) from below, as in the published code.
 
     They are 0, 1, ..., T - 1 unless the last time is above 1 / (T - 1).
     """
@@ -152,7 +152,7 @@ class VarianceExploding:
         return torch.zeros_like(t), 2 * math.log(self.sigma_max / self.sigma_min) * self.sigma(t) ** 2
 
     def _neighbours(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """sigma_j and sigma_{j-1}: the published code spreads T levels anew, and takes 0 below the smallest."""
+        """sigma_j and sigma_{j-1}. The published code spreads T levels anew, and takes 0 below the smallest."""
         sigmas, level = geometric_ladder(self.sigma_max, self.sigma_min, len(t)), _reached(t)
         return sigmas[level], torch.cat([sigmas[1:], sigmas.new_zeros(1)])[level]
 
@@ -172,7 +172,7 @@ class VarianceExploding:
 class BetaProcess:
     """dx = -beta x / 2 dt + sqrt(beta) dw: m^2 = exp(-B), std^2 = 1 - m^2 with B(t) = int_0^t beta ([SDE] Eqs. 31-33).
 
-    Its forms differ in beta(t), with B and its inverse, and in the discrete chain of T iterations.
+    Subclasses differ in beta(t), with B and its inverse, and in the discrete chain of T iterations.
     """
 
     title: ClassVar[str] = "VP"
@@ -256,17 +256,17 @@ class VariancePreserving(BetaProcess):
         return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
 
     def _inverse_integral(self, B: Tensor) -> Tensor:
-        # Written without cancellation at small B.
+        # This form has no cancellation at small B.
         slope = self.beta_max - self.beta_min
         return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * slope * B).sqrt())
 
     def _betas(self, t: Tensor) -> Tensor:
-        # The published code spreads T of them anew.
+        # The published code spreads T levels anew.
         count = len(t)
         if self.beta_max >= count:
             raise OptionError(
                 "iterations",
-                f"must be above {math.floor(self.beta_max)} for this process, whose discrete chain needs beta_max / T = "
+                f"must be above {math.floor(self.beta_max)} for this process: its discrete chain needs beta_max / T = "
                 f"{self.beta_max:g} / {count} below 1; the Euler-Maruyama predictor without a corrector takes fewer",
             )
         return torch.linspace(self.beta_max / count, self.beta_min / count, count, dtype=torch.float64)[_reached(t)]
@@ -289,7 +289,7 @@ class SubVariancePreserving(VariancePreserving):
         return -self.beta(t) / 2, -self.beta(t) * (-2 * self.integral(t)).expm1()
 
     def steps(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # The published code has no chain of its own for sub-VP, and takes Euler's step.
+        # The published code has no discrete chain for sub-VP, and takes Euler's step.
         drift, diffusion = self.rates(t)
         return drift / len(t), diffusion / len(t)
 

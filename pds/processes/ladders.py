@@ -1,4 +1,4 @@
-"""Discrete noise ladders: the sigma levels of the NCSN family and which of them a T-iteration sampler visits."""
+"""Discrete noise ladders: the sigma levels of the NCSN family, and those that a sampler of T iterations visits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def karras_levels(sigma_min: NoiseLevel, sigma_max: NoiseLevel, levels: Count, r
     Args:
         sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
         levels: number of levels; a single one is `sigma_max`.
-        rho: exponent, the larger the finer the steps at small levels: 7 in the paper, 1 is even in sigma, inf in log sigma.
+        rho: exponent, the larger the finer the steps at small levels. The paper has 7; 1 is even in sigma, inf in log sigma.
 
     Returns:
         (levels,) float64, descending.
@@ -57,8 +57,8 @@ def karras_levels(sigma_min: NoiseLevel, sigma_max: NoiseLevel, levels: Count, r
 def visit_levels(sigmas: Tensor, iterations: Count, steps_per_level: Count | None = None) -> Tensor:
     """The noise level of each of T iterations, when a ladder is walked down with a fixed number of steps a level.
 
-    Without `steps_per_level`, T iterations visit every level T / L times, or, when T is smaller than L, T levels of the
-    ladder once. Visiting fewer levels than there are keeps both ends and spreads the others evenly over the ladder.
+    Without `steps_per_level`, T iterations visit every level T / L times. If T is smaller than L, they visit T levels of the
+    ladder once: both ends, and others spread evenly between them.
 
     Args:
         sigmas: (L,) descending ladder.
@@ -69,10 +69,10 @@ def visit_levels(sigmas: Tensor, iterations: Count, steps_per_level: Count | Non
         (T,) float64, descending, each entry one of `sigmas`.
 
     Raises:
-        OptionError: when T cannot be divided that way; the message names the nearest values that can.
+        OptionError: T cannot be divided that way; the message names the nearest values that can.
     """
     total = len(sigmas)
-    # Every level when T allows it; else a part of the ladder, once.
+    # Every level if T allows it; else a part of the ladder, once.
     steps = steps_per_level or max(1, iterations // total)
     unit = steps if steps_per_level or iterations <= total else total
     visited = iterations // steps

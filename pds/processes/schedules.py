@@ -1,4 +1,5 @@
-"""Which noise levels a sampler of T iterations visits, where it is free to choose: sigma = sqrt(1 / abar - 1) of a VP state."""
+"""The noise levels sigma = sqrt(1 / abar - 1) of a VP state that a sampler of T iterations visits, where it is free to
+choose."""
 
 from __future__ import annotations
 
@@ -48,14 +49,17 @@ class ProcessTimes:
 class LearningRates:
     """1 - alpha_1 = beta_1 = T^-c0, 1 - alpha_t = r min(beta_1 (1 + r)^t, 1) with r = c1 log T / T < 1, t = 2..T ([LI]).
 
-    The noise variance first grows by the factor 1 + r a level; once it is of order 1, abar falls by the factor 1 - r a level,
-    so that abar_T is about T^(c0 - c1) / e. [LI] takes c0 and c1 as large as the proofs need; a network knows a range of
-    noise only: c0 <= log(1 + sigma_min^-2) / log T, and c1 - c0 up to about (2 log sigma_max - 1) / log T. For the
-    published VP process and T = 50 these are c0 <= 2.330 and, with that c0, c1 <= 4.492; at T = 1000, 1.319 and 2.625.
+    The noise variance first grows by the factor 1 + r a level. Once it is of order 1, abar falls by the factor 1 - r a level.
+    So abar_T is about T^(c0 - c1) / e. [LI] takes c0 and c1 as large as the proofs need. A network knows a range of noise only.
+    This range allows c0 <= log(1 + sigma_min^-2) / log T, and c1 - c0 up to about (2 log sigma_max - 1) / log T. For the
+    published VP process and T = 50 the bounds are c0 <= 2.330 and, with that c0, c1 <= 4.492. At T = 1000 they are 1.319 and
+    2.625.
 
     Attributes:
-        c0: sets the smallest level; None for the largest c0 that the ladder of the process allows, which ends at its smallest.
-        c1: sets the largest level; None for the largest c1 that the ladder of the process allows, which begins at its largest.
+        c0: sets the smallest level. None takes the largest c0 that the ladder of the process allows; it ends at the smallest
+            level of the process.
+        c1: sets the largest level. None takes the largest c1 that the ladder of the process allows; it begins at the largest
+            level of the process.
     """
 
     c0: Annotated[float, Range(0.001, 1000)] | None = None
@@ -76,11 +80,11 @@ class LearningRates:
         if r >= 1:
             raise OptionError(
                 "iterations",
-                f"must be above {count} with these learning rates, whose c1 log T / T must be below 1: use more, or smaller "
+                f"must be above {count} with these learning rates: c1 log T / T must be below 1; use more, or smaller "
                 "c0 and c1, or the times of the process",
             )
         sigmas = _sigmas(count**-c0, r, count)
-        # Where c0 or c1 is the largest possible, the end is the model's own up to rounding.
+        # With the largest possible c0 or c1, the end is that of the model up to rounding.
         if not smallest * (1 - 1e-6) <= sigmas[-1] <= sigmas[0] <= largest * (1 + 1e-6):
             c0 = min(c0, _rounded_down(limit))
             c1 = _rounded_down(_rate(count**-c0, largest, count) * count / log_T)
@@ -93,7 +97,7 @@ class LearningRates:
 
 
 def _rounded_down(value: float) -> float:
-    """To three digits after the point, so that a limit that is printed can be used."""
+    """Rounded down to three decimals, so that a printed limit is a valid value."""
     return math.floor(1000 * value) / 1000
 
 

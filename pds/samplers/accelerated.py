@@ -1,17 +1,17 @@
 """DDIM and the accelerated deterministic and stochastic samplers of [LI]: Li, Huang, Efimov, Wei, Chi & Chen, ICML 2024.
 
 They are written for a VP state Y_t = sqrt(abar_t) (x_0 + sigma_t z), abar = 1 / (1 + sigma^2), alpha_t = abar_t / abar_{t-1}.
-Scores know sigma only, so a model of any process has such states: the samplers keep x_t = Y_t / sqrt(abar_t) and the score
-S_t(x) = sqrt(abar_t) s_t(Y) of data plus sigma_t noise. With h_t = sigma_t^2 - sigma_{t-1}^2 = (1 - alpha_t) / abar_t the rules
-of the papers lose their scales, and the start Y_T ~ N(0, I) is x_T = sqrt(1 + sigma_T^2) z.
+A score depends on sigma alone, so a model of any process has such states. The samplers keep x_t = Y_t / sqrt(abar_t) and the
+score S_t(x) = sqrt(abar_t) s_t(Y) of data plus sigma_t noise. With h_t = sigma_t^2 - sigma_{t-1}^2 = (1 - alpha_t) / abar_t the
+papers' rules lose their scale factors. The start Y_T ~ N(0, I) becomes x_T = sqrt(1 + sigma_T^2) z.
 
-The last iteration of `denoise` goes to sigma_0 = 0, by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1) (DDIM of order 2: by
-its own rule, which ends there as well). It costs one evaluation.
+With `denoise` the last iteration goes to sigma_0 = 0 by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1). DDIM of order 2
+ends there by its own rule. This iteration costs one evaluation.
 
-An order in T is that between fixed ends: `denoise=False`, and a schedule whose end does not move with T, `ProcessTimes(end)`
-with an end that is given. The step to 0 is one step, however many there are, and leaves its error: where the data have the
-variance p, the mean of x_0 is sqrt(p / (p + sigma_1^2)) times what the flow gives. And the published end of VP, 1e-3 N / T, has
-sigma_1^2 in proportion to 1 / T: with it the order of denoised images tends to 1.
+An order in T holds between fixed ends. That takes `denoise=False` and a schedule whose end does not move with T:
+`ProcessTimes(end)` with a number. The step to 0 is a single step for every T, so its error remains. For data of variance p, the
+mean of x_0 is sqrt(p / (p + sigma_1^2)) times the result of the flow. The published end of VP, 1e-3 N / T, has sigma_1^2 in
+proportion to 1 / T. With this end the order of denoised images tends to 1.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VPLevel(NamedTuple):
     Attributes:
         sigma: sigma_t, of the state before it.
         below: sigma_{t-1}, of the state after it; 0 in the last iteration of `denoise`.
-        above: sigma_{t+1}; infinite for a first iteration that has no use for it.
+        above: sigma_{t+1}; infinite for a first iteration that does not use it.
     """
 
     sigma: float
@@ -58,7 +58,7 @@ class VPStateSampler(Sampler[list[VPLevel]]):
     """
 
     source: ClassVar[str] = "Li et al., ICML 2024"
-    levels_above: ClassVar[int] = 0  # that the first iteration needs above its own
+    levels_above: ClassVar[int] = 0  # levels that the first iteration needs above its own
 
     iterations: Annotated[int, Range(2, MOST)] = 50
     schedule: Schedule = ProcessTimes()
@@ -93,20 +93,20 @@ class DDIM(VPStateSampler):
         x_{t-1} = x_t - 1/2 int e_gamma / sqrt(gamma^3 (1 - gamma)) dgamma, gamma from abar_t to abar_{t-1}.
 
     As gamma = 1 / (1 + sigma^2), dgamma / sqrt(gamma^3 (1 - gamma)) = -2 dsigma, and x_{t-1} = x_t + int e dsigma. With e = e_t
-    constant (`order` 1) this is DDIM, x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t. With e linear in gamma through the last two
-    evaluations (`order` 2), e_t + (gamma - abar_t) d with d = (e_t - e_{t+1}) / (abar_t - abar_{t+1}), there is one integral
-    more, int gamma dsigma = arctan sigma:
+    constant (`order` 1) this is DDIM, x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t. With `order` 2, e is linear in gamma through
+    the last two evaluations: e_t + (gamma - abar_t) d with d = (e_t - e_{t+1}) / (abar_t - abar_{t+1}). This needs one more
+    integral, int gamma dsigma = arctan sigma:
 
         x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t + (arctan sigma_{t-1} - arctan sigma_t - abar_t (sigma_{t-1} - sigma_t)) d.
 
-    The first iteration, which has one evaluation only, is DDIM's.
+    The first iteration has one evaluation only and is DDIM's.
 
     Attributes:
         iterations: T.
         schedule: the noise levels.
         denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
-        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2: with `denoise=False` and an end that is given. Denoised, they
-            stop falling at an error of the order of sigma_1^2 / p, p the variance of the data.
+        order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2. Both hold with `denoise=False` and a given end. Errors of
+            denoised images stop falling at the order of sigma_1^2 / p, p the variance of the data.
     """
 
     source: ClassVar[str] = "Song, Meng & Ermon, ICLR 2021, Eq. 12 (order 1); Li et al., ICML 2024, practical form (order 2)"
@@ -135,15 +135,15 @@ class DDIM(VPStateSampler):
 class AcceleratedDeterministic(VPStateSampler):
     """The accelerated deterministic sampler of [LI]: two evaluations an iteration.
 
-    Errors of the ODE fall as 1 / T^2 with `denoise=False` and an end that is given. Denoised, they stop falling at an error of
-    the order of sigma_1^2 / p, p the variance of the data.
+    Errors of the ODE fall as 1 / T^2 with `denoise=False` and a given end. Errors of denoised images stop falling at the order
+    of sigma_1^2 / p, p the variance of the data.
 
         Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
         Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
                    + (1 - alpha_t)^2 / (4 (1 - alpha_{t+1})) (s_t(Y_t) - sqrt(alpha_{t+1}) s_{t+1}(Y-_t))) / sqrt(alpha_t)
 
-    Y-_t is a step forward in time, to level t + 1, so the first iteration needs a level above its own: it is the largest of the
-    schedule, and the start is at the second. In x, with a = alpha_{t+1}:
+    Y-_t is a step forward in time, to level t + 1, so the first iteration needs a level above its own. The largest level of the
+    schedule serves as this level, and the start is at the second. In x, with a = alpha_{t+1}:
 
         x-      = x - a h_{t+1} / 2 S_t(x)
         x_{t-1} = x + h_t / 2 S_t(x) + h_t^2 / (4 a h_{t+1}) (S_t(x) - S_{t+1}(x-)),
@@ -181,23 +181,24 @@ class AcceleratedDeterministic(VPStateSampler):
 
 @options
 class AcceleratedStochastic(VPStateSampler):
-    """The accelerated stochastic sampler of [LI]: one evaluation and two draws an iteration, no draw in the one that denoises.
+    """The accelerated stochastic sampler of [LI]: one evaluation and two draws an iteration. The iteration that denoises draws
+    nothing.
 
         Y+_t    = Y_t + sqrt((1 - alpha_t) / 2) z
         Y_{t-1} = (Y+_t + (1 - alpha_t) s_t(Y+_t) + sqrt((1 - alpha_t) / 2) z+) / sqrt(alpha_t)
 
-    or, as printed, with z+ outside of the brackets, not divided by sqrt(alpha_t). In x: x+ = x + sqrt(h_t / 2) z and
-    x_{t-1} = x+ + h_t S_t(x+) + sqrt(h_t / 2) z+, printed with sqrt(alpha_t h_t / 2) z+.
+    The printed form has z+ outside of the brackets, not divided by sqrt(alpha_t). In x the rule is x+ = x + sqrt(h_t / 2) z and
+    x_{t-1} = x+ + h_t S_t(x+) + sqrt(h_t / 2) z+. The printed form has sqrt(alpha_t h_t / 2) z+.
 
-    The exact reverse step from x has the mean x + h S and the variance h (1 + h S'). That of DDPM has h, off by a relative
-    h S'; here it is h / 2 (1 + h S')^2 + h / 2, off by (h S')^2 / 2. So the law of the whole trajectory is off by 1 / T instead
-    of 1 / sqrt(T) (root of the Kullback-Leibler divergence). As printed the variance is off by a relative (1 - alpha_t) / 2,
-    and the rate is that of DDPM.
+    The exact reverse step from x has the mean x + h S and the variance h (1 + h S'). The step of DDPM has the variance h, a
+    relative error of h S'. This step has h / 2 (1 + h S')^2 + h / 2, an error of (h S')^2 / 2. So the law of the whole
+    trajectory is off by 1 / T instead of 1 / sqrt(T) (root of the Kullback-Leibler divergence). The printed form has a relative
+    error of (1 - alpha_t) / 2 in the variance, and the rate of DDPM.
 
-    With a preconditioner both noises, the prior and the drift of the second half go through it, the drift with its linear
-    term: Y+ = Y + sqrt((1 - alpha) / 2) P z, then Y+ + P P^T f + omega S f_s + g P z+ with f = f_s + (1 / sqrt(alpha) - 1) Y+,
-    f_s = (1 - alpha) / sqrt(alpha) s(Y+) and g = sqrt((1 - alpha) / (2 alpha)). As in every predictor, P is to make up for
-    errors of few steps, of which this sampler has less; in the limit of many only P = I has the law of the data.
+    A preconditioner acts on both noises, on the prior, and on the drift of the second half with its linear term. The first half
+    is Y+ = Y + sqrt((1 - alpha) / 2) P z, the second Y+ + P P^T f + omega S f_s + g P z+. Here f = f_s + (1 / sqrt(alpha) - 1)
+    Y+, f_s = (1 - alpha) / sqrt(alpha) s(Y+) and g = sqrt((1 - alpha) / (2 alpha)). As in every predictor, P corrects the
+    errors of few steps, and this sampler makes fewer of them. In the limit of many steps only P = I has the law of the data.
 
     Attributes:
         iterations: T.
@@ -216,7 +217,7 @@ class AcceleratedStochastic(VPStateSampler):
         return super().detail + ("" if self.second_noise == "scaled" else ", printed noise")
 
     def check(self, levels: list[VPLevel], preconditioner: Preconditioner) -> list[str]:
-        """Say when the noise of a frequency in which the data have no variance is amplified."""
+        """Warn when the steps amplify the noise of a frequency without data variance."""
         gain = preconditioner.stiffness()[1]
         # On such a mode S = -x / sigma^2, so its variance follows an exact recursion.
         v = gain * (1 + levels[0].sigma ** 2)

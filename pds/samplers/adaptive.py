@@ -30,16 +30,16 @@ class AdaptiveSDE(Sampler[list[Interval]]):
         x~ = x + h g(t - h)^2 s(x', sigma(t - h)) + sqrt(h) g(t - h) z
         x" = (x' + x~) / 2
 
-    with the step h of each image its own: E = |(x' - x") / max(eps_abs, eps_rel max(|x'|, |x'_before|))| / sqrt(n) is at most 1
-    or the attempt is rejected, and then h <- min(t, 0.9 h E^-0.9). From t = 1 to 0, then the denoised image. No order is
-    claimed: a rejected attempt draws its noise anew, as published, which prefers noise that is easy to follow.
+    Each image has its own step h. An attempt is accepted if E = |(x' - x") / max(eps_abs, eps_rel max(|x'|, |x'_before|))| /
+    sqrt(n) is at most 1. Then h <- min(t, 0.9 h E^-0.9). The walk goes from t = 1 to 0, and ends with the denoised image. No
+    order is claimed: a rejected attempt draws its noise anew, as published, and so prefers noise that is easy to follow.
 
-    An attempt, accepted or not, takes 2 evaluations and a draw; the end takes 1 evaluation. An image that has arrived is
-    evaluated no more: the network calls of a batch are those of its slowest image, more than the mean over its images. The
-    callback comes after each attempt, sigma the largest noise level left.
+    An attempt, accepted or not, takes 2 evaluations and a draw; the end takes 1 evaluation. An image that has arrived is not
+    evaluated any more. So the network calls of a batch are those of its slowest image, more than the mean over its images. The
+    callback comes after each attempt, with the largest noise level left as sigma.
 
     Attributes:
-        iterations: T, the most attempts that an image may take; an image that has not arrived then is an error.
+        iterations: T, the most attempts that an image may take; an image that needs more is an error.
         eps_rel: relative tolerance; the paper's 0.01, 0.02, 0.05 and 0.1 go from slow to fast.
         eps_abs: absolute tolerance: one grey level of 256, which is 0.0078 for images from -1 to 1.
     """
@@ -58,7 +58,7 @@ class AdaptiveSDE(Sampler[list[Interval]]):
         return f"ε_rel={self.eps_rel:g}, ε_abs={self.eps_abs:g}"
 
     def levels(self, process: Process) -> list[Interval]:
-        """For each attempt the whole interval, as nobody knows beforehand where in it an image will be."""
+        """The whole interval for each attempt: where an image will be in it is not known beforehand."""
         return [Interval(process.ladder[0].item(), process.ladder[-1].item())] * self.iterations
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
@@ -81,7 +81,7 @@ class AdaptiveSDE(Sampler[list[Interval]]):
             improved = (euler + x_now + kick(network, x_now, euler, t_now - h_now, h_now, z)) / 2
             tolerance = (self.eps_rel * torch.maximum(euler.abs(), before[moving].abs())).clamp(min=self.eps_abs)
             error = ((euler - improved) / tolerance).double().square().mean((1, 2, 3)).sqrt()
-            # Not <= 1, so that an image that is not finite goes on to where it is told.
+            # Not <= 1: an image that is not finite is accepted, so that the check of all values reports it.
             accepted = ~(error > 1)
             x[moving] = torch.where(_column(accepted), improved, x_now)
             before[moving] = torch.where(_column(accepted), euler, before[moving])

@@ -26,9 +26,9 @@ class NoiseMoments:
 
     Attributes:
         sigmas: K noise levels, ascending.
-        values: Gamma at each, in [0, 1]: 0 where the noise cannot be told from the data, 1 where it is known.
+        values: Gamma at each level, in [0, 1]: 0 where the noise cannot be told from the data, 1 where the noise is known.
         data_range: pixel values of black and white in the model's state.
-        provenance: what they were measured on: weights, process, images.
+        provenance: what the values were measured on: weights, process, images.
     """
 
     sigmas: tuple[float, ...]
@@ -43,28 +43,30 @@ class NoiseMoments:
 
 @options
 class AnalyticDDIM(VPStateSampler):
-    """DDIM with the noise that makes up for its steps: one evaluation and one draw an iteration, none in the one that denoises.
+    """DDIM with noise that corrects its steps: one evaluation and one draw an iteration. The iteration that denoises draws
+    nothing.
 
-    DDIM's process has x_t = x_0 + sigma_t z and x_{t-1} = x_0 + sigma_{t-1} z with the same z. Given x_t, z is not known, but
-    E[z | x_t] is, e_t = -sigma_t S_t(x_t). So x_{t-1} has the mean x_t + (sigma_{t-1} - sigma_t) e_t, which is DDIM's step, and
-    the covariance (sigma_t - sigma_{t-1})² Cov[z | x_t], which DDIM leaves out. As E‖z‖² = d, its average over x_t and the d
-    pixels is (sigma_t - sigma_{t-1})² (1 - Gamma_t) with Gamma_t = E‖e_t‖² / d, and the best step with noise of one variance is
+    DDIM's process has x_t = x_0 + sigma_t z and x_{t-1} = x_0 + sigma_{t-1} z with the same z. Given x_t, the expectation of z
+    is known: E[z | x_t] = e_t = -sigma_t S_t(x_t). So x_{t-1} has the mean x_t + (sigma_{t-1} - sigma_t) e_t, which is DDIM's
+    step. It has the covariance (sigma_t - sigma_{t-1})² Cov[z | x_t], which DDIM leaves out. As E‖z‖² = d, the average of this
+    covariance over x_t and the d pixels is (sigma_t - sigma_{t-1})² (1 - Gamma_t) with Gamma_t = E‖e_t‖² / d. The best step
+    with noise of one variance is
 
         x_{t-1} = x_t + (sigma_{t-1} - sigma_t) e_t + (sigma_t - sigma_{t-1}) sqrt(1 - Gamma_t) z'.
 
     This variance is the paper's sigma_n*² / abar_{n-1} for lambda_n = 0 (Theorem 1). Data N(mu, c I) are sampled exactly in
-    steps of any size, except the last two of `denoise`. Of other data every frequency gets the same noise: too little if it has
-    more variance than the average, too much if it has less.
+    steps of any size, except the last two of `denoise`. For other data every frequency gets the same noise. This is too little
+    for a frequency of more variance than the average, and too much for one of less.
 
-    As in the paper, the last iteration of `denoise` adds no noise, and that of the iteration before it, much of which would
-    stay in the image, is cut to 1 of 255 shades in the mean of its absolute value (its y = 1). Unlike in its code, the mean of
-    x_0 is not clamped.
+    As in the paper, the last iteration of `denoise` adds no noise. Much of the noise of the iteration before it would stay in
+    the image. So this noise is cut to 1 of 255 shades in the mean of its absolute value (y = 1 in the paper). The released code
+    clamps the mean of x_0; this code does not.
 
     Attributes:
         iterations: T.
         schedule: the noise levels.
         denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
-        training_images: how many Gamma is to be measured on.
+        training_images: how many images Gamma is measured on.
         moments: Gamma of the model that is sampled; `pds.moments.noise_moments` finds or measures it.
     """
 

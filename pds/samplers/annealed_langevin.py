@@ -30,7 +30,7 @@ class AnnealedLangevin(Sampler[Tensor]):
 
     Stability: on a Gaussian mode with curvature 1/q, q >= sigma^2, a step multiplies the error by 1 - a (m^2 + i omega h) / q.
     Where the data have no variance q = sigma^2, so `step_size` < 2 / max((m^4 + (omega h)^2) / m^2) is stable on every target
-    (vanilla: 2). At 2 / min(...) and above, no mode without variance is stable: refused.
+    (vanilla: 2). At 2 / min(...) and above no mode without variance is stable, and the step is refused.
 
     An iteration takes one draw. The callback comes before any denoising.
 
@@ -71,11 +71,11 @@ class AnnealedLangevin(Sampler[Tensor]):
         return visit_levels(process.ladder, self.iterations, self.steps_per_level)
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
-        """The published start: uniform in [0, 1) whatever sigma_1 is; no noise of the process, so P leaves it alone."""
+        """The published start: uniform in [0, 1) for every sigma_1. It is no noise of the process, so P does not act on it."""
         return noise.uniform()
 
     def check(self, levels: Tensor, preconditioner: Preconditioner) -> list[str]:
-        """Refuse a step size that no target allows, and say so when not every target allows it."""
+        """Refuse a step size that is stable on no target; warn about one that is unstable on some targets."""
         lowest, highest = (self.limit / gain for gain in reversed(preconditioner.stiffness()))
         if self.step_size >= highest:
             raise OptionError(

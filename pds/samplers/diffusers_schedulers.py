@@ -1,8 +1,9 @@
-"""Samplers of VP models as users of diffusers run them: its own schedulers, none of them written anew.
+"""The schedulers of diffusers as samplers of VP models. They run as they are; none is written anew.
 
 A scheduler of diffusers walks down some of N levels of a VP state Y = sqrt(abar) x, abar = 1 / (1 + sigma^2), and asks for the
-noise prediction e = -sigma s(x, sigma). Scores know sigma only, so a model of any process has such states. The N levels are the
-ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / abar_{i-1}, the smallest sigma first, abar_{-1} = 1.
+noise prediction e = -sigma s(x, sigma). A score depends on sigma alone, so a model of any process has such states. The N levels
+are the ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / abar_{i-1}, the smallest sigma first, abar_{-1} =
+1.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ TITLES = {
     "DPMSolverMultistepScheduler": "DPM-Solver",
     "UniPCMultistepScheduler": "UniPC",
 }
-"""The schedulers that are known to work here, one score evaluation a step each."""
+"""The schedulers that are known to work here. Each takes one score evaluation a step."""
 
 _OF_THE_MODEL = {
     *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
     *("prediction_type", "use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_terminal"),
 }
-"""Options that say what the model is, which the process and the score say here."""
+"""Options that describe the model. Here the process and the score describe it."""
 
 
 class SchedulerLevel(NamedTuple):
     """One iteration.
 
     Attributes:
-        scheduler: with its timesteps set and no step taken; it has state, so each call takes a copy.
-        timestep: what it calls the iteration.
+        scheduler: a scheduler with its timesteps set and no step taken. A scheduler has state, so each call takes a copy.
+        timestep: the scheduler's name of the iteration.
         sigma: of the state before it, in units of the data range.
-        below: of the state after it; 0 at the end, if the options say no other.
+        below: of the state after it; 0 at the end, unless the options say otherwise.
     """
 
     scheduler: Any
@@ -61,16 +62,16 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
     """A scheduler of diffusers, run by its own `set_timesteps` and `step`.
 
     The start is Y ~ N(0, I). `step` takes and gives Y; between two steps the state is x, in units of the data. The score is
-    asked at the sigma of the state, not at that of a rounded timestep, which matters for Karras levels.
+    evaluated at the sigma of the state, not at that of a rounded timestep. This matters for Karras levels.
 
-    diffusers keeps abar in float32. Its sigmas are those of the ladder up to a relative 1e-6 above 1, 3e-5 above 0.1 and 4e-4
-    about 0.01; below 2e-4, where sub-VP ends, they are 0. Its steps between its own levels are off by less than 1e-4.
+    diffusers keeps abar in float32. Its sigmas agree with the ladder to a relative 1e-6 above 1, 3e-5 above 0.1 and 4e-4 about
+    0.01. Below 2e-4, where sub-VP ends, they are 0. Its steps between its own levels are off by less than 1e-4.
 
     Attributes:
         iterations: T, at most N, one score evaluation each; when stochastic, one uniform draw in all (`image_generators`).
         scheduler: name of its class in diffusers, one of `TITLES`.
-        options: of its constructor, for all else its defaults. DDIM and DDPM clip the image that they predict to [-1, 1] by
-            default (`clip_sample`), which is wrong for data in [0, 1], and do not start at the largest sigma
+        options: options of its constructor; the others keep their defaults. By default DDIM and DDPM clip the image that they
+            predict to [-1, 1] (`clip_sample`), which is wrong for data in [0, 1]. Both do not start at the largest sigma
             (`timestep_spacing`).
     """
 
@@ -88,7 +89,7 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
 
     @property
     def title(self) -> str:
-        """Unlike that of the samplers of the same name in this package."""
+        """A title that differs from those of this package's samplers."""
         if self.scheduler != "DPMSolverMultistepScheduler":
             return f"{TITLES[self.scheduler]} (diffusers)"
         algorithm = str(self.options.get("algorithm_type", "dpmsolver++"))
@@ -108,7 +109,7 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         if N < T:
             raise OptionError("iterations", f"must be at most {N}, the noise levels of the model, got {T}")
         make = self._constructor()
-        # Of logarithms, so that no beta is lost to cancellation.
+        # From logarithms: the difference of abar would lose the smallest beta to cancellation.
         betas = -(-sigmas.square().log1p()).diff(prepend=sigmas.new_zeros(1)).expm1()
         try:
             scheduler = make(num_train_timesteps=N, trained_betas=betas.tolist(), prediction_type="epsilon", **self.options)
@@ -125,7 +126,7 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
             fewer = next((count for count in range(T - 1, 1, -1) if _descends(_walk(scheduler, count), count)), 1)
             raise OptionError(
                 "iterations",
-                f"must be another number: {self.scheduler} cannot walk down {T} of the {N} noise levels of the model, its "
+                f"must be another number: {self.scheduler} cannot walk down {T} of the {N} noise levels of the model: its "
                 f"rounding takes one twice or one too many; use {fewer} or other options",
             )
         return levels
@@ -147,12 +148,12 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         """Say when DDIM's steps do not meet."""
         doubts = super().check(levels, preconditioner)
         N = levels[0].scheduler.config.num_train_timesteps
-        # Its step goes N // T timesteps down, wherever the next one is.
+        # DDIM steps N // T timesteps down, whether or not the next timestep is there.
         stride = N // len(levels)
         if self.scheduler == "DDIMScheduler" and any(a.timestep - b.timestep != stride for a, b in pairwise(levels)):
             doubts.append(
-                f"each step of {self.title} goes {stride} of the {N} noise levels down, and does not end where the next begins "
-                f"at T = {len(levels)}: use a divisor of {N} and timestep_spacing=trailing"
+                f"each step of {self.title} goes {stride} of the {N} noise levels down, and does not end where the next step "
+                f"begins at T = {len(levels)}: use a divisor of {N} and timestep_spacing=trailing"
             )
         return doubts
 
@@ -182,7 +183,7 @@ def image_generators(noise: NoiseSource) -> list[torch.Generator]:
     """A generator an image, for the noise that diffusers draws: it depends on (seed, image index) alone.
 
     The seeds are the 48 bits of the first two values of a uniform draw. The generators are on the CPU, so that an image is the
-    same on every device; torch takes 32 bits of a seed there: of 50 000 images two may share their noise after the start.
+    same on every device. Torch takes 32 bits of a seed there: two of 50 000 images may share their noise after the start.
     """
     words = (noise.uniform().flatten(1)[:, :2].double() * 2**24).long().tolist()
     return [torch.Generator().manual_seed(sum(word << 24 * place for place, word in enumerate(pair))) for pair in words]
@@ -193,7 +194,7 @@ def _walk(scheduler: Any, T: int) -> list[SchedulerLevel]:
     scheduler.set_timesteps(T)
     timesteps = scheduler.timesteps
     if hasattr(scheduler, "sigmas"):
-        # Karras levels may have equal timesteps, of which it would take the first for the second.
+        # Two Karras levels may have equal timesteps; the scheduler would take the first for both.
         scheduler.set_begin_index(0)
         sigmas = scheduler.sigmas.tolist()
     else:

@@ -21,15 +21,15 @@ class DPMSolver(KarrasLevelsSampler):
 
         x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) (D + (D - D_before) / (2 r)) + sigma' sqrt(1 - e^(-2 eta h)) z
 
-    solves dx = (1 + eta) (D - x) dlambda + sqrt(2 eta) sigma dw. eta = 0, the probability flow, gives DPM-Solver++(2M);
-    eta = 1, the reverse SDE, SDE-DPM-Solver++(2M); order 1 with eta = 0 is DDIM.
+    solves dx = (1 + eta) (D - x) dlambda + sqrt(2 eta) sigma dw. eta = 0, the probability flow, gives DPM-Solver++(2M). eta =
+    1, the reverse SDE, gives SDE-DPM-Solver++(2M). Order 1 with eta = 0 is DDIM.
 
     Attributes:
         iterations: T.
         rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
-        eta: noise of the equation: 1, the SDE; 0, the paper's default, the ODE, which draws none and leaves noise on the images
-            of VE networks. Above 0 each iteration but the last takes one draw.
+        eta: noise of the equation: 1 is the SDE; 0, the paper's default, is the ODE. The ODE draws nothing and leaves noise on
+            the images of VE networks. Above 0 each iteration except the last takes one draw.
     """
 
     source: ClassVar[str] = "Lu et al., arXiv:2211.01095, Algorithm 2 and its SDE form"

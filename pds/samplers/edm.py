@@ -34,11 +34,12 @@ class EDM(KarrasLevelsSampler):
         iterations: T.
         rho: exponent of the Karras levels.
         order: 1, Euler; 2, Heun.
-        S_churn: noise to add over all iterations; 0, the paper's default, is the deterministic sampler, which draws none and
+        S_churn: noise to add over all iterations. 0, the paper's default, is the deterministic sampler, which draws nothing and
             leaves noise on the images of VE networks.
-        S_min: smallest noise level at which it is added.
-        S_max: largest; sigma^ may pass the process's largest level unless S_max, kept below it by sqrt(2), prevents it.
-        S_noise: standard deviation of z, a little above 1 (the paper: up to 1.007) makes up for what networks denoise too
+        S_min: smallest noise level at which noise is added.
+        S_max: largest noise level at which noise is added. sigma^ may pass the process's largest level, unless S_max is that
+            level over sqrt(2) or less.
+        S_noise: standard deviation of z. A value a little above 1 (the paper: up to 1.007) corrects networks that denoise too
             much.
     """
 
@@ -91,7 +92,8 @@ class EDM(KarrasLevelsSampler):
 
 
 def step(task: Task[Any], x: Tensor, sigma: float, below: float, order: int) -> Tensor:
-    """Return x after one step of dx/dsigma = -sigma s(x, sigma): Euler's (order 1), or Heun's (2), which at 0 is Euler's."""
+    """Return x after one step of dx/dsigma = -sigma s(x, sigma): Euler's (order 1) or Heun's (2). At 0 Heun's step is
+    Euler's."""
     d = -sigma * task.score(x, sigma)
     if order == 2 and below > 0:
         d = (d - below * task.score(x + (below - sigma) * d, below)) / 2

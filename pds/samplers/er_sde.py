@@ -35,16 +35,17 @@ class ERSDE(KarrasLevelsSampler):
     the integrals from sigma' to sigma, D' and D" differences of the last two and three evaluations in sigma. phi = sigma is the
     probability flow, phi = sigma^2 the reverse SDE, and phi = sigma (e^(sigma^0.3) + 10) lies between them. The last step, to
     0, gives D. Without noise the global order is 1 for order 1 and 2 for order 2. For order 3 it is 2 as well: D' is a
-    difference of two evaluations, whose error of the first order B D" does not mend. This is the published form.
+    difference of two evaluations, and B D" does not remove its error of first order. This is the published form.
 
-    The released code sums 100 points for each integral, which leaves an error of the first order in the step. Here they are
-    exact to rounding.
+    The released code sums 100 points for each integral, which leaves an error of the first order in the step. Here the
+    integrals are exact to rounding.
 
     Attributes:
         iterations: T.
         rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
-        order: 1 to 3, the evaluations that a step looks at; the paper's name of it.
-        scale: "ode", "sde" or "er_sde", the noise scale; each draws once in each iteration but the last; "ode" draws nothing.
+        order: 1 to 3, the evaluations that a step uses; "order" is the paper's name.
+        scale: "ode", "sde" or "er_sde", the noise scale. "sde" and "er_sde" draw once in each iteration except the last, "ode"
+            draws nothing.
     """
 
     source: ClassVar[str] = "Cui et al., WACV 2025, Algorithms 1-3"
@@ -70,7 +71,7 @@ class ERSDE(KarrasLevelsSampler):
         return sigma * float(SCALES[self.scale](sigma))
 
     def integral(self, sigma: float, below: float, power: int) -> float:
-        """int (s - sigma)^power / phi(s) ds from `below` to `sigma`, in log s, in which it is smooth."""
+        """int (s - sigma)^power / phi(s) ds from `below` to `sigma`, over log s, where the integrand is smooth."""
         half = math.log(sigma / below) / 2
         s = below * np.exp(half * (NODES + 1))
         return half * float(WEIGHTS @ ((s - sigma) ** power / SCALES[self.scale](s)))

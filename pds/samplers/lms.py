@@ -16,13 +16,13 @@ from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 class LMS(KarrasLevelsSampler):
     """x <- x + int e(s) ds from sigma to sigma', e the polynomial in s through the last evaluations of e = -sigma s(x, sigma).
 
-    The first steps have fewer evaluations to look at. The last step, to 0, is Euler's: the denoised image. One evaluation an
-    iteration, no draw.
+    The first steps have fewer evaluations. The last step, to 0, is Euler's: the denoised image. An iteration takes one
+    evaluation and no draw.
 
     Attributes:
         iterations: T.
         rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
-        order: evaluations that a step looks at; the global order of the steps that have them, 1 is DDIM.
+        order: evaluations that a step uses, and the global order of the steps that have them; 1 is DDIM.
     """
 
     source: ClassVar[str] = "Crowson, k-diffusion, sample_lms; Zhang & Chen, ICLR 2023 (DEIS) in sigma"

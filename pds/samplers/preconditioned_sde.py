@@ -29,7 +29,7 @@ Number = float | Tensor
 
 
 class Step(NamedTuple):
-    """x <- kept x + (1 - kept) (D + (D - D_before) / span) + noise z; each a number, or a tensor of one a Fourier mode.
+    """x <- kept x + (1 - kept) (D + (D - D_before) / span) + noise z; each a number, or a tensor with one value a Fourier mode.
 
     Attributes:
         kept: e^(-c h).
@@ -49,7 +49,7 @@ class DataLaw:
     Attributes:
         mean: (C, H, W) float64, in the data range of the model.
         power: (C, H, W) float64 variance of each mode of the orthonormal DFT.
-        provenance: of the statistics that it is made of.
+        provenance: the provenance of the statistics that it is made of.
     """
 
     mean: Tensor
@@ -57,7 +57,7 @@ class DataLaw:
     provenance: Mapping[str, Any]
 
     def noised(self, z: Tensor, sigma: float) -> Tensor:
-        """Its state with noise of level sigma, from standard normal z: the mean + F^-1 sqrt(p + sigma^2) F z."""
+        """A state of this law with noise of level sigma, from standard normal z: the mean + F^-1 sqrt(p + sigma^2) F z."""
         deviation = (self.power + sigma**2).sqrt().to(z.device, z.dtype)
         return self.mean.to(z.device, z.dtype) + torch.fft.ifft2(deviation * torch.fft.fft2(z)).real
 
@@ -70,43 +70,43 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
-    has the marginals of the model for every G and S. G = 0, S = 0 is the probability flow, G = I the reverse SDE; a filter is
-    PDS on the Langevin half of the equation alone. It starts at sigma_max z, which does not go through P. Let G have the
+    has the marginals of the model for every G and S. G = 0, S = 0 is the probability flow, G = I the reverse SDE. A filter is
+    PDS on the Langevin half of the equation alone. The walk starts at sigma_max z, which does not go through P. Let G have the
     eigenvalue g and omega S the eigenvalue i w in a Fourier mode, c = 1 + g + i w, and h = log(sigma / sigma'). A step is
 
         x <- e^(-c h) x + (1 - e^(-c h)) D + W (D - D_before) / h_before + sigma' sqrt(1 - e^(-2 g h)) z,
 
-    which is exact for every h where D is constant. With order 2 the slope of D enters through the last two evaluations, with
-    the weight W = h - (1 - e^(-c h)) / c ("exact", for a D that is linear in lambda; `solver_type="heun"` in diffusers) or
-    W = h / 2 (1 - e^(-c h)) ("midpoint"). With order 1, in the first iteration and in the last, to 0, W = 0. The last step
-    gives D: on a Gaussian of variance p it maps the exact law to p^2 / (p + sigma_min^2).
+    exact for every h where D is constant. With order 2 the slope of D enters through the last two evaluations with a weight W.
+    The "exact" weight, for a D that is linear in lambda, is W = h - (1 - e^(-c h)) / c (`solver_type="heun"` in diffusers). The
+    "midpoint" weight is W = h / 2 (1 - e^(-c h)). With order 1, W = 0; so it is in the first iteration and in the last, to 0.
+    The last step gives D: on a Gaussian of variance p it maps the exact law to p^2 / (p + sigma_min^2).
 
     A walk may be shorter than the noise of the process, so that all T levels lie where the images are decided. At `start` the
-    state is drawn from the Gaussian with the mean and the spectrum of the data and sigma^2 of noise. That is its law where the
-    noise hides all else. The step to 0 is taken from `end`, and gives p^2 / (p + end^2).
+    state is drawn from the Gaussian with the mean and the spectrum of the data and sigma^2 of noise. This is the law of the
+    state where the noise hides all else. The step to 0 is taken from `end`, and gives p^2 / (p + end^2).
 
     Between fixed ends the mean and the variance of a Gaussian converge with the order. At few steps neither weight keeps the
     variance: see `variance`. With order 1 every omega is stable, and a large one loses variance. With order 2 the exact weight
-    is unstable from omega s h of about 1 on, s an eigenvalue of S; the midpoint's is not.
+    is unstable from omega s h of about 1 on, s an eigenvalue of S; the midpoint weight is stable there.
 
-    One evaluation an iteration, and one draw in each iteration, except the last, in which eta acts.
+    An iteration takes one evaluation. Each iteration in which eta acts takes one draw, except the last.
 
     Attributes:
         iterations: T.
         rho: exponent of the Karras levels.
-        order: 2, D extrapolated from the last two evaluations; 1, the last alone.
+        order: 2, D extrapolated from the last two evaluations; 1, D of the last alone.
         weight: "exact" or "midpoint".
-        eta: strength of the Langevin half; 0 is the probability flow, without noise, 1 without a filter the reverse SDE. The
+        eta: strength of the Langevin half. 0 is the probability flow, without noise; 1 without a filter is the reverse SDE. The
             defaults of eta and rho were chosen for the whole walk at 20 evaluations on the shipped VE network; a shorter walk
-            measured better. The command line takes auto as well, a first guess for the network.
-        eta_from: smallest noise level at which it acts; below, eta is 0.
-        eta_to: largest noise level at which it acts; above, eta is 0.
-        slope: factor on W. 1 is of second order; above 1 the slope is carried further than a straight line goes.
+            measured better. The command line also takes auto, a first guess for the network.
+        eta_from: smallest noise level at which eta acts; below it eta is 0.
+        eta_to: largest noise level at which eta acts; above it eta is 0.
+        slope: factor on W. 1 is of second order; a larger factor carries the slope further than a straight line.
         start: largest noise level of the walk, in units of the data range; inf for that of the process. A smaller one needs
             the statistics of the data.
         end: noise level of the step to 0, in the same units; 0 for the smallest of the process.
-        prior_norm: "drawn", or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
-        data: law that the walk starts from, for `start`; `pds.sample` and the runner give that of the model's statistics.
+        prior_norm: "drawn" as z, or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.
+        data: law that the walk starts from, for `start`. `pds.sample` and the runner take it from the model's statistics.
     """
 
     source: ClassVar[str] = "the reverse SDE, its Langevin half preconditioned; solved as in Lu et al., arXiv:2211.01095"
@@ -162,7 +162,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         return replace(self, data=DataLaw(*known.gaussian(data_range), known.provenance))
 
     def levels(self, process: Process) -> list[Interval]:
-        """The T intervals from the largest noise level over the smallest to 0, at most as many as the process has levels."""
+        """The T intervals from the largest noise level over the smallest to 0. T is at most the number of levels of the
+        process."""
         if self.iterations > (most := len(process.ladder)):
             raise OptionError("iterations", f"must be at most {most}, the noise levels of the model, got {self.iterations}")
         largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
@@ -175,7 +176,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
         x = super().prior(noise, process, preconditioner)
-        # Of z: the scale of x is a number, and sqrt(d) the norm of z's own law.
+        # The norm of z: x is z times a number, and sqrt(d) is the norm that the law of z has.
         sigma = process.prior_std / process.scale(torch.ones(1, dtype=torch.float64)).item()
         if self.prior_norm == "exact":
             x = x * (sigma * x[0].numel() ** 0.5 / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True))
@@ -186,7 +187,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         return self.data.noised(x / sigma, self.start)
 
     def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:
-        """Refuse a space filter and an omega with which the steps diverge; tell of one near that, and of an idle filter."""
+        """Refuse a space filter, and an omega at which the steps diverge. Warn about an omega near that, and about an idle
+        filter."""
         spectrum = self._spectrum(preconditioner)
         doubts = []
         acts = self.eta and any(self.eta_from <= sigma <= self.eta_to for sigma, _ in levels)
@@ -257,19 +259,20 @@ class PreconditionedSDE(KarrasLevelsSampler):
         share: Callable[[float, Tensor], Tensor] | None = None,
         initial: float = 1.0,
     ) -> Tensor:
-        """What these steps make of the variance of Fourier modes with the exact score of a Gaussian, by its recursion.
+        """The variance of Fourier modes after these steps, with the exact score of a Gaussian, by its recursion.
 
         Args:
-            levels: from `levels`; the last, to 0, included or not.
+            levels: from `levels`, with or without the last, to 0.
             power: variance p of the data in each mode, float64.
             gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
-            share: (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the standard
-                deviation that is due; None for the exact score.
+            share: maps (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the standard
+                deviation that it should have; None for the exact score.
             initial: standard deviation of the noise at the start, in units of its level.
 
         Returns:
-            The variance after the last step, like `power`: p + sigma^2 at its level would be exact, p^2 / (p + sigma^2) after
-            the step from sigma to 0. A walk from `start` has the exact variance there, another sigma_max^2.
+            The variance after the last step, like `power`. The exact one is p + sigma^2 at a level sigma, and p^2 / (p +
+            sigma^2) after the step from sigma to 0. A walk from `start` begins with the exact variance, another walk with
+            sigma_max^2.
         """
         V = (initial * levels[0].sigma) ** 2 + (power if math.isclose(levels[0].sigma, self.start) else torch.zeros_like(power))
         # E[x D_before*] and E[D_before D_before*].
@@ -292,7 +295,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         return V
 
 
-DIVERGED = 10.0  # times the variance of a Gaussian: below, the steps are off; above, they grow from step to step
+DIVERGED = 10.0  # times the variance of a Gaussian: below it steps are inexact, above it they grow from step to step
 MOST_MODES = 256
 
 

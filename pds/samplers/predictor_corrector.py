@@ -140,7 +140,7 @@ class Corrector(Protocol):
     def mixes_batch(self) -> bool: ...
 
     def fixed_step(self, level: Level) -> float | None:
-        """a where it does not depend on the images, else None."""
+        """a, if it does not depend on the images; else None."""
         ...
 
     def step_size(self, d: Tensor, Pz: Tensor, level: Level) -> Tensor | float:
@@ -168,8 +168,8 @@ class Langevin(_LangevinSteps):
     a = 2 alpha (r |P z| / |d|)^2 ([SDE] Algorithms 4, 5).
 
     Attributes:
-        norms: "image", norms of each image; or "batch", the published norms averaged over the batch, which make an image
-            depend on those sampled with it.
+        norms: "image", norms of each image; or "batch", the published norms, averaged over the batch. These make an image
+            depend on the images sampled with it.
     """
 
     title: ClassVar[str] = "Langevin"
@@ -220,15 +220,16 @@ def no_corrector() -> None:
 class PredictorCorrector(Sampler[list[Level]]):
     """Predictor-corrector sampling.
 
-    At each of T times: corrector steps, then a predictor step; a draw for each corrector step and each noise of a predictor.
+    Each of T times takes the corrector's steps, then a predictor step. Each corrector step, and each predictor step with noise,
+    takes one draw.
 
     Attributes:
         iterations: T.
         predictor: `ReverseDiffusion`, `EulerMaruyama`, `Ancestral` or None.
-        corrector: `Langevin`, `AnnealedLangevinSteps` or None, which halves the evaluations of an iteration.
+        corrector: `Langevin`, `AnnealedLangevinSteps` or None. None halves the evaluations of an iteration.
         end: last time, in (0, 1); None for the published 1e-5 N / T (VE), 1e-3 N / T (VP).
         denoise: leave out the noise of the last predictor step.
-        precondition: "everywhere"; or "published", the released PDS code, which filters neither the ancestral and
+        precondition: "everywhere"; or "published" as in the released PDS code. That code filters neither the ancestral and
             Euler-Maruyama predictors nor the annealed Langevin corrector.
     """
 
@@ -286,7 +287,7 @@ class PredictorCorrector(Sampler[list[Level]]):
         return replace(self, denoise=False)
 
     def check(self, levels: list[Level], preconditioner: Preconditioner) -> list[str]:
-        """Say when the noise of a frequency in which the data have no variance is amplified.
+        """Warn when the steps amplify the noise of a frequency without data variance.
 
         The steps of the Langevin corrector depend on the images, and are left out.
         """
@@ -342,5 +343,5 @@ class PredictorCorrector(Sampler[list[Level]]):
 
 
 def _score(task: Task[list[Level]], x: Tensor, level: Level) -> Tensor:
-    """s(x) of the state: a change of variables away from the score of x_0 + sigma z."""
+    """s(x) of the state, from the score of x_0 + sigma z by a change of variables."""
     return task.score(x, level.sigma) if level.scale == 1 else task.score(x / level.scale, level.sigma) / level.scale

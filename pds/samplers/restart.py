@@ -32,18 +32,18 @@ class RestartLevel(NamedTuple):
 
 @options
 class Restart(Sampler[list[RestartLevel]]):
-    """Heun's steps of the probability flow, and noise in between: at `low` enough of it to be at `high` again, several times.
+    """Heun's steps of the probability flow, with restarts: at `low`, noise raises the state to `high` again, several times.
 
-    Each time x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`, the level of the grid nearest to the given
-    one. Without restarts it is `EDM` without churn. The last step, to 0, is Euler's: the denoised image. The global order of
-    the flow is `order`.
+    A restart is x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`. `low` is the level of the grid nearest
+    to the given one. Without restarts the sampler is `EDM` without churn. The last step, to 0, is Euler's: the denoised image.
+    The global order of the flow is `order`.
 
     Attributes:
-        iterations: T, the steps in all: T - restarts * steps of them in the grid, 2 T - 1 evaluations with order 2.
+        iterations: T, the steps in all, T - restarts * steps of them in the grid; 2 T - 1 evaluations with order 2.
         rho: exponent of both grids, the larger the finer at small levels; inf spreads them evenly in log sigma.
         order: 2, Heun; 1, Euler.
-        restarts: how often, K; each takes one draw.
-        steps: of each way back.
+        restarts: K, the number of restarts; each takes one draw.
+        steps: steps of each way back.
         low, high: noise levels that a restart begins and ends at, in units of the data range.
     """
 

@@ -18,23 +18,24 @@ from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 
 @options
 class SASolver(KarrasLevelsSampler):
-    """With lambda = -log sigma, D the denoised image and c = 1 + tau^2, the reverse SDE of strength eta = tau^2,
+    """The reverse SDE of strength eta = tau^2. With lambda = -log sigma, D the denoised image and c = 1 + tau^2, a step is
 
         x <- e^(-c h) x + int c e^(-c (lambda' - l)) L(l) dl + sigma' sqrt(1 - e^(-2 tau^2 h)) z,
 
-    the integral over the step. The predictor's L is the polynomial through the last evaluations; the corrector's goes through
-    the new one, at the predicted state, as well. Both take the same z, and a state is evaluated once (PEC). Where L is a line
-    its slope has the weight c h^2 / 2, as in the released code for few steps. The last steps lower their orders, as the first
-    must, and the very last has no noise: to 0 it gives D. One evaluation an iteration, one draw in each but the last.
+    with the integral over the step. The predictor's L is the polynomial through the last evaluations; the corrector's
+    polynomial also goes through the new one, at the predicted state. Both take the same z, and a state is evaluated once (PEC).
+    Where L is a line its slope has the weight c h^2 / 2, as in the released code for few steps. The last steps lower their
+    orders, as the first steps must. The very last step, to 0, has no noise and gives D. An iteration takes one evaluation, and
+    one draw except in the last.
 
     Attributes:
         iterations: T.
         rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
-        predictor_order: evaluations that the predictor looks at; without noise and corrector its global
-            order, of the steps that have the history.
-        corrector_order: those of the corrector, the new one among them; 0 leaves it out.
+        predictor_order: evaluations that the predictor uses. Without noise and corrector this is its global order, for the
+            steps that have enough history.
+        corrector_order: evaluations that the corrector uses, the new one among them; 0 leaves the corrector out.
         tau: strength of the noise; 0 is the probability flow, 1 the reverse SDE.
-        tau_from, tau_to: noise levels, of the end of a step, between which tau acts; elsewhere it is 0.
+        tau_from, tau_to: tau acts in steps that end between these two noise levels; elsewhere tau is 0.
     """
 
     source: ClassVar[str] = "Xue et al., NeurIPS 2023, Algorithm 1"

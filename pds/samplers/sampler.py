@@ -1,7 +1,7 @@
 """The form of every sampler: a frozen dataclass of options, and a loop, `walk`, from noise to images.
 
-`Sampler` calls the loop. It checks the preconditioner, counts the iterations, tells the callback, and has the facts that
-tables, runs and tests ask a sampler for. So a new sampler is its options, its noise levels and its loop.
+`Sampler` calls the loop. It checks the preconditioner, counts the iterations and calls the callback. Its members state the
+facts that tables, runs and tests need. So a new sampler is its options, its noise levels and its loop.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def no_callback(iteration: int, sigma: float, x: Tensor) -> None:
 
 
 Levels = TypeVar("Levels", bound=Sized)
-"""A sampler's data of its T iterations. Others may ask for the length, T, alone."""
+"""A sampler's data of its T iterations. Only the length, T, is public."""
 
 Steps = Generator[tuple[float, Tensor], None, Tensor | None]
-"""(sigma, x) after each iteration; at the end the images, if they are not the last x."""
+"""(sigma, x) after each iteration. Its return value is the images, if these are not the last x."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Task(Generic[Levels]):
     Attributes:
         network: `score(x, sigma)` of the model.
         levels: from `Sampler.levels`.
-        preconditioner: P and S; ask for `preconditioner.at(iteration)`.
+        preconditioner: P and S; an iteration uses `preconditioner.at(iteration)`.
         noise: source of standard normal draws.
     """
 
@@ -72,7 +72,7 @@ class Sampler(Generic[Levels]):
     """The caller of a loop.
 
     Attributes:
-        source: the paper and the algorithm in it.
+        source: the paper and its algorithm.
         takes_filter: whether it can sample with a filter or a solenoid.
         iterations: T.
     """
@@ -89,32 +89,32 @@ class Sampler(Generic[Levels]):
 
     @property
     def detail(self) -> str:
-        """The options that comparisons are made over, for tables."""
+        """The options that comparisons vary, for tables."""
         return ""
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise after the start."""
+        """Whether the sampler draws noise after the start."""
         return True
 
     @property
     def mixes_batch(self) -> bool:
-        """Whether an image depends on those sampled with it."""
+        """Whether an image depends on the images sampled with it."""
         return False
 
     @property
     def nfe_per_iteration(self) -> int:
-        """Score evaluations an iteration, the most that one takes."""
+        """The most score evaluations that an iteration takes."""
         return 1
 
     @property
     def nfe(self) -> int | None:
-        """Score evaluations an image takes; None where that depends on the image."""
+        """Score evaluations an image takes; None where they depend on the image."""
         return self.iterations * self.nfe_per_iteration
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """The facts that the images depend on beyond the options, by name: part of a run's identity and of its record."""
+        """Facts beyond the options that the images depend on, by name. They are part of a run's identity and of its record."""
         return {}
 
     def with_moments(self, measure: Callable[[int], NoiseMoments]) -> Self:
@@ -126,11 +126,12 @@ class Sampler(Generic[Levels]):
         return self
 
     def without_denoising(self) -> Self:
-        """This sampler, ending at its smallest noise level instead of the denoised images, if it has the choice."""
+        """This sampler, ending at its smallest noise level instead of the denoised images, if it has that option."""
         return self
 
     def levels(self, process: Process) -> Levels:
-        """Return the data of the T iterations on a model of this process; raise a `PDSError` when there are no such levels."""
+        """Return the data of the T iterations on a model of this process; raise a `PDSError` if the process has no such
+        levels."""
         raise NotImplementedError
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
@@ -139,7 +140,7 @@ class Sampler(Generic[Levels]):
         return process.prior_std / scale * noise.normal()
 
     def check(self, levels: Levels, preconditioner: Preconditioner) -> list[str]:
-        """Raise a `PDSError` for options that cannot work with this preconditioner; a sentence for each that may not."""
+        """Raise a `PDSError` for options that cannot work with this preconditioner; return a sentence for each that may not."""
         if not self.takes_filter and not isinstance(preconditioner, Identity):
             raise PDSError(f"{self.title} takes no filter and no solenoid: leave both out, or choose another sampler")
         return []
@@ -147,7 +148,7 @@ class Sampler(Generic[Levels]):
     def walk(self, x: Tensor, task: Task[Levels]) -> Steps:
         """The loop: from the start `x`, yield (sigma, x) after each iteration, x in units of the data.
 
-        It may return other images than the last x, as a sampler does that denoises at the end.
+        It may return other images than the last x, as samplers that denoise at the end do.
         """
         raise NotImplementedError
 
@@ -187,16 +188,16 @@ class Sampler(Generic[Levels]):
         raise AssertionError("a loop ends")
 
 
-LEFT_OVER = 10.0  # noise that a stable run may leave, in units of the smallest level
+LEFT_OVER = 10.0  # noise that may be left after a stable run, in units of the smallest level
 
 
 def amplified_noise(iterations: int, gain: float, left: float, remedy: str) -> list[str]:
-    """The doubt of a `check` about noise that is amplified where the data have no variance, if it is.
+    """The doubt of a `check` about steps that amplify noise where the data have no variance; empty if they do not.
 
     Args:
         iterations: T.
         gain: largest gain of filter and solenoid, `stiffness()[1]`.
-        left: standard deviation of what is left of that noise, in units of the smallest level.
+        left: standard deviation of the noise that is left, in units of the smallest level.
         remedy: what to do.
     """
     if left <= LEFT_OVER * gain**0.5:

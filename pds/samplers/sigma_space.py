@@ -1,7 +1,8 @@
 """The common part of solvers in sigma-space: the state is x = data + sigma z for a model of any process.
 
-A state x_t = m (x_0 + sigma z) of any process is m times such an x, so a solver of the equation in sigma, the probability flow
-dx/dsigma = -sigma s(x, sigma) (Karras et al., NeurIPS 2022, section 2) or an SDE of the same marginals, solves every process.
+A state x_t = m (x_0 + sigma z) of any process is m times such an x. So a solver of an equation in sigma solves every process.
+The equation is the probability flow dx/dsigma = -sigma s(x, sigma) (Karras et al., NeurIPS 2022, section 2) or an SDE of the
+same marginals.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Interval(NamedTuple):
 
 @options
 class KarrasLevelsSampler(Sampler[list[Interval]]):
-    """One that walks a fixed grid: T levels over the noise of the process, then 0.
+    """A solver on a fixed grid: T levels over the noise of the process, then 0.
 
     Attributes:
         iterations: T.
