@@ -188,7 +188,7 @@ def test_a_network_of_ones_own_is_shown_its_own_label_for_none():
     made.score(x, sigma)
     made.score(x, sigma, torch.tensor([3, -1]))
     assert shown == [[0, 0], [9, 9], [3, 9]]
-    with pytest.raises(OptionError, match="no_class is missing, and an image without a class asks for it"):
+    with pytest.raises(OptionError, match="no_class is missing, and an image has no class"):
         model(no_class=None).score(x, sigma)
 
 

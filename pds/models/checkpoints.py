@@ -1,6 +1,7 @@
 """Weights into a network: from files of this project, of the authors, of others, and from folders of diffusers.
 
-Read the file, choose one copy of the network in it, check it whole, load it whole. Nothing here runs what a file names.
+Read the file, choose one copy of the network in it, check the whole copy, load the whole copy. Nothing here runs code that a
+file names.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pds.processes.ladders import geometric_ladder
 
 log = logging.getLogger(__name__)
 
-DIFFUSERS = "diffusion_pytorch_model"  # what it calls all its weights files
+DIFFUSERS = "diffusion_pytorch_model"  # the name of every weights file of diffusers
 EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknown"}
-# The fix for an option that is not given as such.
+# The fixes for options that have no key of their own.
 CHOSEN = {"shape": "choose images of that shape", "process.kind": "choose that process"}
-LEVELS = "sigmas"  # what networks call the buffer of their noise levels
+LEVELS = "sigmas"  # name of the buffer of noise levels in networks
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Checkpoint:
     Attributes:
         layout: "safetensors" (also this project's), "list" ([NCSN], [NCSNv2]), "dict" ([SDE] and most others), "diffusers" or
             "state dict".
-        ema: whether these are exponential moving averages; None where the file does not tell.
+        ema: whether the weights are exponential moving averages; None if the file does not say.
         path: the file.
         sha256: of the file's bytes.
-        label_dropout: with which a network with classes was trained; None where the file does not tell.
+        label_dropout: the rate that a network with classes was trained with; None if the file does not say.
     """
 
     layout: str
@@ -54,13 +55,13 @@ class Checkpoint:
 
 
 class _Weights(NamedTuple):
-    """One copy of a network in a file, and what the file says of it.
+    """One copy of a network in a file, and the statements of the file about it.
 
     Attributes:
         layout, ema, path: see `Checkpoint`.
         state: tensors by their published names.
-        traits: options that it was trained with, by name.
-        settings: all options that make its network, where they are known and `traits` are not all.
+        traits: options that the network was trained with, by name.
+        settings: all options that make its network, if they are known and `traits` are only a part.
         advice: what to do with weights of another network.
         label_dropout: see `Checkpoint`.
     """
@@ -92,10 +93,9 @@ class DiffusersFolder(NamedTuple):
 
     @classmethod
     def find(cls, path: Path) -> DiffusersFolder:
-        """Find the parts, from the folder of the pipeline, that of the network, or its weights file.
+        """Find the parts, from the folder of the pipeline, from the folder of the network, or from its weights file.
 
-        Raises:
-            PDSError: when one is absent or cannot be read.
+        Raises: PDSError: a part is absent or cannot be read.
         """
         if not path.exists():
             raise MissingError(f"checkpoint {path} does not exist: give a diffusers folder")
@@ -122,19 +122,19 @@ def load_weights(
 ) -> Checkpoint:
     """Load a checkpoint into `network`, all of it or nothing.
 
-    Buffers that the file lacks stay as they are; so do noise levels that it holds at half precision.
+    Buffers that the file lacks keep their values. Noise levels that the file holds at half precision keep them as well.
 
     Args:
-        network: any; one of this package has the published names, which the files of its authors have.
+        network: any network. Those of this package have the published names, as the authors' files do.
         path: a file in any layout of `Checkpoint`, or a diffusers folder (of a pipeline or of its `UNet2DModel`).
         which: see `Which`.
-        options: what the network itself does not know of its model, by the name of the option: shape, noise. Files of this
-            project say what they were trained with.
-        levels: the options that give the largest and the smallest noise level, if those of the file must be the network's.
+        options: options of the model that the network itself does not know, by name: shape, noise. Files of this project say
+            the options that they were trained with.
+        levels: the options of the largest and the smallest noise level, if the levels of the file must be those of the network.
 
     Raises:
-        PDSError: the file is absent, damaged or hostile; or it is of another network, naming the first parameter that is
-            missing, unknown, of another shape or not finite, or the first option that differs; or has no such weights.
+        PDSError: the file is absent, damaged or hostile, has no such weights, or is of another network. The message names the
+            first parameter that is missing, unknown, of another shape or not finite, or the first option that differs.
     """
     return _load(network, _read(locate(path), network, which), path, which, options, levels)
 
@@ -142,19 +142,20 @@ def load_weights(
 def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) -> Checkpoint:
     """Load the weights of a diffusers folder into the network that diffusers makes of its config.json.
 
-    diffusers itself would leave a parameter that the file lacks at random.
+    diffusers itself leaves random values in a parameter that the file lacks.
 
     Raises:
         PDSError: as `load_weights`.
     """
     chosen = choose(_content(folder.weights)[0], *_parameters(network), folder.weights)
-    advice = "config.json and the weights are not of one network, fetch both again"
+    advice = "config.json and the weights are not of one network: fetch both again"
     weights = _Weights("diffusers", None, folder.weights, current_names(chosen.state), advice=advice)
     return _load(network, weights, folder.unet, which)
 
 
 def _parameters(network: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:
-    """Shapes of the parameters by name, in order, and the names of those that training changes; of all tensors if none is."""
+    """Shapes of the tensors by name, in order, and the names of those that training changes; all names, if training changes
+    none."""
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
     if not trained:
         shapes = {name: value.shape for name, value in network.state_dict().items()}
@@ -205,12 +206,12 @@ def _load(
     options: Mapping[str, Any] = MappingProxyType({}),
     levels: tuple[str, str] | None = None,
 ) -> Checkpoint:
-    """Check all, then load all; `path` is what messages call the checkpoint."""
+    """Check all, then load all; messages call the checkpoint `path`."""
     if which == "ema" and not weights.ema:
         raise OptionError("weights", f"is ema, but {path} does not tell of averaged weights: leave it out")
     if which == "raw" and weights.ema:
         raise OptionError("weights", f"is raw, but {path} holds averaged weights alone: leave it out")
-    # The embedding of classes is a matter of one option, which says more than its shape.
+    # One option decides about the embedding of classes. A message about this option says more than one about a shape.
     classes = {name: value for name, value in weights.traits.items() if name == "classes"}
     _check_options(network, weights._replace(traits=classes), path, options)
     state = _checked_state(network, weights, path)
@@ -223,14 +224,12 @@ def _load(
     checkpoint = Checkpoint(weights.layout, weights.ema, weights.path, sha256(weights.path), weights.label_dropout)
     log.info("weights read from %s (layout: %s; %s; sha256 %s)", path, weights.layout, EMA[weights.ema], checkpoint.sha256[:12])
     if weights.ema is False and which is None:
-        log.warning(
-            "%s has no averaged (EMA) weights; those of its last iteration are used, whose images are often worse", path
-        )
+        log.warning("%s has no averaged (EMA) weights; those of its last iteration are used, and often give worse images", path)
     return checkpoint
 
 
 def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> dict[str, Tensor]:
-    """The tensors of the file, when there is each that the network needs, of its shape and with finite values, and no other."""
+    """The tensors of the file, if they are exactly those of the network, with its shapes and with finite values."""
 
     def refused(problem: str) -> OptionError:
         advice = " (an NCSN++)" if weights.settings else f": {weights.advice}"
@@ -252,7 +251,7 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
             )
         if found.is_floating_point() != value.is_floating_point() or found.is_complex() != value.is_complex():
             raise refused(f"{name} as {found.dtype} where the model has {value.dtype}")
-        # A number may be too large for the model's type.
+        # A number may be too large for the type that the model has.
         if not torch.isfinite(found.to(value.dtype)).all():
             raise OptionError("checkpoint", f"{path} has values in {name} that are not finite numbers: fetch it again")
     unknown = next((name for name in weights.state if name not in expected), None)
@@ -262,7 +261,7 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
 
 
 def _check_options(network: nn.Module, weights: _Weights, path: str | Path, options: Mapping[str, Any]) -> None:
-    """Refuse a network that was trained with other options than it is made with: many leave no trace in its shapes."""
+    """Refuse a network that was trained with other options than it is made with; many options leave no trace in its shapes."""
     known = {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, str))} | dict(options)
     for name, value in weights.traits.items():
         if (ours := known.get(name, value)) != value:
@@ -286,7 +285,7 @@ def check_levels(found: Tensor, expected: Tensor, path: str | Path, options: tup
         options: the options of the largest and the smallest level.
 
     Raises:
-        OptionError: naming both, and what to set.
+        OptionError: the levels differ; the message names both, and the options to set.
     """
     # Rounding to float32 moves a level by 1e-7; neighbours of the finest published ladder differ by 0.4%.
     exact = found.double()

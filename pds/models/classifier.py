@@ -1,4 +1,4 @@
-"""Small convolutional classifiers, whose penultimate layer serves as offline evaluation features."""
+"""Small convolutional classifiers. Their penultimate layer serves as offline evaluation features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         size: C * H * W of these maps.
 
     Attributes:
-        data: the data set that it tells the classes of, as it stands in the names of files and metrics.
+        data: the data set whose classes it tells apart, named as in files and metrics.
         shape: (C, H, W) of its images.
         dimension: number of features.
         classes: number of classes.
@@ -58,8 +58,8 @@ class Classifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(n, dimension) features of (n, *shape) images in [0, 1].
 
-        They are taken before the ReLU that follows them. Its zeros would move them away from the Gaussian that the Fréchet
-        distance assumes.
+        They are taken before the ReLU. Its zeros would move the features away from the Gaussian that the Fréchet distance
+        assumes.
         """
         return self.embed(self.stages(x).flatten(1))
 

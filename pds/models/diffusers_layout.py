@@ -1,7 +1,8 @@
 """Hugging Face diffusers networks that are an NCSN++, under the names of the published NCSN++ checkpoints.
 
 A `UNet2DModel` of Skip blocks with a Fourier embedding is the NCSN++ of [SDE] with output_skip, input_skip and their sum. The
-published networks of 256x256 and 1024x1024 images are such. Its output is the score. Other ones (DDPM) predict noise.
+published networks of 256x256 and 1024x1024 images are of this kind. Their output is the score. Other networks (DDPM) predict
+noise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pds.processes.ladders import geometric_ladder
 
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
 
-# The defaults of diffusers for keys that config.json leaves out, as far as they are read here.
+# The defaults of diffusers for keys that config.json may leave out, of the keys that are read here.
 DEFAULTS = {
     "sample_size": None,
     "in_channels": 3,
@@ -47,7 +48,7 @@ COMBINE = {"weight": "Conv_0.weight", "bias": "Conv_0.bias"}
 RESIDUAL = _both(
     norm1="GroupNorm_0", conv1="Conv_0", time_emb_proj="Dense_0", norm2="GroupNorm_1", conv2="Conv_1", conv_shortcut="Conv_2"
 )
-# The second name of each is that of older files.
+# The second name of each is the one in older files.
 PROJECTIONS = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
 ATTENTION = _both(group_norm="GroupNorm_0") | {
     f"{name}.{theirs}": f"NIN_{i}.{ours}"
@@ -62,7 +63,8 @@ class Description(NamedTuple):
 
     Attributes:
         traits: attributes of its `NCSNpp` that show neither in names nor in shapes.
-        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`, those of its process as "process.NAME".
+        settings: the arguments of `pds.models.ncsnpp.ncsnpp` that make its `NCSNpp`; arguments of its process are
+            "process.NAME".
     """
 
     traits: dict[str, Any]
@@ -73,7 +75,7 @@ class Published(NamedTuple):
     """A diffusers network as a published checkpoint would hold it.
 
     Attributes:
-        state: parameters by their published names, and the noise levels `sigmas` where the scheduler tells them.
+        state: parameters by their published names, and the noise levels `sigmas` if the scheduler has them.
         traits, settings: see `Description`.
     """
 
@@ -108,12 +110,12 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any
 
     Args:
         config: config.json of the network.
-        scheduler: scheduler_config.json of its pipeline, or nothing.
-        content: of its weights file: the parameters by their names in diffusers.
-        source: what messages call it.
+        scheduler: scheduler_config.json of its pipeline, or an empty table.
+        content: content of its weights file: the parameters by their names in diffusers.
+        source: its name in messages.
 
     Raises:
-        PDSError: for a network that is no NCSN++, or not quite one.
+        PDSError: the network is no NCSN++, or differs from one in a detail.
     """
     traits, settings = described(config, scheduler, source)
     config, state = DEFAULTS | config, {}
@@ -150,8 +152,8 @@ def current_names(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _modules(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The modules in the order of the published flat list, which is that of construction, and the names in each."""
-    # No network has a thousand layers a block; a hostile number must not fill the memory.
+    """The modules in the order of the published flat list, which is the order of construction, and the names in each."""
+    # No network has a thousand layers a block, and a hostile number must not fill the memory.
     down, up, layers = config["down_block_types"], config["up_block_types"], min(config["layers_per_block"], 1000)
     yield "time_proj", FOURIER
     yield "time_embedding.linear_1", PLAIN
@@ -186,11 +188,11 @@ def _check(config: dict[str, Any], source: Path) -> None:
     if kinds - BLOCKS or config["time_embedding_type"] != "fourier":
         raise PDSError(
             f"{source} is a UNet2DModel of {', '.join(sorted(kinds))} with a {config['time_embedding_type']} embedding, as "
-            "DDPM has, whose networks predict noise: choose the model ddpm, here only NCSN++ (Skip blocks, fourier) is read"
+            "DDPM has, and predicts noise: choose the model ddpm; only NCSN++ (Skip blocks, fourier) is read here"
         )
     widths, groups, head = config["block_out_channels"], config["norm_num_groups"], config["attention_head_dim"]
     attentive = {c for c, kind in zip(widths, config["down_block_types"], strict=True) if kind.startswith("Attn")}
-    # None of these shows in names or shapes.
+    # None of these options shows in names or shapes.
     fits = {
         "norm_eps": math.isclose(config["norm_eps"], 1e-6),
         "mid_block_scale_factor": math.isclose(config["mid_block_scale_factor"], math.sqrt(2), rel_tol=1e-6),
@@ -199,7 +201,7 @@ def _check(config: dict[str, Any], source: Path) -> None:
         "attention_head_dim": head is None or {head} == attentive | {widths[-1]},
         "norm_num_groups": groups is None or {groups} == {min(c // 4, 32) for c in (widths[0], widths[-1])},
         "attn_norm_num_groups": config["attn_norm_num_groups"] is None,
-        # Attention in Skip blocks has 32 groups whatever its width, NCSN++ fewer below 128.
+        # Attention in Skip blocks has 32 groups at every width, NCSN++ has fewer groups below a width of 128.
         "block_out_channels": all(c >= 128 for c in attentive),
     }
     wrong = next((name for name, fit in fits.items() if not fit), None)

@@ -1,7 +1,7 @@
-"""How people arrange weights in a file: the copies of a network that it holds, and which of them to take.
+"""How people arrange weights in a file: the copies of a network in it, and the choice between them.
 
-A copy is a prefix under which every trained parameter of the network is found: "model.module." or "state_dict.net._orig_mod."
-alike. So neither the tables that a file nests nor what wraps the network needs to be known beforehand.
+A copy is a prefix under which every trained parameter of the network is found, such as "model.module." or
+"state_dict.net._orig_mod.". So the nesting of tables in a file and the wrappers of the network need not be known beforehand.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pds.options import shown
 
 Which = Literal["ema", "raw"] | None
 """Which weights of a file to take: "ema", their exponential moving average; "raw", those of its last iteration; None, the
-average where there is one."""
+average if the file has one."""
 
-LIST = ("model", "optimizer", "epoch", "step", "ema")  # what [NCSN] and [NCSNv2] save, without names
+LIST = ("model", "optimizer", "epoch", "step", "ema")  # the items that [NCSN] and [NCSNv2] save, without names
 AVERAGE = re.compile(r"(?<![a-z])(emas?|ewma|averag(?:e|es|ed|er|ing)|shadow|swa|polyak|(?<!exp_)avg)(?![a-z])")
 SPARE = re.compile(r"(?<![a-z])(online|collected|backup)(?![a-z])")  # raw weights that some averages keep
 EXACT = {"ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "shadow", "shadow_params"}
 COUNTER = "n_averaged"  # of torch's `AveragedModel`, beside "module."
-# Of tables in tables, of the name that they give a tensor, and of tensors: a table may hold itself.
+# Limits of nested tables, of the length of a tensor's name, and of tensors: a table may hold itself.
 DEPTH, LENGTH, MOST = 20, 1000, 100_000
 
 
@@ -37,8 +37,8 @@ class _Leaf(NamedTuple):
 
     Attributes:
         path: its keys, joined by dots.
-        table: the path of the table that holds it, with a dot behind.
-        value: it.
+        table: the path of the table that holds it, with a dot at the end.
+        value: the entry itself.
     """
 
     path: str
@@ -50,10 +50,10 @@ class _Copy(NamedTuple):
     """A network in a file.
 
     Attributes:
-        prefix: what stands before the names of its parameters.
-        averaged: whether it is an average.
-        state: its tensors by name, and those beside them.
-        whole: whether it has every trained parameter.
+        prefix: the beginning of its parameters' names in the file.
+        averaged: whether the copy is an average.
+        state: its tensors by name, and the tensors beside them.
+        whole: whether the copy has every trained parameter.
     """
 
     prefix: str
@@ -67,8 +67,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         layout: "list", "dict" or "state dict", as in `Checkpoint`.
-        ema: whether they are an average; None where the file does not tell.
-        state: tensors by name; something else in the place of one where the file has it there.
+        ema: whether the weights are an average; None if the file does not say.
+        state: tensors by name. Where the file has something else instead of a tensor, so has this.
     """
 
     layout: str
@@ -79,30 +79,30 @@ class Chosen(NamedTuple):
 def choose(
     content: Any, shapes: Mapping[str, Sequence[int]], trained: Sequence[str], path: Path, which: Which = None
 ) -> Chosen:
-    """The weights to load, of those that a file holds.
+    """The weights to load from the content of a file.
 
     Args:
-        content: of the file: nested lists and dictionaries of tensors.
-        shapes: of the network's parameters, by name, in order.
-        trained: names of those that training changes, in order.
-        path: what messages call the file.
-        which: see `Which`; an average is taken where there is nothing else.
+        content: content of the file: nested lists and dictionaries of tensors.
+        shapes: shapes of the network's parameters, by name, in order.
+        trained: names of the parameters that training changes, in order.
+        path: the name of the file in messages.
+        which: see `Which`; an average is taken if the file has nothing else.
 
     Returns:
-        The best that there is, which may be of another network.
+        The best match, which may be of another network.
 
     Raises:
-        OptionError: it has no tensors, an average that cannot be matched, or several copies.
+        OptionError: the file has no tensors, an average that cannot be matched, or several copies.
     """
     leaves = list(islice(_leaves(dict(zip(LIST, content, strict=False)) if _is_list(content) else content), MOST))
     if len(leaves) == MOST:
-        raise OptionError("checkpoint", f"{path} has more tables than any network: it is damaged, fetch it again")
+        raise OptionError("checkpoint", f"{path} has more tables than any network, so it is damaged: fetch it again")
     copies = [*_by_name(leaves, trained), *_by_order(leaves, shapes, trained)]
     if not copies:
         inert = next((leaf.value.name for leaf in leaves if isinstance(leaf.value, Inert)), None)
         code = f" but holds code ({inert}), which is never executed here" if inert else ""
         raise OptionError("checkpoint", f"{path} has no table of tensors by name{code}: give the state_dict of a network")
-    # A table alone does not tell what it is.
+    # A single table does not say which kind of weights it holds.
     alone = all(not leaf.table for leaf in leaves if isinstance(leaf.value, Tensor))
     layout = "list" if _is_list(content) else "state dict" if alone else "dict"
     raw = [copy for copy in copies if copy.whole and not copy.averaged]
@@ -135,7 +135,7 @@ def _leaves(content: Any, path: str = "", depth: int = 0) -> Iterator[_Leaf]:
 
 
 def _by_name(leaves: list[_Leaf], trained: Collection[str]) -> list[_Copy]:
-    """Every whole copy, or the one that is nearest to it; where no parameter is found at all, the largest table."""
+    """Every whole copy, or else the nearest to one; the largest table, if no parameter is found at all."""
     names = set(trained)
     found: dict[str, set[str]] = {}  # names by prefix
     holders: dict[str, set[str]] = {}  # tables by prefix
@@ -158,7 +158,7 @@ def _by_name(leaves: list[_Leaf], trained: Collection[str]) -> list[_Copy]:
     for prefix in whole or sorted(found, key=lambda prefix: -len(found[prefix]))[:1]:
         held = {path: value for table in holders[prefix] for path, value in tables[table].items() if path.startswith(prefix)}
         state = {path.removeprefix(prefix): value for path, value in held.items()}
-        # Values other than tensors are left out, unless a tensor should stand in their place.
+        # Values other than tensors are left out, unless the network has a tensor of that name.
         state = {name: value for name, value in state.items() if isinstance(value, Tensor) or name in names}
         copies.append(_Copy(prefix, _averaged(prefix) or prefix.startswith(counted), state, prefix in whole))
     spare = [copy for copy in copies if SPARE.search(copy.prefix)]
@@ -178,7 +178,7 @@ def _by_order(leaves: list[_Leaf], shapes: Mapping[str, Sequence[int]], trained:
 
 
 def _only(copies: list[_Copy], shapes: Mapping[str, Sequence[int]], trained: Sequence[str], path: Path) -> _Copy:
-    """The one copy; of those that have the names of the network, the one that has its shapes."""
+    """The one copy; among copies with the names of the network, the one with its shapes."""
     fit = [copy for copy in copies if all(_shape(copy.state[name]) == tuple(shapes[name]) for name in trained)]
     if len(fit) > 1:
         names = ", ".join(shown(copy.prefix.rstrip(".")) for copy in fit)
@@ -187,7 +187,7 @@ def _only(copies: list[_Copy], shapes: Mapping[str, Sequence[int]], trained: Seq
 
 
 def _require_matched(leaves: list[_Leaf], raw: list[_Copy], averages: list[_Copy], trained: Sequence[str], path: Path) -> None:
-    """Refuse an average that names no copy; other weights must not take its place."""
+    """Refuse an average that belongs to no copy; other weights must not take its place."""
     for leaf in leaves:
         if not _averaged(leaf.path) or leaf.path.endswith(COUNTER):
             continue
@@ -208,7 +208,7 @@ def _require_matched(leaves: list[_Leaf], raw: list[_Copy], averages: list[_Copy
 
 
 def _is_weights(value: Any, key: str) -> bool:
-    """Whether what stands under a key that speaks of an average holds weights, and is no decay rate or the like."""
+    """Whether the value under the key of an average holds weights, instead of a decay rate or the like."""
     if isinstance(value, Tensor):
         return value.ndim > 0
     if isinstance(value, Inert):
@@ -217,7 +217,7 @@ def _is_weights(value: Any, key: str) -> bool:
 
 
 def _averaged(path: str) -> bool:
-    """Whether a path speaks of an average, and not of the raw weights that some averages keep."""
+    """Whether a path names an average, and not the raw weights that some averages keep."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", path).lower()
     return AVERAGE.search(words) is not None and SPARE.search(words) is None
 

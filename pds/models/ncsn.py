@@ -42,8 +42,8 @@ def _mean_pool(x: Tensor) -> Tensor:
 class NCSN(DilatedRefineNet):
     """The noise-conditional score network of [NCSN] (`CondRefineNetDilated`).
 
-    Every normalisation, those of the RefineNet blocks included, is conditional, and the pooling averages where RefineNet
-    takes the maximum. The output is the gradient of the log-density of data plus noise; it is not divided by sigma.
+    Every normalisation is conditional, including those of the RefineNet blocks. The pooling averages where RefineNet takes the
+    maximum. The output is the gradient of the log-density of data plus noise; it is not divided by sigma.
 
     Args:
         channels: image channels C.
@@ -81,8 +81,8 @@ def ncsn(
         rescale: the network maps [0, 1] to [-1, 1] inside; false for models of logits.
 
     Raises:
-        PDSError: for a shape that does not fit, or a checkpoint of another network; of other images or noise levels, too, where
-            the file says so, which those of [NCSN] do not.
+        PDSError: the shape does not fit, or the checkpoint is of another network. Files that state their images and noise
+            levels are also refused if these differ; the files of [NCSN] do not state them.
     """
     channels, height, wide = image_shape("NCSN", shape, STAGES["base"])
     process = VarianceExploding(sigma_end, sigma_begin, levels)

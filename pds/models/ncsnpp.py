@@ -50,7 +50,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 def _fir(x: Tensor, stride: int, padding: int) -> Tensor:
     """x filtered with the outer product of [1, 3, 3, 1] / 8, zeros outside."""
-    # Made on the device: a list would be copied there at every call, and the copy waits for all that is queued.
+    # Made on the device: a list would be copied there at every call, and the copy waits for all queued work.
     taps = 0.5 - (torch.arange(4, device=x.device, dtype=x.dtype) - 1.5).abs() / 4
     return F.conv2d(x, torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4), stride=stride, padding=padding, groups=x.shape[1])
 
@@ -64,7 +64,7 @@ def upsample(x: Tensor, fir: bool) -> Tensor:
     """Twice the height and width: zeros inserted and FIR-filtered, or nearest neighbours."""
     if not fir:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
-    # With these taps that is linear interpolation, of an image with zeros around it.
+    # With these taps this is linear interpolation of an image with zeros around it.
     wide = F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2.0, mode="bilinear", align_corners=False)
     return wide[..., 2:-2, 2:-2]
 
@@ -76,7 +76,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.fir = fir
         if conv:
-            # The checkpoints call it by the filter in front of it.
+            # The checkpoints name it after the filter in front of it.
             self.add_module("Conv2d_0" if fir else "Conv_0", _conv(in_channels, out_channels, stride=2))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
@@ -133,14 +133,14 @@ class Attention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """The residual block of BigGAN, which may resample both its branches, or of DDPM, which may not.
+    """The residual block of BigGAN, which may resample both its branches, or that of DDPM, which does not resample.
 
     Args:
         in_channels, out_channels: widths.
         features: of the noise embedding.
         biggan: shortcut of the BigGAN block (a convolution) rather than that of the DDPM block.
         rescale: divide the sum by sqrt(2).
-        dropout: of training.
+        dropout: dropout of training.
         resample: "down", "up" or "" before the first convolution.
         fir: resample with the FIR filter.
     """
@@ -220,7 +220,7 @@ class DownLevel(NamedTuple):
 
     blocks: list[tuple[ResidualBlock, Attention | None]]
     resample: nn.Module | None
-    pyramid: Any  # a module, None where the input does not enter
+    pyramid: Any  # a module; None if the input does not enter here
 
 
 class UpLevel(NamedTuple):
@@ -237,7 +237,7 @@ class NCSNpp(nn.Module):
 
     Args:
         channels: image channels C.
-        size: image height, whose halvings decide where attention stands.
+        size: image height; its halvings decide where attention stands.
         width: channels of the first level (`nf`).
         multipliers: width of each level in units of `width` (`ch_mult`).
         blocks: residual blocks a level (`num_res_blocks`); one more on the way up.
@@ -250,14 +250,14 @@ class NCSNpp(nn.Module):
         input: "none", "input_skip" or "residual": how the image enters each level (`progressive_input`).
         combine: "sum" or "cat" for "input_skip" (`progressive_combine`).
         skip_rescale: divide residual sums by sqrt(2).
-        scale_by_sigma: divide the output by the noise level, which makes it the score of a VE model.
+        scale_by_sigma: divide the output by the noise level; the output of a VE network is then the score.
         conditional: the network sees the noise level.
-        centred: images come in [-1, 1]; else they come in [0, 1] and are mapped to it inside.
-        dropout: of training.
+        centred: images come in [-1, 1]; else they come in [0, 1] and the network maps them to [-1, 1].
+        dropout: dropout of training.
         fourier_scale: standard deviation of the Fourier frequencies W.
         sigmas: (L,) descending noise levels; a positional network with `scale_by_sigma` looks its level up here.
-        classes: of its labels, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features of the
-            noise level, as in `SongUNet` of Karras et al., NeurIPS 2022 (EDM).
+        classes: number of its classes, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features
+            of the noise level, as in `SongUNet` of Karras et al., NeurIPS 2022 (EDM).
     """
 
     sigmas: Tensor
@@ -303,7 +303,7 @@ class NCSNpp(nn.Module):
         self.register_buffer("sigmas", sigmas.double())
         self.all_modules = nn.ModuleList()
 
-        # Plain lists refer to modules that `all_modules` owns, so that each parameter has one name, the published one.
+        # Plain lists refer to modules that `all_modules` owns. So each parameter has one name, the published one.
         def add(*modules: nn.Module) -> list[Any]:
             self.all_modules.extend(modules)
             return list(modules)
@@ -401,7 +401,7 @@ class NCSNpp(nn.Module):
         return F.silu(second(F.silu(first(features))))
 
     def _contract(self, x: Tensor, embedding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Features at the lowest resolution, and those that the way up will need."""
+        """Features at the lowest resolution, and the features that the way up will need."""
         pyramid, h = x, self._stem[0](x)
         skips = [h]
         for level in self._down:
@@ -481,19 +481,18 @@ def ncsnpp(
         resample_conv: ddpm blocks: a convolution after each resampling (`resamp_with_conv`).
         output: how the levels make the image (`progressive`).
         input: how the image enters the levels (`progressive_input`).
-        combine: of input_skip (`progressive_combine`).
+        combine: how input_skip joins the image and the features (`progressive_combine`).
         skip_rescale: residual sums divided by sqrt(2).
         scale_by_sigma: output divided by sigma: true for VE, false for VP.
         centred: images in [-1, 1] (VP) instead of [0, 1] (VE).
-        dropout: of training.
+        dropout: dropout of training.
         fourier_scale: standard deviation of the Fourier frequencies.
-        classes: of the labels that it takes; 0 for none.
+        classes: number of classes of its labels; 0 for none.
         checkpoint: weights file; None for random weights.
         weights: which of its weights, see `load_weights`.
 
     Raises:
-        PDSError: for a process and a network that do not belong together, or weights of another network or of
-            other noise.
+        PDSError: the process and the network do not belong together, or the weights are of another network or of other noise.
     """
     if shape[1] != shape[2]:
         raise OptionError("shape", f"must be square, (C, H, H), for NCSN++, got {list(shape)}")
@@ -502,7 +501,7 @@ def ncsnpp(
         made, due = ("VE", "false") if scale_by_sigma else ("VP", "true")
         raise OptionError(
             "scale_by_sigma",
-            f"must be {due} for a {process.title} process, {str(scale_by_sigma).lower()} makes a {made} network: choose the "
+            f"must be {due} for a {process.title} process; {str(scale_by_sigma).lower()} makes a {made} network: choose the "
             "process that the network was trained on",
         )
     if embedding == "fourier" and not exploding:
@@ -534,7 +533,7 @@ def ncsnpp(
     loaded = None
     if checkpoint is not None:
         noise = {"process.kind": process.title} | {f"process.{name}": value for name, value in vars(process).items()}
-        # Networks of LSUN and FFHQ have the same shapes and other noise; what VP files say here is not used by them.
+        # Networks of LSUN and FFHQ have the same shapes and other noise. VP networks do not use the levels in their files.
         levels = ("process.sigma_max", "process.sigma_min") if exploding else None
         loaded = load_weights(network, checkpoint, weights, {"shape": list(shape)} | noise, levels)
     if not exploding:

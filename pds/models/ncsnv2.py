@@ -24,7 +24,7 @@ Depth = Literal["base", "deeper", "deepest"]
 
 
 class InstanceNorm(nn.Module):
-    """Instance normalisation++ with one gain, weight and bias a channel, whatever the noise label."""
+    """Instance normalisation++ with one gain, weight and bias a channel, the same for every noise label."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class InstanceNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """No normalisation, whatever the channels."""
+    """No normalisation, for any number of channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class NoNorm(nn.Module):
 def max_pool(x: Tensor) -> Tensor:
     """Maximum over 5x5 windows, stride 1, size kept.
 
-    On a CPU as six maxima of shifted images: the same bits at a thirtieth of the cost of torch's pooling, which takes longer
-    there than a convolution.
+    On a CPU it takes six maxima of shifted images: the same bits at a thirtieth of the cost of torch's pooling. There torch's
+    pooling takes longer than a convolution.
     """
     if x.is_cuda:
         return F.max_pool2d(x, 5, stride=1, padding=2)
@@ -113,7 +113,7 @@ def ncsnv2(
         rescale: the network maps [0, 1] to [-1, 1] inside.
 
     Raises:
-        PDSError: for a shape or depth that does not fit, or a checkpoint of another network or of other noise levels.
+        PDSError: the shape or the depth does not fit, or the checkpoint is of another network or of other noise levels.
     """
     channels, height, wide = image_shape(f"NCSNv2 {depth}", shape, STAGES[depth])
     process = VarianceExploding(sigma_end, sigma_begin, levels)

@@ -1,8 +1,8 @@
 """The dilated RefineNet of NCSN and NCSNv2: stages of residual blocks, then RefineNet blocks back to full resolution.
 
-RefineNet is from Lin et al., CVPR 2017; the dilated stages and instance normalisation++ from Song & Ermon 2019 ([NCSN]
-appendix A), the deeper forms from Song & Ermon 2020 ([NCSNv2] table 3). Parameter names, shapes and order are those of
-the published checkpoints. Every block hands the noise label on to its normalisations; nothing else looks at it.
+RefineNet is from Lin et al., CVPR 2017. The dilated stages and instance normalisation++ are from Song & Ermon 2019 ([NCSN]
+appendix A), the deeper forms from Song & Ermon 2020 ([NCSNv2] table 3). Parameter names, shapes and order are those of the
+published checkpoints. Every block passes the noise label to its normalisations; nothing else uses the label.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Stage(NamedTuple):
         res, refine: suffixes of both in the published parameter names.
         multiple: channels of its output, in units of the network's width.
         halve: its first block halves height and width.
-        dilation: of all its convolutions.
+        dilation: dilation of all its convolutions.
     """
 
     res: str
@@ -118,7 +118,7 @@ class ResidualBlock(nn.Module):
         down: bool = False,
     ) -> None:
         super().__init__()
-        # The first block of every stage but the first ("down") changes the width in its second convolution.
+        # The first block of every stage except the first ("down") changes the width in its second convolution.
         self.conv1 = _conv(in_channels, in_channels if down else out_channels, dilation=dilation)
         self.normalize2 = norm(in_channels if down else out_channels)
         if halve:
@@ -158,7 +158,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """RefineNet's multi-resolution fusion: every input to the size of the first, then summed."""
+    """RefineNet's multi-resolution fusion: every input is resized to the size of the first, then all are summed."""
 
     def __init__(self, in_channels: tuple[int, ...], channels: int, norm: Normalisation) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class RefineBlock(nn.Module):
 
 
 class DilatedRefineNet(nn.Module):
-    """Residual stages that go down and a RefineNet block for each of them that comes back up.
+    """Residual stages on the way down, and a RefineNet block for each of them on the way up.
 
     Args:
         channels: image channels C.
@@ -249,7 +249,7 @@ class DilatedRefineNet(nn.Module):
             above, v = widths[i], widths[i + 1]
             first = ResidualBlock(above, v, norm, stage.halve, stage.dilation, down=i > 0)
             self.add_module(f"res{stage.res}", nn.ModuleList([first, ResidualBlock(v, v, norm, dilation=stage.dilation)]))
-        # Published checkpoints list the RefineNet blocks by name, the deepest form uses them in another order.
+        # Published checkpoints list the RefineNet blocks by name; the deepest form uses them in another order.
         for i, stage in sorted(enumerate(stages), key=lambda item: item[1].refine):
             above, v = widths[i], widths[i + 1]
             inputs = (v,) if stage is stages[-1] else (v, v)
@@ -281,7 +281,7 @@ class DilatedRefineNet(nn.Module):
 
 
 def image_shape(network: str, shape: Sequence[int], stages: Sequence[Stage]) -> tuple[int, int, int]:
-    """`shape` as (C, H, W), refused with a PDSError where `network` of these stages cannot take images of it."""
+    """`shape` as (C, H, W); a PDSError if `network` of these stages cannot take such images."""
     channels, height, width = shape
     unit = 2 ** sum(stage.halve for stage in stages)
     if height % unit or width % unit:

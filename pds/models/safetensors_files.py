@@ -1,4 +1,5 @@
-"""Weights as safetensors. Files of this project also say what they were made with, and hold a digest of all that they say."""
+"""Weights as safetensors. Files of this project also hold the configuration that they were made with, and a digest of their
+content."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from torch import Tensor
 from pds.files import DamagedError, atomic_path, locate, open_regular, parse_json, parse_yaml, reading
 
 MOST = 1 << 42  # bytes of a weights file
-DIGEST = "sha256"  # the key of the digest among the metadata
-# Files before 0.3 hold the paths of classes; these have another name now than their class had then.
+DIGEST = "sha256"  # key of the digest in the metadata
+# Files before 0.3 hold the paths of classes; the names of these have changed since.
 TITLES = {"VarianceExploding": "VE", "VariancePreserving": "VP", "SubVariancePreserving": "sub-VP"}
 
 
 def state_digest(state: Mapping[str, Tensor], facts: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Hexadecimal SHA-256 of tensors, with their names, types and shapes, and of text that belongs to them."""
+    """Hexadecimal SHA-256 of tensors with their names, types and shapes, and of the text that belongs to them."""
     digest = hashlib.sha256(json.dumps(sorted(facts.items())).encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -43,7 +44,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
         {name: value.contiguous() for name, value in state.items()}, {**metadata, DIGEST: state_digest(state, metadata)}
     )
     with atomic_path(path) as temporary:
-        # `save_file` would give the file a mode that only its owner can read.
+        # `save_file` would give the file a mode that lets only its owner read it.
         temporary.write_bytes(content)
 
 
@@ -51,7 +52,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata.
 
     Raises:
-        PDSError: it is absent or cut, or its digest, if it has one, is of other tensors or other metadata.
+        PDSError: the file is absent or cut, or its digest, if it has one, is of other tensors or other metadata.
     """
     with reading(path, "a whole safetensors file", "fetch it again"):
         open_regular(path, MOST).close()
@@ -59,23 +60,22 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         said = metadata.pop(DIGEST, None)
         if said is not None and said != state_digest(state, metadata):
-            raise DamagedError(f"{path} is damaged, its tensors have another digest than it says: fetch it again")
+            raise DamagedError(f"{path} is damaged: its tensors have another digest than it says; fetch it again")
     return state, metadata
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
-    """Return the configuration that a file of this project was made with, as nested plain values; empty for files that do not
-    say it.
+    """Return the configuration that a file of this project was made with, as nested plain values; empty if the file has none.
 
-    "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and that function's
-    arguments; its "process" has "kind" ("VE", "VP", "sub-VP") and the process's own. "dataset" has "name", "shape" (C, H, W),
-    and "statistics_file".
+    "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and the arguments of that
+    function. Its "process" has "kind" ("VE", "VP", "sub-VP") and the arguments of the process. "dataset" has "name", "shape"
+    (C, H, W), and "statistics_file".
 
     Args:
         path: a file in any format, or "asset:NAME".
 
     Raises:
-        PDSError: it is absent or damaged.
+        PDSError: the file is absent or damaged.
     """
     path = locate(path)
     if path.suffix != ".safetensors":

@@ -1,4 +1,4 @@
-"""Adapters from networks to the score contract of `pds.score`. Each says on which noise levels its network is trained."""
+"""Adapters from networks to the score contract of `pds.score`. Each knows the noise levels that its network is trained on."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] append
 
 
 class NetworkScore(nn.Module):
-    """A network as a score, which knows the noise levels that its training is to show it.
+    """A network as a score. It knows the noise levels for its training.
 
-    That of a network with classes takes labels as well, `score(x, sigma, labels)`: (batch,) int64, -1 for no class. Without
-    them it is the unconditional score, if its training dropped labels.
+    The score of a network with classes also takes labels, `score(x, sigma, labels)`: (batch,) int64, -1 for no class. Without
+    labels it is the unconditional score, if its training dropped labels.
     """
 
     network: nn.Module
@@ -78,13 +78,13 @@ LABELS: dict[str, Labeller] = {
     "999t": lambda sigma, t, process: 999 * t,  # [SDE]
     "Nt-1": lambda sigma, t, process: process.levels * t - 1,  # Ho et al., NeurIPS 2020 (DDPM): 0 is the smallest level
 }
-"""The noise labels that networks are shown. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
+"""The noise labels that networks take. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
 
 
 class Prediction(NetworkScore):
     """A network trained on all noise levels of a process, as a score; its subclasses say what the network predicts.
 
-    With x = x_0 + sigma z the network is called as `network(m(t) x, label)`: the state of its process, and (batch,) labels.
+    With x = x_0 + sigma z the network is called as `network(m(t) x, label)`, with the state of its process and (batch,) labels.
 
     Args:
         network: `network(x, label) -> tensor like x`.
@@ -104,7 +104,7 @@ class Prediction(NetworkScore):
         return self.process.sigma(t)
 
     def label(self, sigma: Tensor, t: Tensor) -> Tensor:
-        """(batch,) what the network is shown of the noise level sigma, which is that of time t."""
+        """(batch,) noise label of the noise level sigma, the level of time t."""
         return self._label(sigma) if callable(self._label) else LABELS[self._label](sigma, t, self.process)
 
     def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class DataPrediction(Prediction):
 
 
 class Bfloat16Score:
-    """A score whose network runs under bfloat16 autocast: states, noise and what comes out stay float32."""
+    """A score whose network runs under bfloat16 autocast; states, noise and the output stay float32."""
 
     def __init__(self, score: NetworkScore) -> None:
         self.score = score
@@ -167,7 +167,7 @@ class Bfloat16Score:
 
 
 def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, compile: bool = False) -> Labelled:
-    """The score as samplers call it, `score` itself being moved, and compiled, in place.
+    """The score as samplers call it; `score` itself is moved and compiled in place.
 
     Args:
         score: from a `Model`.
@@ -184,20 +184,19 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
 
 @dataclass(frozen=True)
 class Model:
-    """A network ready to sample: the score and what it was trained on.
+    """A network ready to sample: the score and the facts of its training.
 
-    Attributes:
-        title: what tables call it.
+    Attributes: title: its name in tables.
         score: `score(x, sigma)`, in evaluation mode.
-        process: the forward process whose noise it knows.
+        process: the forward process that it was trained on.
         shape: (C, H, W) of its images.
-        checkpoint: where the weights come from, or None for random weights and those of a wrapped network.
+        checkpoint: origin of the weights; None for random weights and for a wrapped network.
         data_range: pixel values of black and white in its state: (0, 1), or (-1, 1) for centred models.
-        beside_weights: what its function depends on and neither its weights nor its arguments tell: other files of its folder.
-        statistics: of the images that it was trained on, where they are known; filters are made of them.
-        sampler: what its authors sample it with, where that is known.
-        classes: how many it takes labels of; 0 for none.
-        unconditional: whether it gives a score without labels; true where that is not known.
+        beside_weights: facts that its function depends on beyond weights and arguments: other files of its folder.
+        statistics: statistics of its training images, if they are known; filters are made of them.
+        sampler: the sampler of its authors, if it is known.
+        classes: number of classes of its labels; 0 for none.
+        unconditional: whether it gives a score without labels; true if this is not known.
     """
 
     title: str
@@ -214,5 +213,5 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is; the CPU for one without parameters."""
+        """The device of the network; the CPU for a network without parameters."""
         return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))

@@ -1,7 +1,7 @@
-"""Files of `torch.save`, read without running anything that they name.
+"""Files of `torch.save`, read without running any code that they name.
 
-Such a file is a program for Python's unpickler, which may import and call whatever it names. Here a small machine runs it,
-which can build lists, tables, numbers, text and tensors. Anything else that the file would make becomes an `Inert` value.
+Such a file is a program for Python's unpickler, which imports and calls anything that the file names. Here a small machine runs
+the program. It can build lists, tables, numbers, text and tensors; anything else becomes an `Inert` value.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from pds.files import open_regular, reading
 
 MOST = 1 << 42  # bytes of a file
-MOST_STEPS = 1_000_000  # of a pickle; a tensor takes some 40
+MOST_STEPS = 1_000_000  # operations of a pickle; a tensor takes some 40
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # of the format before torch 1.6
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -36,7 +36,7 @@ DTYPES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
 }
-# The operations that push the number, text or bytes that stands in the pickle.
+# Operations that push a number, text or bytes from the pickle.
 PLAIN = {
     opcode.name
     for opcode in pickletools.opcodes
@@ -47,14 +47,14 @@ PLAIN = {
 TABLES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
 
 Storage = Callable[[torch.dtype, str, int], Tensor]
-"""(dtype, key, count) -> (count,) the numbers that a file keeps under a key."""
+"""(dtype, key, count) -> (count,) numbers that a file keeps under a key."""
 
 
 class Inert(NamedTuple):
     """Something that is neither plain data nor a tensor; only its name is known.
 
     Attributes:
-        name: of the class or function, as "argparse.Namespace".
+        name: name of the class or function, as "argparse.Namespace".
     """
 
     name: str
@@ -63,15 +63,14 @@ class Inert(NamedTuple):
 def read_torch(path: Path, fix: str = "fetch it again") -> Any:
     """Read a file of `torch.save`, in its present or its older format, and import and call nothing.
 
-    Tensors are on the CPU and share the file's memory, so that what is not used is not kept. Tables are dictionaries whatever
-    their class was.
+    Tensors are on the CPU and share the file's memory, so that unused ones take none. Tables of any class become dictionaries.
 
     Args:
         path: the file.
         fix: what the user can do if it is damaged.
 
     Raises:
-        PDSError: it is absent, cut or damaged, as the checksums of its entries tell (the older format has none).
+        PDSError: the file is absent, cut or damaged. The checksums of its entries show damage; the older format has none.
     """
     with reading(path, "a whole file of torch.save", fix), open_regular(path, MOST) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -127,7 +126,7 @@ def _streamed(content: mmap.mmap) -> Any:
         raise ValueError("it does not begin as one")
     _run(content, absent)
     begin = content.tell()
-    _run(content, absent)  # to learn what it keeps, and where it ends
+    _run(content, absent)  # to learn its keys, and where it ends
     for key in _run(content, absent):
         dtype, count = counts[key]
         if struct.unpack("<q", content.read(8))[0] != count:
@@ -171,7 +170,7 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
             case "MARK":
                 marks.append(len(stack))
             case "POP":
-                # A mark may be what lies on top.
+                # The top of the stack may be a mark.
                 marks.pop() if marks and marks[-1] == len(stack) else stack.pop()
             case "POP_MARK":
                 marked()
@@ -252,7 +251,7 @@ def _extended(stack: list[Any], values: list[Any]) -> None:
 
 
 def _filled(table: Any, pairs: list[Any]) -> Any:
-    """The table with the pairs in it whose keys are plain: to hash others can take for ever."""
+    """The table, with the pairs whose keys are plain added; the hash of another key may never end."""
     if isinstance(table, dict):
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if isinstance(key, (str, int, float, bytes, type(None))):
@@ -271,13 +270,13 @@ def _stored(identity: Any, storage: Storage) -> Any:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """Return the result of a call of `function` where it is known to make a table or a tensor."""
+    """Return the result of a call of `function`, if this is known to make a table or a tensor."""
     if not isinstance(function, Inert):
         return Inert("no function")
     module, _, name = function.name.rpartition(".")
     match module, name, arguments:
         case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2", (Tensor() as numbers, offset, size, stride, *_):
-            return torch.as_strided(numbers, size, stride, offset)  # which refuses what lies outside of its numbers
+            return torch.as_strided(numbers, size, stride, offset)  # this refuses a view outside of its numbers
         case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", (Tensor() as data, *_):
             return data
         case "torch._tensor", "_rebuild_from_type_v2", (inner, _, inner_arguments, *_):

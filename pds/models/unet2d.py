@@ -20,7 +20,7 @@ from pds.processes.discrete import BetaSchedule, DiscreteVariancePreserving, Lev
 
 log = logging.getLogger(__name__)
 
-# By what diffusers calls it (prediction_type).
+# By the name in diffusers (prediction_type).
 PREDICTIONS: dict[str, type[Prediction]] = {
     "epsilon": NoisePrediction,
     "v_prediction": VelocityPrediction,
@@ -60,26 +60,26 @@ def unet2d(
 ) -> Model:
     """A DDPM network that diffusers saved, with the chain it was trained on, ready to sample.
 
-    The chain is that of its scheduler_config.json. Where the folder has no scheduler the other arguments say it, None
-    being DDPM's value; where it has one, they may only repeat it. No sampler clips the predicted image, as diffusers may
-    (clip_sample).
+    The chain is that of its scheduler_config.json. If the folder has no scheduler, the other arguments give the chain, and None
+    is DDPM's value. If it has one, they may only repeat its values. Samplers here do not clip the predicted image, which
+    diffusers may do (clip_sample).
 
     Args:
         shape: (C, H, W) of the images.
         checkpoint: local folder of a pipeline (unet/, scheduler/, or all in one) or of its `UNet2DModel`.
         weights: which of its weights, see `load_weights`.
-        schedule: beta_schedule, where the folder has no scheduler; None: linear, as DDPM.
+        schedule: beta_schedule, if the folder has no scheduler; None: linear, as DDPM.
         beta_start: first beta; None: 0.0001, as DDPM.
         beta_end: last beta; None: 0.02, as DDPM.
         levels: N (num_train_timesteps); None: 1000, as DDPM.
         prediction: what the network predicts (prediction_type); None: epsilon, as DDPM.
 
     Raises:
-        PDSError: without diffusers, for a folder that is not whole, for a network of other images, of another chain or of
+        PDSError: diffusers is absent, the folder is not whole, or the network is of other images, of another chain or of
             another kind.
     """
     if checkpoint is None:
-        raise OptionError("checkpoint", "must be a diffusers folder, which has the network itself")
+        raise OptionError("checkpoint", "must be a diffusers folder, which describes the network")
     folder = DiffusersFolder.find(locate(checkpoint))
     _check(folder, shape)
     given = {"schedule": schedule, "beta_start": beta_start, "beta_end": beta_end, "levels": levels, "prediction": prediction}
@@ -94,7 +94,7 @@ def unet2d(
 
 
 def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
-    """Refuse what diffusers would build and nothing here can sample."""
+    """Refuse networks that diffusers can build and no sampler here can sample."""
     source, config = folder.unet, DEFAULTS | folder.config
     if config.get("_class_name") != "UNet2DModel":
         raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel can be read")
@@ -102,7 +102,7 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
         raise PDSError(f"{source} has a fourier embedding, as VE networks have: the model ncsnpp reads those of Skip blocks")
     if config["time_embedding_type"] != "positional":
         raise PDSError(
-            f"{source} has a {config['time_embedding_type']} embedding, which knows nothing between two levels: only "
+            f"{source} has a {config['time_embedding_type']} embedding, which has no value between two levels: only "
             "positional ones can be sampled"
         )
     classes = {name: config[name] for name in ("class_embed_type", "num_class_embeds") if config[name] is not None}
@@ -112,7 +112,7 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
     if config["out_channels"] != config["in_channels"]:
         raise PDSError(
             f"{source} has out_channels={config['out_channels']} and in_channels={config['in_channels']}, as networks that "
-            "learn the variance have: only those that predict the noise alone can be sampled"
+            "learn the variance have: only networks that predict the noise alone can be sampled"
         )
     if config["center_input_sample"]:
         raise PDSError(f"{source} has center_input_sample=true: only networks of images from -1 to 1 can be sampled")
@@ -123,7 +123,7 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
 
 
 def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVariancePreserving, str]:
-    """The chain and what is predicted."""
+    """The chain, and the quantity that the network predicts."""
     scheduler, betas = folder.scheduler, folder.scheduler.get("trained_betas")
     if not scheduler:
         source = "the configuration, as the folder has no scheduler"
@@ -174,7 +174,7 @@ def _build(folder: DiffusersFolder) -> nn.Module:
         raise MissingError("DDPM networks need diffusers: install it with pip install 'pds-lab[diffusers]'") from None
     try:
         return UNet2DModel.from_config(folder.config).eval()
-    except Exception as error:  # A broken configuration fails in any way that building a network can fail.
+    except Exception as error:  # a broken configuration may raise anything
         raise PDSError(
             f"diffusers cannot build the network of {folder.unet} ({first_line(error)}): fetch its config.json again"
         ) from None

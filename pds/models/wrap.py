@@ -1,4 +1,4 @@
-"""Any network as a model: what it predicts, what it is shown of the noise level, and one call that proves both fit."""
+"""Any network as a model: its prediction, its noise label, and one call that proves that both fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Function(nn.Module):
 
 
 class _WithClasses(nn.Module):
-    """A network with classes, which is shown `no_class` where there is none."""
+    """A network with classes, which is shown `no_class` for an image without a class."""
 
     def __init__(self, network: nn.Module, no_class: int | None) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _WithClasses(nn.Module):
         if self.no_class is not None:
             labels = labels.where(labels >= 0, self.no_class)
         elif (labels < 0).any():
-            problem = "is missing, and an image without a class asks for it: give the label that stands for none"
+            problem = "is missing, and an image has no class: give the label that stands for none"
             raise OptionError("no_class", problem)
         output: Tensor = self.network(x, label, labels)
         return output
@@ -70,25 +70,27 @@ def wrap(
     """A pretrained network as a model that every sampler here can sample.
 
     The network is called as `network(x, label)`: x is (batch, C, H, W) float32, the state m(t) (x_0 + sigma z) of the process
-    (m = 1 for VE); label is (batch,) float32. One with classes is called as `network(x, label, labels)`, labels being the
-    (batch,) int64 class of each image. It returns a tensor of the shape of x. It is called once here, with two images,
-    and is put into evaluation mode.
+    (m = 1 for VE); label is (batch,) float32. A network with classes is called as `network(x, label, labels)`, where labels is
+    the (batch,) int64 class of each image. The network returns a tensor of the shape of x. It is called once here, with two
+    images, and is put into evaluation mode.
 
     Args:
         network: a `torch.nn.Module` or a function.
-        predicts: what it returns. "score": the score of the state that it sees. "noise": z. "v": m (z - sigma x_0), for VP
-            states (Salimans & Ho, ICLR 2022). "data": the clean image x_0, as the denoiser D(x; sigma) of EDM does.
+        predicts: the quantity that it returns. "score": the score of the state that it sees. "noise": z. "v": m (z - sigma
+            x_0), for VP states (Salimans & Ho, ICLR 2022). "data": the clean image x_0, as the denoiser D(x; sigma) of EDM
+            does.
         process: the forward process that it was trained on.
         shape: (C, H, W) of its images.
         data_range: pixel values of black and white that it was trained on, such as (0, 1) or (-1, 1).
-        label: what it is shown of the noise level: "sigma" (in units of `data_range`), "log_sigma/4" (EDM's c_noise), "t"
-            (from 0 to 1), "999t" ([SDE]), "Nt-1" (DDPM; N of the process), or a function of the (batch,) float64 sigma. None is
-            what published networks of the process are shown: sigma (VE), 999 t (VP, sub-VP), N t - 1 (a chain of N levels).
-        classes: how many it takes labels of; 0 for none.
-        no_class: the label that stands for none, as 1000 for ImageNet; None for a network without an unconditional score.
+        label: its noise label: "sigma" (in units of `data_range`), "log_sigma/4" (EDM's c_noise), "t" (from 0 to 1), "999t"
+            ([SDE]), "Nt-1" (DDPM; N of the process), or a function of the (batch,) float64 sigma. None takes the label of
+            published networks of the process: sigma (VE), 999 t (VP, sub-VP), N t - 1 (a chain of N levels).
+        classes: number of classes of its labels; 0 for none.
+        no_class: the label of an image without a class, as 1000 for ImageNet; None for a network without an unconditional
+            score.
 
     Raises:
-        PDSError: an argument does not fit, or the network fails or returns something else than a tensor like x.
+        PDSError: an argument does not fit, the network fails, or it returns something else than a tensor like x.
     """
     if not callable(network):
         raise OptionError("network", f"must be a torch.nn.Module or a function of (x, label), got {shown(network)}")
@@ -118,13 +120,13 @@ def _try(score: Prediction, shape: tuple[int, int, int], name: str, labelled: bo
     sigma = score.process.ladder[[0, -1]].to(device)
     label = score.label(sigma, score.process.time(sigma))
     if not isinstance(label, Tensor) or label.shape != (2,):
-        raise OptionError("label", f"must give a tensor of shape (2,) for two noise levels, and gives {_described(label)}")
+        raise OptionError("label", f"must give a tensor of shape (2,) for two noise levels, got {_described(label)}")
     x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     expected = f"a floating-point tensor of shape {tuple(x.shape)}, that of x"
     try:
         labels = [torch.zeros(2, dtype=torch.long, device=device)] if labelled else []
         output = score.network(x, label.to(x.dtype), *labels)
-    except Exception as error:  # whatever a network that someone wrote can fail with
+    except Exception as error:  # someone else's network may raise anything
         raise PDSError(
             f"{name}(x, label) fails for x of shape {tuple(x.shape)} and label of shape (2,), both float32 on {device.type}: "
             f"{type(error).__name__}, {first_line(error)}"
