@@ -1,6 +1,6 @@
 """PDS lab: sampling pretrained score-based generative models fast, without retraining.
 
-Everything a program needs is a name of this module. Each name is imported when it is first asked for: `import pds` alone loads
+Everything that a program needs is a name of this module. Each name is imported at its first use: `import pds` alone loads
 neither torch nor a network.
 """
 

@@ -33,15 +33,15 @@ def cache_folder() -> Path:
 
 
 def make_once(path: Path, make: Callable[[], None]) -> None:
-    """Have `make` write `path` unless it is there; of this user's processes on a machine one makes it and the others wait.
+    """Call `make` to write `path` unless the file is there. Among this user's processes on a machine, one makes it and the
+    others wait.
 
-    Raises:
-        PDSError: there is no folder to keep the lock in; whatever `make` raises comes through.
+    Raises: PDSError: there is no folder for the lock. Errors of `make` come through.
     """
     if path.is_file():
         return
     # The lock lies in the user's own folder, where nobody else can put a link of this name. It is never deleted: a process that
-    # waits for a deleted lock would hold another than the next process.
+    # waits for a deleted lock and the next process would hold different locks.
     name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     lock_file = cache_folder() / "locks" / name[:32]
     try:
@@ -52,7 +52,7 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
         ) from None
     try:
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems lock nothing; then two make the same file
+            with contextlib.suppress(OSError):  # some network file systems have no locks; then two processes make the same file
                 fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
             make()
@@ -61,13 +61,10 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
 
 
 def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
-    """`path`, downloaded from `url` if it is absent; the file appears only when it is whole and right.
+    """`path`, downloaded from `url` if it is absent. The file appears only when it is whole and right.
 
-    Args:
-        url: where the file is published.
-        path: where it is kept.
-        what: its name in messages.
-        checksum: hexadecimal SHA-256, checked at every call; None where the publisher gives none.
+    Args: url: address of the published file. path: place of the file here. what: its name in messages.
+        checksum: hexadecimal SHA-256, checked at every call; None if the publisher gives none.
 
     Raises:
         PDSError: the file is absent and cannot be downloaded, or is not the published one.
@@ -84,7 +81,7 @@ def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
             if length is not None and temporary.stat().st_size != int(length):
                 raise OSError(f"{temporary.stat().st_size} of {length} bytes arrived")
             if checksum and (found := sha256(temporary)) != checksum:
-                raise OSError(f"what arrived has the sha256 {found}")
+                raise OSError(f"the downloaded file has the sha256 {found}")
 
     try:
         make_once(path, download)

@@ -1,4 +1,4 @@
-"""Models from their weights: files that say what they are, diffusers folders, and published checkpoints by their card."""
+"""Models from their weights: files that describe their network, diffusers folders, and published checkpoints by their card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Card:
     Attributes:
         make: makes the network, from its options and its weights.
         options: arguments of `make`.
-        sampler: what its authors sample it with.
+        sampler: the sampler of its authors.
     """
 
     make: Callable[..., Model]
@@ -45,7 +45,7 @@ class Card:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All that was published, by name: the options of the network, of its noise and of its sampler, and the image size."""
+        """All published facts by name: the options of the network, of its noise and of its sampler, and the image size."""
         corrector, process = getattr(self.sampler, "corrector", None), self.options.get("process")
         parts = (corrector, self.sampler, process)
         facts = {name: value for part in parts if part is not None for name, value in vars(part).items()}
@@ -124,10 +124,9 @@ def load(
             writes such files), a diffusers folder of a DDPM or an NCSN++, or, with a card, a published checkpoint.
         card: which published network it is, a key of `CARDS`.
         shape: (C, H, W) of its images, for a diffusers network that does not say it.
-        device: where to put it, as "cuda"; None for a GPU if there is one.
+        device: where to put the network, as "cuda"; None for a GPU if there is one.
 
-    Raises:
-        PDSError: the file is absent, damaged or of another network, or it does not say what it is and there is no card.
+    Raises: PDSError: the file is absent, damaged or of another network, or it does not name its network and there is no card.
     """
     path = _found(source)
     if card is not None:
@@ -146,7 +145,7 @@ def load(
 
 
 def _found(source: str | Path) -> Path:
-    """The file or folder; the names of ours may lack their suffix."""
+    """The file or folder. Names of this project's files may be given without their suffix."""
     path = locate(source)
     named = path if path.exists() or path.suffix else path.with_name(f"{path.name}.safetensors")
     if named.exists():
@@ -158,7 +157,7 @@ def _found(source: str | Path) -> Path:
 
 
 def _of_ours(path: Path) -> Model:
-    """The model of a file that says what it is."""
+    """The model of a file that describes its network."""
     configuration = read_configuration(path)
     options, dataset = dict(configuration.get("model", {})), configuration.get("dataset", {})
     kind, process = options.pop("kind", None), options.pop("process", None)
@@ -179,7 +178,7 @@ def _of_ours(path: Path) -> Model:
 
 
 def _of_diffusers(path: Path, shape: Sequence[int] | None) -> Model:
-    """The model of a diffusers folder: a DDPM, or an NCSN++ where its embedding is that of a VE network."""
+    """The model of a diffusers folder: an NCSN++ if its embedding is that of a VE network, else a DDPM."""
     folder = DiffusersFolder.find(path)
     config = DEFAULTS | folder.config
     if config["time_embedding_type"] != "fourier":

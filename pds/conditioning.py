@@ -1,4 +1,4 @@
-"""Classes and guidance, each an adapter of a score, so that any sampler can have them.
+"""Classes and guidance. Each is an adapter of a score, so that any sampler can use it.
 
     pds.sample(model, sampler, labels=[3], guidance=pds.ClassifierFree(scale=3))
 
@@ -22,7 +22,8 @@ from pds.options import MOST, Length, Range, options
 from pds.score import Labelled, Score, score_of
 
 Labels = Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | str | Path
-"""Image i has the class i mod n of n: "uniform" takes all classes in turn, a list or a file of whole numbers says which."""
+"""Classes of the images: image i has entry i mod n of a list or a file of n whole numbers; "uniform" takes all classes in
+turn."""
 
 Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
 
@@ -48,7 +49,7 @@ class Conditional:
         return self.score(x, sigma, self.labels)
 
     def rows(self, rows: Tensor) -> Conditional:
-        """That of some images of the batch."""
+        """The score of some images of the batch."""
         return Conditional(self.score, self.labels[rows])
 
 
@@ -57,12 +58,11 @@ class Guided:
     al., *Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models*, NeurIPS 2024).
 
     This is not p_c^w p_u^(1-w). At each noise level it is the gradient of the logarithm of that product of noisy densities.
-    These products are not one law with more and more noise, so what is sampled is another law.
+    These products are not one law with more and more noise, so the sampled law is another one.
 
-    Where all images need one half alone, w = 0 or 1, one is evaluated.
+    With w = 0 or 1 for all images, only one half is evaluated.
 
-    Args:
-        score: s, that of a class.
+    Args: score: s, the score of a class.
         unconditional: s_u.
         scale: w within the interval; outside it w = 1.
         interval: (low, high), for low < sigma <= high, in units of the data range.
@@ -81,17 +81,17 @@ class Guided:
         return unconditional + w[:, None, None, None] * (self.score(x, sigma) - unconditional)
 
     def rows(self, rows: Tensor) -> Guided:
-        """That of some images of the batch."""
+        """The score of some images of the batch."""
         return Guided(score_of(self.score, rows), score_of(self.unconditional, rows), self.scale, self.interval)
 
 
 class ClassifierGuided:
     """s + w grad_x log p(label | x, sigma): classifier guidance ([SDE] section 5; Dhariwal & Nichol, NeurIPS 2021).
 
-    The classifier's calls are no score evaluations, and are not counted.
+    Calls of the classifier are no score evaluations, and are not counted.
 
     Args:
-        score: s, unconditional or that of the same classes.
+        score: s, unconditional or of the same classes.
         classifier: a classifier of noisy images.
         labels: (batch,) int64 class of each image.
         scale: w within the interval; outside it w = 0.
@@ -117,7 +117,7 @@ class ClassifierGuided:
         return s + w[:, None, None, None] * gradient
 
     def rows(self, rows: Tensor) -> ClassifierGuided:
-        """That of some images of the batch."""
+        """The score of some images of the batch."""
         score = score_of(self.score, rows)
         return ClassifierGuided(score, self.classifier, self.labels[rows], self.scale, self.interval)
 
@@ -129,7 +129,7 @@ def within(sigma: Tensor, interval: Sequence[float], inside: float, outside: flo
 
 
 class Guidance(Protocol):
-    """Makes the score of a batch from its labels; `check` refuses a model that it cannot guide."""
+    """Makes the score of a batch from its labels. `check` refuses a model that cannot be guided."""
 
     @property
     def title(self) -> str: ...
@@ -144,7 +144,7 @@ class ClassifierFree:
     """Classifier-free guidance: see `Guided`, with the network's own unconditional score.
 
     Attributes:
-        scale: w; 1 is the network's class alone, 0 no class. Both cost one evaluation, any other two.
+        scale: w; 1 is the network's class alone, 0 no class. These two cost one evaluation, other values two.
         interval: noise levels that are guided, (low, high], in units of the data range; the class alone elsewhere.
     """
 
@@ -158,7 +158,7 @@ class ClassifierFree:
         return f"w={self.scale:g}" + (f" for σ in ({low:g}, {high:g}]" if low or high < math.inf else "")
 
     def check(self, model: Model) -> None:
-        """Refuse a network without an unconditional score where that is needed."""
+        """Refuse a network without an unconditional score if this score is needed."""
         if self.scale != 1 and not model.unconditional:
             raise OptionError(
                 "scale",
@@ -172,11 +172,11 @@ class ClassifierFree:
 
 @options
 class ClassifierGuidance:
-    """Classifier guidance: see `ClassifierGuided`. A network with classes is shown them as well.
+    """Classifier guidance: see `ClassifierGuided`. A network with classes gets the labels as well.
 
     Attributes:
-        classifier: a classifier of noisy images, where the network is.
-        classes: how many it knows.
+        classifier: a classifier of noisy images, on the device of the network.
+        classes: number of its classes.
         scale: w.
         interval: noise levels that are guided, (low, high], in units of the data range.
     """
@@ -206,11 +206,10 @@ CLASS_ALONE = ClassifierFree()
 
 
 def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = None) -> Tensor | None:
-    """(n,) int64 classes of images 0 to n - 1; those of later images begin again. None for images without classes.
+    """(n,) int64 classes of images 0 to n - 1; later images begin again at the first. None for images without classes.
 
-    Raises:
-        OptionError: there are labels and no classes, or none and the network needs them; or one is out of range.
-        PDSError: a file of labels is absent or holds something else than whole numbers.
+    Raises: OptionError: a network without classes gets labels, a network that needs labels gets none, or a label is out of
+    range. PDSError: a file of labels is absent or holds something else than whole numbers.
     """
     classes = guidance.classes if isinstance(guidance, ClassifierGuidance) else model.classes
     if labels is None:

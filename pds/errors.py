@@ -8,7 +8,7 @@ from typing import Any
 
 
 def escaped(text: str, most: int | None = None, keep: str = "") -> str:
-    """Return `text` with control characters, except those in `keep`, as escapes; longer than `most`, it loses its middle."""
+    """Return `text` with its control characters escaped, except those in `keep`; text longer than `most` loses its middle."""
     if most is not None and len(text) > most:
         kept = most - 5
         text = f"{text[: kept - kept // 3]} ... {text[len(text) - kept // 3 :]}"
@@ -18,7 +18,7 @@ def escaped(text: str, most: int | None = None, keep: str = "") -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether something failed for want of memory: torch tells its own on a CPU in a `RuntimeError`."""
+    """Whether an error means too little memory. On a CPU torch reports it as a `RuntimeError`."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
@@ -36,7 +36,7 @@ class PDSError(ValueError):
 
 
 class MissingError(PDSError):
-    """Something that only the user can provide is absent: a checkpoint, a data set, a network to download, a package."""
+    """Something that only the user can provide is absent: a checkpoint, a data set, a downloadable network, or a package."""
 
 
 class OptionError(PDSError):
@@ -57,14 +57,14 @@ class OptionError(PDSError):
         self.name, self.problem, self.fix = name, problem, fix
 
     def __reduce__(self) -> tuple[type[OptionError], tuple[str, str, dict[str, Any]]]:
-        # Workers of a launcher send their errors home as pickles, which would call __init__ with the message alone.
+        # Workers of a launcher send their errors as pickles. Unpickling would call __init__ with the message alone.
         return OptionError, (self.name, self.problem, dict(self.fix))
 
     def under(self, key: str) -> OptionError:
-        """The same error, told with the key of the node that holds the option."""
+        """The same error, with the key of the node that holds the option."""
         return OptionError(f"{key}.{self.name}", self.problem, {f"{key}.{name}": value for name, value in self.fix.items()})
 
 
 def spelled(value: Any) -> str:
-    """A value as a command line has it."""
+    """A value as written on a command line."""
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

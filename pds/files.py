@@ -1,7 +1,7 @@
 """Files: written whole or not at all, and checked before anything of them is used.
 
-What is read may be damaged, hostile or no file at all. `read_npz`, `read_json` and `read_yaml` know what they want, take no
-memory for more, and tell what else they find as one `DamagedError`.
+A file may be damaged, hostile or no file at all. `read_npz`, `read_json` and `read_yaml` know the expected content, take no
+memory for more, and report anything else as one `DamagedError`.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pds.options import fitted, shown
 
 T = TypeVar("T")
 
-# What a disk or a folder says that cannot be written; a download in the block may fail with others.
+# The errors of a disk or a folder that cannot be written; a download in the block may fail with others.
 _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOENT}
 _UNWRITABLE |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ESTALE}
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell in one sentence that `path` cannot be written."""
+    """Report in one sentence that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -52,8 +52,7 @@ def writing(path: Path) -> Iterator[None]:
 def appending(path: Path) -> Iterator[None]:
     """Make the folder of a file that the block opens to append to.
 
-    Raises:
-        PDSError: it cannot be written, or is a pipe or a device, which might not even open.
+    Raises: PDSError: the file cannot be written, or it is a pipe or a device; opening such a file may never end.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +63,8 @@ def appending(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary beside of `path` to write to: renamed to `path` when the block ends well, removed when it fails.
+    """Yield a temporary file next to `path`. It is renamed to `path` when the block ends well, and removed when the block
+    fails.
 
     Raises:
         PDSError: the disk is full, or the folder cannot be written.
@@ -79,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # on a disk that is gone, which must not hide what went wrong
+            with contextlib.suppress(OSError):  # a lost disk must not hide the original error
                 temporary.unlink(missing_ok=True)
 
 
@@ -87,10 +87,9 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
-    """A path as the user wrote it, `~` and `~name` replaced by the home folder they mean.
+    """A path as the user wrote it, with `~` and `~name` replaced by the home folder.
 
-    Raises:
-        PDSError: there is no such home folder, or no file can have this name.
+    Raises: PDSError: there is no such home folder, or no file can have this name.
     """
     try:
         os.fsencode(path)
@@ -127,7 +126,7 @@ def _pinned(folder: Path) -> dict[str, str]:
 
 
 def pin(path: Path) -> None:
-    """Write the digest of a file that is to ship into the table beside it, if there is one."""
+    """Write the digest of a file for shipping into the table beside it, if there is one."""
     table = path.parent / PINNED
     if not table.exists():
         return
@@ -137,7 +136,7 @@ def pin(path: Path) -> None:
 
 
 class DamagedError(PDSError):
-    """A file is not what it should be: cut, damaged, of another kind, or no file but a folder, a pipe or a device."""
+    """A file is cut, damaged, of another kind, or is a folder, a pipe or a device instead of a file."""
 
 
 MOST = 1 << 30  # bytes of a file or of its unpacked arrays, unless a reader is told otherwise
@@ -149,12 +148,9 @@ DIGITS = 25  # of a whole number: more than 64 bits have
 
 @contextlib.contextmanager
 def reading(path: Path, what: str, fix: str) -> Iterator[None]:
-    """Tell whatever goes wrong in the block, which reads `path` or checks what was read, as one `DamagedError`.
+    """Report any error in the block, which reads `path` or checks its content, as one `DamagedError`.
 
-    Args:
-        path: the file.
-        what: what it should be, as in "a statistics file".
-        fix: what the user can do.
+    Args: path: the file. what: the expected content, as in "a statistics file". fix: advice to the user.
     """
     try:
         yield
@@ -162,7 +158,7 @@ def reading(path: Path, what: str, fix: str) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise MissingError(f"{path} does not exist: give {what}") from None
-    # Damaged bytes raise anything, and a bug that hides here still names its file and its words.
+    # Damaged bytes may raise anything. A bug that hides here still names its file and its error.
     except (Exception, MemoryError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = escaped(" ".join(reason.split()), 200) or type(error).__name__
@@ -170,28 +166,26 @@ def reading(path: Path, what: str, fix: str) -> Iterator[None]:
 
 
 def open_regular(path: Path, most: int = MOST) -> BinaryIO:
-    """A file to read: never a folder, a pipe or a device, which might not end or not even open.
+    """A file to read, never a folder, a pipe or a device: reading or even opening these may not end.
 
     Args:
         path: the file, or a link to one.
-        most: bytes that it may have.
+        most: the largest size, in bytes.
 
-    Raises:
-        MissingError: there is none.
-        DamagedError: it is something else, has more bytes, or may not be read.
+    Raises: MissingError: there is no such file. DamagedError: it is something else, has more bytes, or may not be read.
     """
     with reading(path, "a file that can be read here", "give another"):
         return _open(path, most)
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes:
-    """All of a file; arguments and errors as of `open_regular`."""
+    """The whole content of a file; arguments and errors as in `open_regular`."""
     with reading(path, "a file that can be read here", "give another"):
         return _read(path, most)
 
 
 def _open(path: Path, most: int) -> BinaryIO:
-    # Opening a pipe waits for who writes to it, unless told not to.
+    # Without this flag, opening a pipe waits for its writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         facts = os.fstat(descriptor)
@@ -221,7 +215,7 @@ class Array:
         kind: name of its dtype, or "float" of any width, or "str", or "bytes".
         shape: each axis's length, or a name; axes of one name in one file have one length.
         low, high: its least and greatest value; floats must be finite in any case.
-        optional: whether it may be absent.
+        optional: whether the array may be absent.
     """
 
     kind: str
@@ -238,7 +232,7 @@ class Array:
     def require_values(self, array: np.ndarray) -> None:
         """Raise ValueError for values that are out of range."""
         if self.kind == "str":
-            str(array).encode()  # refuses what is no text, half of a surrogate pair above all
+            str(array).encode()  # refuses half of a surrogate pair, which is no text
         elif array.size and self.kind != "bytes":
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ValueError("its values are not finite")
@@ -255,19 +249,19 @@ def read_npz(
     others: bool = False,
     most: int = MOST,
 ) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, which holds those of `schema` and no others.
+    """The arrays of an npz file with those of `schema` and no others.
 
-    Sizes that its headers claim are compared with one another, with the schema and with `most` before memory is taken; no
-    pickle is read.
+    The sizes in its headers are compared with one another, with the schema and with `most` before memory is taken. No pickle is
+    read.
 
     Args:
         path: the file.
-        schema: what its arrays must be, by name.
-        what: what the file should be, as in "a statistics file".
-        fix: what the user can do if it is not.
+        schema: type, shape and range of its arrays, by name.
+        what: the expected content, as in "a statistics file".
+        fix: advice to the user if the file is something else.
         rows: read no more than the first `rows` along the first axis.
         others: whether it may hold other arrays, which are not read.
-        most: bytes that the file, and all that it unpacks to, may have.
+        most: the largest size of the file, and of its unpacked content, in bytes.
 
     Raises:
         MissingError: there is no such file.
@@ -309,7 +303,7 @@ def _read_array(
         for axis, n in zip(wanted.shape, shape, strict=True):
             length = lengths.setdefault(axis, n) if isinstance(axis, str) else axis
             if n != length:
-                raise ValueError(f"its shape is {shown(shape)}, with {n} where {length} is due")
+                raise ValueError(f"its shape is {shown(shape)}, with {n} instead of {length}")
         size = math.prod(shape) * dtype.itemsize
         # Deflate packs 1032 bytes into one at best.
         if size != member.file_size - file.tell() or member.file_size > 1032 * (member.compress_size + 1):
@@ -333,7 +327,7 @@ def _read_array(
 
 
 def parse_json(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The table that `text` is as JSON, or ValueError.
+    """The table that `text` holds as JSON, or ValueError.
 
     Args:
         text: UTF-8.
@@ -350,7 +344,7 @@ def parse_json(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` if it is a table of plain values with these keys, not too deep; what comes from a parser may be anything."""
+    """`value` if it is a table of plain values with these keys, not too deep. The output of a parser may be anything."""
     if not isinstance(value, dict):
         raise ValueError("it holds no table of keys")
     unseen, depth = [value], 0
@@ -366,7 +360,7 @@ def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
             elif isinstance(item, list):
                 inner += item
             elif isinstance(item, str):
-                item.encode()  # refuses half of a surrogate pair, which no file could be written with
+                item.encode()  # refuses half of a surrogate pair, which cannot be written to a file
             elif isinstance(item, int) and abs(item) >= 10**DIGITS:
                 raise ValueError(f"a number has more than {DIGITS} digits")
             elif not isinstance(item, (bool, int, float, type(None))):
@@ -380,20 +374,20 @@ def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str, most: int = MOST_TEXT) -> dict[str, Any]:
-    """The table that a file of JSON holds; `keys` as of `parse_json`, other arguments and errors as of `read_npz`."""
+    """The table in a file of JSON; `keys` as in `parse_json`, other arguments and errors as in `read_npz`."""
     with reading(path, what, fix):
         return parse_json(_read(path, most), keys)
 
 
 def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The table that `text` is as YAML of plain values, without aliases, or ValueError; arguments as of `parse_json`."""
+    """The table that `text` holds as YAML of plain values, without aliases, or ValueError; arguments as in `parse_json`."""
     import yaml  # of the lab; the library itself meets it in old files alone
 
     text = text if isinstance(text, str) else text.decode("utf-8")
     if len(text) > MOST_YAML:
         raise ValueError(f"it has more than {MOST_YAML:,} characters")
     depth, loader = 0, _yaml_loader()
-    # Events come one by one; the composer recurses, in C without an end, and multiplies what aliases name.
+    # Events come one by one. The composer recurses without a limit in C, and aliases multiply its work.
     for event in yaml.parse(text, loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH:
@@ -410,7 +404,8 @@ def _yaml_loader() -> Any:
     safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
     class Loader(safe):  # type: ignore[misc]
-        """The safe loader, with numbers of a limited length: those to the base of 60 take time in its square."""
+        """The safe loader, with numbers of a limited length: numbers to the base of 60 take time in the square of their
+        length."""
 
     def number(kind: str) -> Any:
         construct = Loader.yaml_constructors[f"tag:yaml.org,2002:{kind}"]
@@ -428,13 +423,13 @@ def _yaml_loader() -> Any:
 
 
 def read_yaml(path: Path, keys: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
-    """The table that a file of YAML holds; arguments and errors as of `read_json`."""
+    """The table in a file of YAML; arguments and errors as in `read_json`."""
     with reading(path, what, fix):
         return parse_yaml(_read(path, MOST_YAML), keys)
 
 
 def open_lock(path: Path) -> int:
-    """Descriptor of a file to lock, made if it is absent; never a link, whose target would be opened, or a pipe.
+    """Descriptor of a file to lock, made if it is absent. It is never a pipe, and never a link, whose target would be opened.
 
     Raises:
         OSError: it cannot be made, or is something else.
@@ -455,24 +450,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_digest(value: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of the SHA-256 of `value` as JSON, whatever the order of its keys."""
+    """16 hexadecimal digits of the SHA-256 of `value` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-AT_REST = 3_000_000_000  # ns; the coarsest clock, of FAT, ticks every 2 s
+AT_REST = 3_000_000_000  # ns; the coarsest clock, that of FAT, ticks every 2 s
 
 
 def remembered(read: Callable[[Path], T]) -> Callable[[Path], T]:
-    """`read` of a file, from memory where this process has read the file and it is as it was."""
+    """`read` of a file, from memory if this process has read the file and it has not changed."""
     known = functools.lru_cache(1024)(lambda path, *facts: read(path))
 
     @functools.wraps(read)
     def call(path: Path) -> T:
         try:
             facts = path.stat()
-        except OSError:  # which `read` tells
+        except OSError:  # `read` reports it
             return read(path)
-        # One written a moment ago may be written again within a tick of the file system's clock, and look the same.
+        # A file written a moment ago may be written again within a tick of the file system's clock, and look unchanged.
         if time.time_ns() - max(facts.st_mtime_ns, facts.st_ctime_ns) <= AT_REST:
             return read(path)
         return known(path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)

@@ -1,7 +1,7 @@
 """Many images from one sampler: in shards that are skipped when present and shared by processes.
 
-The noise of image i depends on (seed, i) alone (`pds.noise`). So a run that was killed and restarted, batched otherwise or
-spread over processes gives the same images.
+The noise of image i depends on (seed, i) alone (`pds.noise`). So a run gives the same images after a kill and a restart, with
+other batches, and spread over processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE = 600.0
-"""Seconds that processes of one run wait for one another to start; imports on a slow disk take minutes."""
+"""Seconds that processes of one run wait for one another to start. Imports from a slow disk take minutes."""
 
 
 class DivergedError(PDSError):
@@ -60,10 +60,9 @@ class Processes:
 
     @staticmethod
     def check() -> None:
-        """Raise what is wrong with the numbers in the environment; `join` would wait for processes that never come.
+        """Refuse wrong numbers in the environment; with these `join` would wait for processes that never come.
 
-        Raises:
-            PDSError: the environment has a RANK without what `torchrun` sets beside it, or beyond the number of processes.
+        Raises: PDSError: the environment has a RANK without the other variables of `torchrun`, or a RANK that is too large.
         """
         if "RANK" not in os.environ:
             return
@@ -89,15 +88,16 @@ class Processes:
         if "RANK" not in os.environ:
             return cls()
         if not dist.is_initialized():
-            # They wait for one another at the end of a run only, for as long as the slowest takes.
+            # Processes wait for one another only at the end of a run, for as long as the slowest takes.
             dist.init_process_group("gloo", **cls._met(), timeout=timedelta(days=30))
-            # A process that leaves with gloo's threads running is now and then aborted on its way out.
+            # A process that exits while gloo's threads run is now and then aborted.
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @staticmethod
     def _met() -> dict[str, Any]:
-        """Rank, number and common store of processes that have all come; a `PDSError` names those that have not in time."""
+        """Rank, number and common store of the processes, once all have come; a `PDSError` names those that have not come in
+        time."""
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # torchrun keeps the store itself, through all attempts; otherwise the first process does.
@@ -122,7 +122,7 @@ class Processes:
         return {"store": store, "rank": rank, "world_size": size}
 
     def agree(self, error: Exception | None = None) -> None:
-        """Wait until every process is here, and raise in all of them what went wrong in any."""
+        """Wait until every process is here, and raise the error of any process in all of them."""
         said: list[str | None] = [None if error is None else str(error) or type(error).__name__] * self.size
         if self.size > 1:
             dist.all_gather_object(said, said[0])
@@ -132,17 +132,17 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Wait for one another at the end of the block, and raise in all processes what went wrong in any."""
+        """Wait for one another at the end of the block, and raise the error of any process in all of them."""
         error = None
         try:
             yield
-        except Exception as raised:  # whatever it is: the others would wait for this one
+        except Exception as raised:  # of any kind: the others would wait for this one
             error = raised
         self.agree(error)
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Return the value of `make` from the first process, the only one that calls it. Every process raises the error that it
-        raises there."""
+        """Return the value of `make` from the first process, which alone calls it. An error there is raised in every
+        process."""
         made: list[Any] = [None]
         with self.together():
             if self.rank == 0:
@@ -154,10 +154,10 @@ class Processes:
 
 @dataclass(frozen=True)
 class ImageSampler:
-    """Everything that makes image i out of (seed, i): score, sampler, process, preconditioner.
+    """The maker of image i from (seed, i): score, sampler, process, preconditioner.
 
     Attributes:
-        score: the network as a score, which takes labels if there are any.
+        score: the network as a score; it takes labels if there are any.
         sampler: a sampler of `pds.samplers`.
         process: forward process of the model.
         preconditioner: P and S; `Identity()` is the vanilla sampler.
@@ -165,9 +165,9 @@ class ImageSampler:
         seed: seed of all noise.
         device: where to sample.
         data_range: pixel values of black and white in the model's state.
-        compiled: whether the network is compiled at its first call with a batch of some size.
+        compiled: whether the network is compiled at its first call with each batch size.
         labels: (n,) int64: image i is of class labels[i mod n]; None for images without classes.
-        guidance: towards them.
+        guidance: guidance towards the labels.
     """
 
     score: Labelled
@@ -195,7 +195,7 @@ class ImageSampler:
             took, on average.
 
         Raises:
-            DivergedError: a step gives values that are not finite; it tells the step, the level and the likely cause.
+            DivergedError: a step gives values that are not finite; the message has the step, the level and the likely cause.
         """
         counted = CountedScore(self.score)
         score = self._conditioned(counted, indices)
@@ -215,19 +215,19 @@ class ImageSampler:
                     )
 
         def watch(iteration: int, sigma: float, x: Tensor) -> None:
-            # Of the iteration before: the answer of this one would be waited for.
+            # Check the previous iteration: reading this one now would stall the GPU.
             require_finite()
             asked.append((_finite(x), f"step {iteration + 1} of {len(levels)} (sigma = {sigma:.4g})"))
             callback(iteration, sigma, x)
 
         try:
             x = self.sampler(score, x, levels, self.preconditioner, noise, watch)
-        finally:  # what failed since may have failed of that
+        finally:  # values that are not finite may have caused the failure
             require_finite()
         asked.append((_finite(x), "the final denoising"))
         require_finite()
         black, white = self.data_range
-        # Not the calls: an adaptive sampler evaluates an image no more once it has arrived.
+        # Images, not calls: an adaptive sampler stops evaluating an image that has arrived.
         return (x - black) / (white - black), counted.images / len(indices)
 
     def _conditioned(self, score: Labelled, indices: Sequence[int]) -> Score:
@@ -239,7 +239,8 @@ class ImageSampler:
 
     @torch.no_grad()
     def warm_up(self, count: int) -> None:
-        """Have a GPU and a compiled network do now what they do once for batches of `count` images: one evaluation."""
+        """Make one evaluation, so that a GPU and a compiled network do their one-time work for batches of `count` images
+        now."""
         if self.device.type == "cuda" or self.compiled:
             score_at(
                 self._conditioned(self.score, range(count)),
@@ -251,7 +252,7 @@ class ImageSampler:
 
 
 def _finite(x: Tensor) -> Callable[[], bool]:
-    """Whether all values are finite: asked now, and answered by a GPU when what it does until now is done."""
+    """Whether all values are finite. A GPU answers when its queued work is done."""
     # One reduction: a sum is finite only if every value is.
     flag = x.sum().isfinite().to("cpu", non_blocking=True)
     if not x.is_cuda:
@@ -275,24 +276,24 @@ def generate(
 ) -> None:
     """Sample the shards that are missing; every process takes its part of them.
 
-    A batch goes over the ends of shards, unless its images depend on one another. A thread of its own writes a shard, and
-    annotates it on a GPU, while the next batch is sampled. A kill loses that batch and the shards not written yet.
+    A batch may cover several shards, unless its images depend on one another. A separate thread writes a shard, and on a GPU
+    also annotates it, while the next batch is sampled. A kill loses that batch and the shards not written yet.
 
     Args:
         sample: makes images by index.
         todo: all shards of the run; those whose file exists are skipped.
-        batch_size: images sampled at once, whatever shards they go to; it does not change them. Of a sampler that mixes the
-            batch it does, and batches end with their shard.
+        batch_size: images sampled at once. It does not change the images. A sampler that mixes the batch is the exception; its
+            batches end with their shard.
         annotate: arrays, such as features, to keep beside a shard's (n, C, H, W) uint8 images in its file.
         processes: this process among those of the run. All of them return together, or all of them raise.
         on_shard: called with each shard that this process wrote and the seconds its sampling took.
 
     Raises:
-        PDSError: for values that are not finite, a GPU whose memory is too small, or a disk that is full; finished shards stay.
+        PDSError: values are not finite, the memory of a GPU is too small, or the disk is full. Finished shards stay.
     """
     if batch_size < 1:
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
-    # By one, before anyone starts: neither a shard that is finished meanwhile nor another view of the disk shifts the shares.
+    # One process decides before any starts: then neither newly finished shards nor another view of the disk shift the shares.
     missing = [todo[i] for i in processes.decide(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
@@ -322,7 +323,7 @@ def _sample_shards(
         if lines:
             log.info("%d of %d images", written, total)
 
-    # On a CPU it would take the cores from sampling, and a second team of OpenMP threads slows the first even when it rests.
+    # On a CPU annotation would take cores from sampling, and a second team of OpenMP threads slows the first even when idle.
     aside = sample.device.type != "cpu"
     warm: set[int] = set()
     apart = sample.sampler.mixes_batch
@@ -359,7 +360,7 @@ def _sample_shards(
 
 
 def _batches(mine: list[Shard], size: int, apart: bool) -> Iterator[list[int]]:
-    """Image indices to sample at once: of all shards in a row, or of each apart, so that a restart has the same batches."""
+    """Image indices to sample at once: across all shards, or within each shard, so that a restart has the same batches."""
     rows = [list(shard.indices) for shard in mine]
     for row in rows if apart else [list(itertools.chain(*rows))]:
         for start in range(0, len(row), size):
@@ -367,7 +368,7 @@ def _batches(mine: list[Shard], size: int, apart: bool) -> Iterator[list[int]]:
 
 
 def _filled(mine: list[Shard], batches: Iterator[dict[str, np.ndarray]]) -> Iterator[tuple[Shard, dict[str, np.ndarray]]]:
-    """Each shard with its part of the arrays of batches, a row an image, as soon as there are batches enough."""
+    """Each shard with its part of the arrays of batches, a row an image, as soon as the batches cover it."""
     parts: list[dict[str, np.ndarray]] = []
     for shard in mine:
         n = len(shard.indices)

@@ -39,7 +39,7 @@ def write_moments(path: Path, moments: NoiseMoments) -> None:
 
 
 def read_moments(path: Path) -> NoiseMoments:
-    """Read what `write_moments` wrote; anything else is a `PDSError`."""
+    """Read a file of `write_moments`; anything else is a `PDSError`."""
     what, fix = "a file of noise moments of this project", "delete it"
     keys = {"sigmas": list[Positive], "values": list[Annotated[float, Range(0, 1)]], "data_range": list[float]}
     content = read_json(path, keys | {"provenance": dict}, what, fix)
@@ -57,7 +57,7 @@ def beside(checkpoint: Checkpoint) -> Path:
 
 
 def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
-    """The moments that travel with a weights file, where there are any; a `PDSError` if they are of other weights."""
+    """The moments that travel with a weights file, if there are any; a `PDSError` if they are of other weights."""
     path = beside(checkpoint)
     if not path.is_file():
         return None
@@ -102,7 +102,7 @@ def measure(
             for k, sigma in enumerate(sigmas):
                 z = noise.normal()
                 e = -sigma * score_at(score, x + sigma * z, sigma)
-                # E‖z‖² = d is known, and ‖z‖² goes up and down with ‖e‖²: the more, the larger sigma.
+                # E‖z‖² = d is known, and ‖z‖² is correlated with ‖e‖², the more the larger sigma.
                 excess[k] += (e.square() - z.square()).sum(dtype=torch.float64).item()
                 bar.update(len(x))
     return 1 + excess / pixels
@@ -111,7 +111,7 @@ def measure(
 def measured_moments(
     model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
 ) -> NoiseMoments:
-    """The moments of a model over the noise levels of its process, measured now; arguments as of `noise_moments`.
+    """The moments of a model over the noise levels of its process, measured now; arguments as in `noise_moments`.
 
     They are kept within the bounds of the paper's Theorem 2. 1 - Gamma, the variance of the noise given x, lies between 0 and
     ((white - black) / (2 sigma))²; a larger one would need data outside the data range.
@@ -132,12 +132,10 @@ def measured_moments(
 def noise_moments(
     model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int = 64
 ) -> NoiseMoments:
-    """The moments of a model: those beside its weights, where they fit, those in the cache, or measured and kept there.
+    """The moments of a model: those beside its weights if they fit, else those in the cache, else measured and kept there.
 
-    Args:
-        model: the model, its score on `device`.
-        dataset: what it was trained on; its files are not needed where there are moments beside the weights.
-        training_images: how many images to measure on.
+    Args: model: the model, its score on `device`. dataset: its training data; the files are not needed if there are moments
+    beside the weights. training_images: number of images to measure on.
         device: where to evaluate.
         batch_size: images evaluated at once.
 
@@ -160,7 +158,7 @@ def noise_moments(
 
 
 def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, Any]:
-    """Return the facts that moments depend on, as far as they are known without the files of the data set."""
+    """Return the facts that moments depend on, of those known without the files of the data set."""
     process = model.process
     beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
     largest, smallest = process.ladder[0].item(), process.ladder[-1].item()

@@ -18,10 +18,9 @@ from pds.options import shown
 
 
 def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
-    """What is named, and the module that it is in.
+    """The named object, and its module.
 
-    Raises:
-        OptionError: of `option`: there is no such file, module or name, or importing it fails.
+    Raises: OptionError: for `option`: there is no such file, module or name, or its import fails.
     """
     source, _, name = text.rpartition(":")
     if not source or not name:
@@ -31,7 +30,7 @@ def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
 
 
 def _file(path: Path, option: str) -> ModuleType:
-    """The module of a Python file; what lies beside the file can be imported, as when Python runs it."""
+    """The module of a Python file. Modules beside the file can be imported, as when Python runs it."""
     if not path.is_file():
         raise OptionError(option, f"names {path}, which is no file: give FILE.py:NAME")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -69,5 +68,5 @@ def _found(module: ModuleType, name: str, source: str, option: str) -> Callable[
 
 
 def refused(option: str, what: str, error: Exception) -> OptionError:
-    """What someone's own code raised, in the sentence of the option that named it."""
+    """An error of someone's own code, in a sentence with the option that named the code."""
     return OptionError(option, f"{what}: {type(error).__name__}, {first_line(error)}")

@@ -1,8 +1,8 @@
 """Noise that belongs to an image: draw d of image i depends on (seed, i, d) alone.
 
-A counter-based generator (Philox4x32-10; Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011) makes
-the whole batch at once on any device, without a state: an image does not depend on the batch size, on its neighbours,
-on the number of processes or on a restart. CPU and GPU differ only by the rounding of log, sin and cos.
+A counter-based generator (Philox4x32-10; Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011) makes the whole
+batch at once on any device, without a state. So an image does not depend on the batch size, on its neighbours, on the number of
+processes or on a restart. CPU and GPU differ only by the rounding of log, sin and cos.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2**64, which keeps both 32-bit halves intact.
+        # int64 products wrap modulo 2**64. This keeps both 32-bit halves intact.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
         k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD

@@ -1,4 +1,4 @@
-"""One statement of each option: its annotation gives type and range, and one check refuses what does not fit.
+"""One statement of each option: its annotation gives type and range, and one check refuses other values.
 
     @options
     class EDM(Sampler):
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a number may have; an infinite one only if `infinity` gives it a meaning.
+    """The values that a number may have; infinity only if `infinity` gives it a meaning.
 
     Attributes:
         low, high: smallest and largest value.
@@ -50,7 +50,7 @@ class Range:
         """Whether the value is in the range."""
         if value == math.inf:
             return bool(self.infinity)
-        # Comparisons alone, which whole numbers too large for a float survive; nan fails each of them.
+        # Comparisons work for whole numbers too large for a float; nan fails each of them.
         return self.low <= value <= self.high and self.above < value < self.below and value > -math.inf
 
     def __str__(self) -> str:
@@ -83,10 +83,9 @@ class Length:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search for the best value of an option tries: numbers between two ends, or every choice of a `Literal`.
+    """The values of an option that a search tries: numbers between two ends, or every choice of a `Literal`.
 
-    Attributes:
-        low, high: the ends; of a `Literal` there are none.
+    Attributes: low, high: the ends; a `Literal` has none.
         log: spread evenly in the logarithm.
         auto: whether the command line takes "auto", a first guess for the network (`pds.evaluation.first_guess`).
     """
@@ -98,7 +97,7 @@ class Search:
 
 
 MOST = 1_000_000
-"""The largest count of iterations, steps and levels: a larger one is a slip, and would only fail after hours."""
+"""The largest count of iterations, steps and levels. A larger one is a slip, and would fail only after hours."""
 
 Count = Annotated[int, Range(1, MOST)]
 Positive = Annotated[float, Range(above=0, high=1e30)]
@@ -114,7 +113,7 @@ def options(cls: type[T]) -> type[T]:
     own = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:
-        # A base class's own check runs through super(), on fields that this loop has seen already.
+        # The check of a base class runs through super(), on fields that this loop has already seen.
         if type(self) is made:
             hints = _hints(made)  # type: ignore[arg-type]  # classes are hashable
             for field in dataclasses.fields(made):
@@ -133,7 +132,7 @@ def options(cls: type[T]) -> type[T]:
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which refuses arguments that do not fit their annotations."""
+    """The function, with a check that refuses arguments that do not fit their annotations."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -156,7 +155,7 @@ class Option(NamedTuple):
 
     Attributes:
         annotation: its type, with its `Range` if it has one.
-        default: `inspect.Parameter.empty` where there is none.
+        default: `inspect.Parameter.empty` if there is none.
     """
 
     annotation: Any
@@ -164,13 +163,13 @@ class Option(NamedTuple):
 
     @property
     def required(self) -> bool:
-        """Whether it has no default."""
+        """Whether the option has no default."""
         return self.default is inspect.Parameter.empty
 
 
 @functools.cache
 def options_of(target: Callable[..., Any]) -> Mapping[str, Option]:
-    """The options of a class or a function, by name: its arguments, except those that its caller gives by position alone."""
+    """The options of a class or a function, by name: its arguments, except the positional-only ones."""
     hints = _hints(target)
     return {
         name: Option(hints.get(name, Any), _default(target, parameter))
@@ -200,10 +199,9 @@ class _UnfitError(Exception):
 
 
 def fitted(name: str, value: Any, annotation: Any) -> Any:
-    """`value` if it fits its annotation, a whole number as float where a float is due.
+    """`value` if it fits its annotation; a whole number becomes a float if the annotation is float.
 
-    Raises:
-        OptionError: it does not fit; the sentence says what would.
+    Raises: OptionError: the value does not fit; the sentence has the valid values.
     """
     if get_origin(annotation) in (dict, Mapping) and isinstance(value, Mapping):
         return {key: fitted(f"{name}.{key}", item, get_args(annotation)[1]) for key, item in value.items()}
@@ -248,7 +246,8 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value
-    # Objects (networks, processes, callables) are checked where they are used: their types are protocols. Plain data are none.
+    # Objects (networks, processes, callables) are checked at their use: their types are protocols. Plain data are never
+    # objects.
     _require(annotation is Any or not isinstance(value, (bool, int, float, complex, str, bytes, type(None))))
     return value
 

@@ -38,7 +38,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
 
 
 def grid(*rows: Tensor, columns: int = 8, scale: int = 2) -> Image.Image:
-    """Several sets of images, one below the other: each begins a new line.
+    """Several sets of images, one below the other. Each set begins a new line.
 
     Args:
         rows: (n, C, H, W) uint8 images each, all of one C, H and W, as `Samples.images` is.

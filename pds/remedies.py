@@ -1,11 +1,11 @@
-"""Remedies for few steps, each an adapter of a score, so that any sampler can have it.
+"""Remedies for few steps. Each is an adapter of a score, so that any sampler can use it.
 
 Along a sampler of few steps the state holds more or less noise than its level says (exposure bias). A network that was trained
-on the exact amount then errs. Each class here wraps a score; each function gives a model that has it:
+on the exact amount then errs. Each class here wraps a score; each function returns a model with the wrapped score:
 
     pds.sample(epsilon_scaling(model, scale=1.01), sampler)
 
-With e = -sigma s(x, sigma) the noise that a network predicts, D = x - sigma e the image that it denoises x to.
+Here e = -sigma s(x, sigma) is the noise that a network predicts, and D = x - sigma e the image that it denoises x to.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pds.evaluation.excess_noise import DATA_SHARE
 from pds.models.scores import Model, NetworkScore
 from pds.options import Range, checked
 
-LEAST_MODES = 16  # for a measurement of the noise
+LEAST_MODES = 16  # the fewest modes for a measurement of the noise
 
 
 class Remedy(NetworkScore):
-    """A score that changes what another one is asked or answers.
+    """A score that changes the arguments or the values of another score.
 
     Args:
         score: of a model.
@@ -65,8 +65,8 @@ class EpsilonScaling(Remedy):
 
 
 class TimeShift(Remedy):
-    """The network is told the noise level that the variance of the state's pixels shows: Li et al., *Alleviating Exposure Bias
-    in Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
+    """The network gets the noise level that the variance of the state's pixels shows: Li et al., *Alleviating Exposure Bias in
+    Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
 
     The level is found for each image, sigma'^2 = Var(x) - v, v the pixel variance of an image of the data, within a window
     around sigma. The network's prediction is taken for the noise at sigma, as in the paper.
@@ -74,8 +74,8 @@ class TimeShift(Remedy):
     Args:
         score: of a model.
         data_variance: v, in squared units of the data range.
-        window: how far sigma' may be from sigma, as a part of it; 0 changes nothing.
-        cutoff: below this sigma nothing is shifted; the variance of single images hides the noise's there.
+        window: largest distance of sigma' from sigma, as a part of sigma; 0 changes nothing.
+        cutoff: below this sigma nothing is shifted: there the variance of single images hides that of the noise.
     """
 
     def __init__(self, score: NetworkScore, data_variance: float, window: float, cutoff: float) -> None:
@@ -91,15 +91,13 @@ class TimeShift(Remedy):
 
 
 class LevelShift(Remedy):
-    """The network is told a constant multiple of the noise level, and the image that it denoises to is kept in the data range.
+    """The network gets a constant multiple of the noise level, and its denoised image is kept in the data range.
 
-    What the network predicts is taken for the noise at sigma: D = x - sigma e(x, scale sigma). A scale above 1 measured better
-    on the shipped VE network at few steps; experiments/RESULTS.md has the numbers. The mean of images lies in the data range,
-    so a D outside is moved to the nearest that could be right, which lowers the error of any network.
+    The network's prediction is taken for the noise at sigma: D = x - sigma e(x, scale sigma). A scale above 1 measured better
+    on the shipped VE network at few steps; experiments/RESULTS.md has the numbers. The mean of images lies in the data range.
+    So a D outside is moved to the nearest value inside, which lowers the error of any network.
 
-    Args:
-        score: of a model.
-        scale: told level over true level; 1 tells the truth.
+    Args: score: score of a model. scale: given level over true level; 1 gives the true level.
         bounds: black and white in the data range, lower first; None leaves D as it is.
     """
 
@@ -119,13 +117,11 @@ class BandCorrection(Remedy):
     """The differential correction of DCW (*Elucidating the SNR-t Bias of Diffusion Probabilistic Models*, CVPR 2026), in bands.
 
     DCW moves the state after each step by a part of its distance from D, in the low band of a Haar wavelet and in the rest.
-    This shrinks the noise that the step takes out. A score does not know the next state. So the part is taken of the distance x
-    - D in each evaluation: D + c (x - D), c = low sigma / sigma_max in the low band, high (1 - sigma / sigma_max) above.
+    This shrinks the noise that the step takes out. A score does not know the next state. So here each evaluation moves D by a
+    part of x - D: D + c (x - D). In the low band c = low sigma / sigma_max, above it c = high (1 - sigma / sigma_max).
 
-    Args:
-        score: of a model.
-        sigma_max: largest noise level of the process.
-        low, high: of the two bands; 0 and 0 change nothing. The noise predicted there is multiplied by 1 - c.
+    Args: score: score of a model. sigma_max: largest noise level of the process. low, high: parts of the two bands; 0 and 0
+    change nothing. The predicted noise of a band is multiplied by 1 - c.
     """
 
     def __init__(self, score: NetworkScore, sigma_max: float, low: float, high: float) -> None:
@@ -134,23 +130,22 @@ class BandCorrection(Remedy):
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         s, part = self.score(x, sigma, *labels), (sigma / self.sigma_max)[:, None, None, None]
-        # The low band of one Haar level is the mean of each 2 x 2 block; an odd last row or column is a block by itself.
+        # The low band of one Haar level is the mean of each 2 x 2 block; an odd last row or column forms its own blocks.
         coarse = torch.nn.functional.avg_pool2d(s, 2, ceil_mode=True, count_include_pad=False)
         coarse = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., : x.shape[-2], : x.shape[-1]]
         return s - self.low * part * coarse - self.high * (1 - part) * (s - coarse)
 
 
 class SeenNoise(Remedy):
-    """A network made to see how much noise there is: our own remedy.
+    """A network made to see the strength of the noise: our own remedy.
 
-    A network whose every path passes a normalisation predicts noise of the right shape and of the usual strength, however much
-    there is. In the Fourier modes in which the data have next to nothing the state is that noise. So the strength is read off
-    there, for each image, by least squares: k = <x, e> / (sigma <e, e>) over those modes. The noise that is predicted is
-    multiplied by k, in each mode by as much as noise is more than data there, sigma^2 / (sigma^2 + p). For an exact score
-    k = 1 up to p / sigma^2 <= 0.01. Where fewer than 16 modes are without data, at small sigma, nothing is changed.
+    A network whose every path passes a normalisation predicts noise of the right shape and of the usual strength, for noise of
+    any strength. In the Fourier modes with next to no data the state is that noise. So the strength is read off there, for each
+    image, by least squares: k = <x, e> / (sigma <e, e>) over those modes. The predicted noise is multiplied by k in each mode,
+    to the extent sigma^2 / (sigma^2 + p) that the mode is noise. For an exact score k = 1 up to p / sigma^2 <= 0.01. If fewer
+    than 16 modes are without data, at small sigma, nothing changes.
 
-    Args:
-        score: of a model.
+    Args: score: score of a model.
         power: (C, H, W) variance p of the data in each mode of the orthonormal DFT, in squared units of the data range.
     """
 
@@ -181,8 +176,7 @@ def epsilon_scaling(
 ) -> Model:
     """The predicted noise divided by a number (Ning et al., ICLR 2024).
 
-    Args:
-        scale: what it is divided by; 1 changes nothing.
+    Args: scale: the divisor; 1 changes nothing.
     """
     return replace(model, score=EpsilonScaling(model.score, scale))
 
@@ -196,13 +190,13 @@ def time_shift(
     window: Annotated[float, Range(0, 0.9)] = 0.1,
     cutoff: Annotated[float, Range(0, 1e9)] = 1.0,
 ) -> Model:
-    """The network told the noise level that the state shows (Li et al., ICLR 2024).
+    """The network given the noise level that the state shows (Li et al., ICLR 2024).
 
     The pixel variance of the data is that of the model's statistics, or of the data set's.
 
     Args:
-        window: how far from the sampler's level, as a part of it; 0 changes nothing.
-        cutoff: the noise level below which nothing is shifted, in units of the data range.
+        window: largest distance from the sampler's level, as a part of it; 0 changes nothing.
+        cutoff: noise level below which nothing is shifted, in units of the data range.
     """
     power = _power(model, dataset)
     power[:, 0, 0] = 0
@@ -213,10 +207,9 @@ def time_shift(
 def level_shift(
     model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.1, 10)] = 1.4, bounded: bool = True
 ) -> Model:
-    """The network told a constant multiple of the noise level.
+    """The network given a constant multiple of the noise level.
 
-    Args:
-        scale: told level over true level; 1 tells the truth.
+    Args: scale: given level over true level; 1 gives the true level.
         bounded: keep the denoised image in the data range, where the mean of images lies.
     """
     low, high = sorted(model.data_range)
@@ -232,7 +225,7 @@ def band_correction(
     low: Annotated[float, Range(-1, 1)] = 0.02,
     high: Annotated[float, Range(-1, 1)] = 0.0,
 ) -> Model:
-    """The noise predicted in a low and in a high band scaled (DCW, CVPR 2026).
+    """The predicted noise scaled in a low and in a high band (DCW, CVPR 2026).
 
     Args:
         low: part left out of the low band at the largest noise level, falling in proportion to sigma.
@@ -242,7 +235,7 @@ def band_correction(
 
 
 def seen_noise(model: Model, dataset: Dataset | None = None, /) -> Model:
-    """The network made to see how much noise there is, from the modes without data."""
+    """The network made to see the strength of the noise, from the modes without data."""
     return replace(model, score=SeenNoise(model.score, _power(model, dataset)))
 
 

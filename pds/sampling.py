@@ -32,17 +32,17 @@ from pds.samplers.sampler import Callback, Sampler, no_callback
 log = logging.getLogger(__name__)
 
 DEFAULT = PredictorCorrector()
-"""The sampler of a model that has none of its own."""
+"""The sampler of a model without a sampler of its own."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Sampled images and what they took.
+    """Sampled images and their cost.
 
     Attributes:
         images: (n, C, H, W) uint8, on the CPU.
-        nfe: score evaluations an image took, on average.
-        seconds: of sampling, without the first evaluation on a GPU.
+        nfe: score evaluations an image, on average.
+        seconds: seconds of sampling, without the first evaluation on a GPU.
         doubts: a sentence for each reason why the images may be worse than they should be.
     """
 
@@ -78,10 +78,10 @@ def sample(
         statistics: of the training images, for a `StatisticsFilter` or a sampler's `start`; None for those of the model.
         labels: classes of the images, in turn: a list, "uniform" for all of them, or a file of whole numbers; None for images
             without a class.
-        guidance: towards the labels, as `ClassifierFree`; None for the network's class alone.
-        images: how many.
-        seed: of all noise.
-        batch_size: images sampled at once; it does not change them.
+        guidance: guidance towards the labels, as `ClassifierFree`; None for the network's class alone.
+        images: number of images.
+        seed: seed of all noise.
+        batch_size: images sampled at once; it does not change the images.
         device: where to sample, as "cuda"; None for where the model is. The model stays there.
         callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
 
@@ -142,12 +142,12 @@ def sample(
 
 
 def statistics(images: str | Path | Tensor, count: int | None = None, seed: int = 0) -> DatasetStatistics:
-    """Statistics of training images, which a `StatisticsFilter` is made of.
+    """Statistics of training images, for a `StatisticsFilter`.
 
     Args:
         images: a folder of image files of one size, searched recursively; or (n, C, H, W) images, uint8 or floats in [0, 1].
-        count: how many of them to take, at random; None for 200, as the papers do, or all where there are fewer.
-        seed: of the choice.
+        count: number of images, chosen at random. None takes 200 as in the papers, or all if there are fewer.
+        seed: seed of the choice.
 
     Raises:
         PDSError: there are no such images, or fewer than `count`.

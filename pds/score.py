@@ -42,12 +42,12 @@ class BatchScore(Protocol):
 
 
 def score_of(score: Score, rows: Tensor) -> Score:
-    """The score of some images of the batch, by their numbers in it."""
+    """The score of some images of the batch, by their indices in it."""
     return score.rows(rows) if isinstance(score, BatchScore) else score
 
 
 class CountedScore:
-    """A score that counts its evaluations since its making: `nfe` network calls, of `images` images in all."""
+    """A score that counts its evaluations: `nfe` network calls, of `images` images in all."""
 
     def __init__(self, score: Labelled) -> None:
         self.score = score

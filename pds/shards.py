@@ -28,8 +28,8 @@ class Contents:
 
     Attributes:
         shape: (C, H, W) of an image.
-        samples: digest of all that the images depend on beside their indices; empty where they are of no run.
-        beside: what they are annotated with; its axis "N" is that of the images.
+        samples: digest of all that the images depend on beside their indices; empty for images of no run.
+        beside: schema of their annotations; its axis "N" is that of the images.
     """
 
     shape: tuple[int | str, int | str, int | str] = ("C", "H", "W")
@@ -44,9 +44,9 @@ class Shard:
     Attributes:
         indices: the image indices.
         path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` spent sampling it (on a GPU,
-            while earlier shards are annotated), its annotations, `indices` (n,), `samples` (the digest of its run, see
-            `Contents`), and `taken_from` where another run sampled them.
-        contents: what is due in it.
+            while earlier shards are annotated), and its annotations. It also has `indices` (n,), `samples` (the digest of its
+            run, see `Contents`), and `taken_from` if another run sampled the images.
+        contents: the expected content.
     """
 
     indices: range
@@ -54,7 +54,7 @@ class Shard:
     contents: Contents = Contents()
 
     def read(self, others: bool = False) -> dict[str, np.ndarray]:
-        """Its arrays; those made before there were `indices` and `samples` lack these two.
+        """Its arrays. Older files have no `indices` and no `samples`.
 
         Args:
             others: whether it may hold other arrays, which are not read.
@@ -88,7 +88,7 @@ class Shard:
         return arrays
 
     def write(self, arrays: Mapping[str, Any]) -> None:
-        """Write its file, whole or not at all; it says what the images are."""
+        """Write its file, whole or not at all, with the identity of the images."""
         known = {"indices": np.asarray(self.indices), "samples": np.array(self.contents.samples)}
         with atomic_path(self.path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **{**arrays, **known})
@@ -106,11 +106,9 @@ def shards(folder: Path, images: int, shard_size: int, contents: Contents = Cont
 
 
 def read_all(todo: Sequence[Shard], make: Callable[[Shard], None]) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of each shard in turn. One that is damaged is set aside and made again, and a line says so.
+    """The arrays of each shard in turn. A damaged shard is set aside and made again, and a log line says so.
 
-    Args:
-        todo: the shards of a run, which were made.
-        make: samples a shard whose file is absent.
+    Args: todo: the shards of a run, which were made before. make: samples a shard whose file is absent.
     """
     for shard in todo:
         try:
@@ -122,7 +120,7 @@ def read_all(todo: Sequence[Shard], make: Callable[[Shard], None]) -> Iterator[d
             make(shard)
             arrays = shard.read()
         if "samples" not in arrays:
-            # It was made before shards said whose they are; where it cannot be written it is read like this again.
+            # The file was made before shards named their run. If it cannot be written, it is read like this again.
             with contextlib.suppress(PDSError):
                 shard.write(arrays)
         yield arrays
@@ -136,11 +134,11 @@ def take_over(
     Args:
         todo: shards of this run.
         samples: folder of the other run's shards.
-        origin: what the other run is called; the shards keep it as `taken_from`.
-        annotate: makes what is kept beside the images anew; None takes it over, too.
+        origin: name of the other run; the shards keep it as `taken_from`.
+        annotate: makes the annotations anew; None takes them over as well.
 
     Returns:
-        How many shards were given. Files that are damaged, or end before the shard does, are passed over.
+        Number of shards that were given images. Files that are damaged, or end before the shard does, are passed over.
     """
     given = 0
     for shard in todo:
@@ -151,7 +149,7 @@ def take_over(
             other = replace(other, contents=replace(shard.contents, beside={}))
         try:
             arrays = other.read(others=annotate is not None)
-        except (DamagedError, MissingError):  # that is the other run's business
+        except (DamagedError, MissingError):  # the other run will report it
             continue
         if annotate is not None:
             arrays |= annotate(arrays["images"])
@@ -161,15 +159,13 @@ def take_over(
 
 
 class ShardWriter:
-    """Writes shards in a thread of its own, one after the other.
+    """Writes shards in a separate thread, one after the other.
 
-    Leaving the block waits for all of them: what is sampled is kept, whatever happens to the next shard.
+    Leaving the block waits for all of them. So sampled images are kept, even if the next shard fails.
 
-    Args:
-        annotate: arrays to keep beside a shard's images.
-        aside: annotate in that thread as well.
-        on_written: called with each shard that was written and the seconds of its sampling, outside of that thread.
-        most: shards not yet written, whose images are held in memory, at which `write` waits for the first.
+    Args: annotate: arrays to keep beside a shard's images. aside: annotate in that thread as well. on_written: called with each
+    written shard and the seconds of its sampling, outside of that thread. most: number of unwritten shards, whose images are
+    held in memory, at which `write` waits for the first.
     """
 
     def __init__(
@@ -197,7 +193,7 @@ class ShardWriter:
                     log.error("error: %s", lost)
 
     def write(self, shard: Shard, arrays: dict[str, Any]) -> None:
-        """Have a shard written, and wait until no more than `most` are not."""
+        """Queue a shard for writing, and wait until at most `most` shards are queued."""
         if not self.aside:
             arrays = arrays | self.annotate(arrays["images"])
         written = self.thread.submit(self._write, shard, arrays)
@@ -206,7 +202,7 @@ class ShardWriter:
             self._settle_first()
 
     def settle(self) -> None:
-        """Tell of a shard that is written by now, or raise what went wrong."""
+        """Report a shard that has been written, or raise its error."""
         while self.unsettled and self.unsettled[0][2].done():
             self._settle_first()
 

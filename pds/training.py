@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @lru_cache(maxsize=1)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """(count,) indices of the images in the order of an epoch; kept, since that of millions takes longer than a step."""
+    """(count,) indices of the images in the order of an epoch. They are kept: an order of millions takes longer than a step."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
@@ -42,7 +42,7 @@ def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor, labels
         labels: (batch,) int64 class of each image, -1 for none; for networks that take them.
 
     Returns:
-        Scalar; 0.5 for a network that predicts nothing, 0 for one that knows the noise.
+        Scalar; 0.5 for a network that predicts nothing, 0 for a network that knows the noise.
     """
     scale = sigma.to(x.dtype)[:, None, None, None]
     given = () if labels is None else (labels,)
@@ -81,8 +81,8 @@ class Trainer:
         bf16: run the network under bfloat16 autocast (weights, loss and averages stay float32).
         compile: compile the network with `torch.compile` (minutes at the start, 3-4 times faster after).
         flip: mirror each image left to right with probability 1/2, as the authors do except for MNIST.
-        label_dropout: probability that an image is shown without its class, so that the network learns the unconditional score
-            as well (Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022); of networks with classes.
+        label_dropout: probability that an image is shown without its class, for networks with classes. So the network also
+            learns the unconditional score (Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022).
     """
 
     iterations: Annotated[int, Range(1, 100_000_000)] = 4000
@@ -103,10 +103,10 @@ class Trainer:
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
 
     def check(self, images: ImageSource, classes: int = 0) -> None:
-        """Read a batch, so that images that cannot be trained on are refused at once.
+        """Read a batch, so that unsuitable images are refused at once.
 
-        Raises:
-            PDSError: there are fewer than a batch, or one cannot be read, or labels are dropped that there are not.
+        Raises: PDSError: there are fewer images than a batch, an image cannot be read, or label_dropout is given without
+        labels.
         """
         if not classes and self.label_dropout:
             raise OptionError("label_dropout", "must be 0 for a network without classes: give classes")
@@ -134,17 +134,17 @@ class Trainer:
             images: training images.
             checkpoint: file that holds the state of training; written atomically.
             device: where to train.
-            data_range: pixel values of black and white that the network is to see.
-            classes: how many it takes labels of; 0 for none.
+            data_range: pixel values of black and white for the network.
+            classes: number of classes of its labels; 0 for none.
             callback: receives {"iteration", "loss", "learning_rate"} every 50 iterations.
 
         Returns:
-            The exponential moving average of the parameters, by name, on the CPU; and the seconds that training took, those
-            before a restart included.
+            The exponential moving average of the parameters, by name, on the CPU; and the seconds of training, including those
+            before a restart.
 
         Raises:
-            PDSError: see `check_labels` and `check`; or `checkpoint` is damaged or of another network, and is left as it is;
-                or the loss is not finite any more.
+            PDSError: see `check_labels` and `check`. Also if `checkpoint` is damaged or of another network (the file stays as
+                it is), or if the loss is no longer finite.
         """
         check_labels(images, classes)
         self.check(images, classes)
@@ -230,7 +230,7 @@ class Trainer:
         for name, parameter in parameters.items():
             parameter.data.copy_(state["parameters"][name])
             ema[name].copy_(state["ema"][name])
-        # Adam moves its moments to the parameters, and leaves its step counters where they are fast.
+        # Adam moves its moments to the device of the parameters, and leaves its step counters on the CPU, where they are fast.
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         log.info("training continues from iteration %d of %d (%s)", iteration, self.iterations, checkpoint)
         return iteration, seconds, loss
@@ -268,7 +268,8 @@ def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
 
 
 def _moments(found: Any, parameters: Sequence[Tensor], iteration: int) -> dict[int, dict[str, Tensor]]:
-    """The moments of Adam by number of parameter, copied; parameters that had no gradient have none. ValueError for others."""
+    """The moments of Adam by index of parameter, copied; parameters without a gradient have none. ValueError for other
+    moments."""
     if not isinstance(found, dict) or not found or not found.keys() <= set(range(len(parameters))):
         raise ValueError("its optimizer is of another network")
     for number, moments in found.items():

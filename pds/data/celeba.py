@@ -22,7 +22,7 @@ from pds.data.preprocessing import (
 from pds.errors import PDSError
 from pds.options import Range, options
 
-CROP = 140  # pixels; both codes cut this square out of the middle
+CROP = 140  # pixels; the code of both papers cuts this square out of the middle
 SPLITS = {"train": (1, 162_770), "val": (162_771, 182_637), "test": (182_638, 202_599)}
 SOURCE = "img_align_celeba.zip, MD5 00d2c5bc6d35e252742224ab0c1e8fcb, from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
@@ -34,14 +34,14 @@ def _ncsnv2(image: Image.Image, resolution: int) -> np.ndarray:
 
 
 def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
-    """yang-song/score_sde_pytorch, `datasets.py`; there the pixels stay real numbers, here they are rounded."""
+    """yang-song/score_sde_pytorch, `datasets.py`. There the pixels stay real numbers; here they are rounded."""
     require_size(image, CROP, f"the {CROP}x{CROP} to cut out of it: give the aligned images (218x178)")
     return nearest(shrink_exactly(crop_centre_down(image, CROP), resolution, BILINEAR))
 
 
 @options
 class CelebA(Photographs):
-    """CelebA, aligned; splits "train", "val" and "test", which are ranges of the numbers that the files are called by.
+    """CelebA, aligned; splits "train", "val" and "test" are ranges of the numbers in file names.
 
     Attributes:
         root: folder with img_align_celeba in it or in its `celeba/`, or that folder itself.

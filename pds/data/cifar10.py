@@ -27,7 +27,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """The published python batches are pickles of arrays and lists: nothing else in them is ever looked up."""
+    """The published python batches are pickles of arrays and lists. Nothing else in them is ever looked up."""
 
     ALLOWED = frozenset(
         {
@@ -51,7 +51,7 @@ def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
     except PDSError:
         raise
-    except Exception as error:  # a damaged pickle raises what its opcodes happen to do
+    except Exception as error:  # a damaged pickle may raise anything
         raise PDSError(f"{path} is not a CIFAR-10 python batch ({shown(str(error))}): fetch it again") from None
 
 
@@ -95,14 +95,14 @@ def cifar10(root: str | Path, split: Literal["train", "test"] = "train") -> Arra
 
 @checked
 def cifar10_jpeg(root: str | Path, split: Literal["train", "test"] = "train") -> ArrayImages:
-    """A copy of CIFAR-10 as JPEG files, with labels: the coding loses detail, so it is a data set of its own.
+    """A copy of CIFAR-10 as JPEG files, with labels. JPEG loses detail, so this copy is another data set.
 
     Args:
-        root: folder of <split>/<class>/*.jpg, or one with it in cifar10-jpeg/.
+        root: folder of <split>/<class>/*.jpg, or a folder with that folder as cifar10-jpeg/.
         split: "train" (50,000 images) or "test" (10,000).
 
     Raises:
-        PDSError: there are other classes, or other numbers of images, than CIFAR-10 has.
+        PDSError: the classes or the numbers of images are not those of CIFAR-10.
     """
     root = user_path(root)
     root = root / "cifar10-jpeg" if (root / "cifar10-jpeg").is_dir() else root

@@ -1,4 +1,4 @@
-"""A data set as a run sees it: its name and shape at once, its files only when something asks for them."""
+"""A data set as a run sees it: its name and shape at once, its files only when they are needed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ class Dataset:
         source: opens its files.
         statistics_file: statistics that ship with this package ("asset:..."), or None to compute them from the files.
         statistics_images: images to compute them from; the papers use 200.
-        reference: what its samples are compared with: a maker of `pds.evaluation.reference`, or None.
-    """
+        reference: reference for its samples, a maker of `pds.evaluation.reference`, or None."""
 
     name: str
     shape: Shape
@@ -73,16 +72,16 @@ def form_of_dataset(
 ) -> Dataset:
     """A data set that comes in several forms.
 
-    Args:
-        source: called with the form it checks it at once, and gives what opens the files, e.g. `pds.data.lsun.LSUN`.
+    Args: source: called with the form, it checks the form at once and returns an opener of the files, e.g.
+    `pds.data.lsun.LSUN`.
         name: its name.
         shape: (C, H, W) of its images.
         resolution: height and width, in pixels.
-        preprocessing: who cut and shrank the images for the model: ncsnv2 or score_sde.
-        category: of LSUN: church, tower or bedroom.
+        preprocessing: the code that cut and shrank the images for the model: ncsnv2 or score_sde.
+        category: category of LSUN: church, tower or bedroom.
         statistics_file: statistics that ship with this package ("asset:..."), or None to compute them from the files.
         statistics_images: images to compute them from; the papers use 200.
-        reference: what its samples are compared with: a maker of `pds.evaluation.reference`, or None.
+        reference: reference for its samples, a maker of `pds.evaluation.reference`, or None.
     """
     form = {"resolution": resolution, "preprocessing": preprocessing} | ({} if category is None else {"category": category})
     return Dataset(name, shape, source(**form), statistics_file, statistics_images, reference)

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to its pixels, as they were meant: the one function that every data set decodes with."""
+"""From the bytes of an image file to its intended pixels, by one function for every data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pds.errors import PDSError
 from pds.options import shown
 
 FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "BMP": (".bmp",)}
-"""Pillow opens many more formats, some of them by starting other programs. These are the ones that data sets come in."""
+"""The formats of data sets. Pillow opens many more, some of them by starting other programs."""
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MOST_BYTES = 2**27
@@ -22,13 +22,13 @@ MOST_PIXELS = 2**26
 def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> Image.Image:
     """The picture that a viewer shows, in 8 bits a channel.
 
-    Pixels of 16 bits are divided by 257 and rounded, and a turn that EXIF asks for is made. Pictures that have no such form
-    are refused: transparent ones, floating-point ones and animations.
+    Pixels of 16 bits are divided by 257 and rounded. A rotation in EXIF is applied. Pictures without such a form are refused:
+    transparent pictures, floating-point pictures and animations.
 
     Args:
         file: an encoded PNG, JPEG, WebP or BMP.
         channels: 1 for grey, 3 for RGB.
-        size: (height, width) that the picture must have, checked before its pixels take memory; None takes up to 2**26 pixels.
+        size: (height, width) of the picture, checked before its pixels take memory; None takes up to 2**26 pixels.
 
     Raises:
         PDSError: a phrase that goes on from the image's name, as in "is animated (12 frames): ...".
@@ -46,14 +46,14 @@ def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> 
         raise
     except UnidentifiedImageError:
         raise PDSError(f"is no {', '.join(FORMATS)} image: convert or remove it") from None
-    except Exception as error:  # Pillow raises a dozen kinds on damaged files
+    except Exception as error:  # Pillow raises many kinds of errors on damaged files
         why = shown(str(error) or type(error).__name__).strip("'\"")
         raise PDSError(f"cannot be read as an image ({why}): remove or replace it") from None
 
 
 def _check_size(image: Image.Image, size: tuple[int, int] | None, turned: bool = False) -> None:
     found = (image.height, image.width)
-    # Only a PNG's last bytes may say that it is turned by a quarter.
+    # The rotation of a PNG may stand in its last bytes.
     if size is not None and found != size and (turned or found != size[::-1]):
         raise PDSError(f"is {found[0]}x{found[1]}, the data set is {size[0]}x{size[1]}: remove or replace it")
     if math.prod(found) > MOST_PIXELS:
@@ -62,7 +62,7 @@ def _check_size(image: Image.Image, size: tuple[int, int] | None, turned: bool =
 
 def _converted(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
-        raise PDSError("holds floating-point pixels, whose range nothing tells: save it with 8 or 16 bits a channel")
+        raise PDSError("holds floating-point pixels of unknown range: save it with 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         # Grey of 16 bits; Pillow's own conversion would clip it at 255.
         values = np.asarray(image).astype(np.int64)

@@ -21,7 +21,7 @@ def _require_face(image: Image.Image, resolution: int) -> None:
 
 
 def _ncsnv2(image: Image.Image, resolution: int) -> np.ndarray:
-    """ermongroup/ncsnv2 reads 256x256 images from an LMDB whose making it does not publish; this is its rule for LSUN."""
+    """ermongroup/ncsnv2 reads 256x256 images from an LMDB. It does not publish how this was made; this is its rule for LSUN."""
     _require_face(image, resolution)
     return np.asarray(crop_centre(shrink_shorter_side(image, resolution), resolution))
 

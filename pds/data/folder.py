@@ -34,8 +34,8 @@ class EncodedImages(ABC):
         name: the data set's name.
         split: its split.
         shape: (C, H, W) that every image must have in the end; C is 1 (grey) or 3 (RGB).
-        preprocess: makes (H, W) or (H, W, C) uint8 pixels of a decoded grey or RGB image; None takes it as it is. What it
-            refuses it says in a `PDSError` that goes on from the image's name.
+        preprocess: makes (H, W) or (H, W, C) uint8 pixels of a decoded grey or RGB image; None takes it as it is. It refuses an
+            image by a `PDSError` that goes on from the image's name.
     """
 
     def __init__(self, name: str, split: str, shape: Sequence[int], preprocess: Preprocess | None) -> None:
@@ -53,18 +53,18 @@ class EncodedImages(ABC):
 
     @abstractmethod
     def encoded(self, i: int) -> bytes:
-        """The file of image i; raises a `PDSError` that names it when it cannot be had."""
+        """The file of image i; a `PDSError` names the image if it cannot be read."""
 
     @abstractmethod
     def place(self, i: int) -> str:
-        """Where image i is, for messages."""
+        """The place of image i, for messages."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Hash of all names and of the bytes of 64 files spread over them: a data set may hold millions."""
+        """Hash of all names and of the bytes of 64 files spread over them. A data set may hold millions of files."""
         digest = hashlib.sha256(b"\0".join(self.names))
         for i in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
             digest.update(self.encoded(i))
@@ -111,13 +111,14 @@ def image_paths(root: Path) -> Iterator[str]:
 
 
 class ImageFolder(EncodedImages):
-    """All images below a folder, in the order of their paths. If all lie in folders below it, these are their classes.
+    """All images below a folder, in the order of their paths. If all images lie in subfolders, the subfolders are their
+    classes.
 
     Args:
         root: the folder; searched recursively, linked folders too.
         shape: (C, H, W) that every image must have in the end; C is 1 (grey) or 3 (RGB).
-        name: what provenance calls it; the folder's name when not given.
-        split: what provenance calls the choice of images.
+        name: its name in provenance; the folder's name when not given.
+        split: name of the choice of images in provenance.
         preprocess: see `EncodedImages`.
     """
 
@@ -157,10 +158,10 @@ class ImageFolder(EncodedImages):
 
 
 def folder_of_images(root: str | Path) -> ImageFolder:
-    """All images below a folder, of the shape of the first: grey if that one is.
+    """All images below a folder, of the shape of the first image, and grey if the first is grey.
 
     Raises:
-        PDSError: there is no such folder, or no image in it, or the first cannot be read.
+        PDSError: the folder or its images are absent, or the first image cannot be read.
     """
     if not user_path(root).is_dir():
         raise MissingError(f"image folder {root} does not exist")

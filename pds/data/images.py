@@ -23,9 +23,9 @@ class ImageSource(Protocol):
         name: the data set's name, as it stands in provenance and file names.
         split: "train" or "test" (folders: "all").
         shape: (C, H, W) of every image.
-        fingerprint: tells these images from others of the same name, split, shape and number, as it stands in provenance. It
-            takes seconds, however many images there are.
-        labels: (N,) the class of each image, counted from 0; None where there are none.
+        fingerprint: tells these images from others of the same name, split, shape and number, in provenance. It takes seconds
+            for any number of images.
+        labels: (N,) the class of each image, counted from 0; None without classes.
     """
 
     name: str
@@ -88,10 +88,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def as_uint8(images: Tensor) -> Tensor:
-    """(n, C, H, W) images that someone has in memory, as uint8: they are, or they are floats from 0 (black) to 1 (white).
+    """(n, C, H, W) images in memory as uint8, from uint8 or from floats from 0 (black) to 1 (white).
 
-    Raises:
-        PDSError: they are neither.
+    Raises: PDSError: they are neither.
     """
     if images.ndim != 4 or not len(images):
         raise PDSError(f"images must have the shape (n, C, H, W) with n at least 1, got {tuple(images.shape)}")
@@ -103,7 +102,8 @@ def as_uint8(images: Tensor) -> Tensor:
 
 
 def require_file(root: Path, candidates: Sequence[str], what: str, where_from: str) -> Path:
-    """The first of `candidates` that exists under `root`, else a `MissingError` that says where to get it and put it."""
+    """The first of `candidates` that exists under `root`; else a `MissingError` that says where to get the file and where to
+    put it."""
     for name in candidates:
         if (root / name).is_file():
             return root / name

@@ -1,8 +1,8 @@
-"""Reads an LMDB for another process: damaged pages abort whoever touches them, or keep them for ever.
+"""Reads an LMDB for another process. Damaged pages abort the process that reads them, or keep it for ever.
 
-Run as `python lmdb_process.py FOLDER`; needs the lmdb package alone. Each answer on standard output is a length of 8 bytes,
-little-endian, and as many bytes. The first is the database's state as JSON. Then each line of standard input is answered:
-"keys" by the keys, a key in hexadecimal by its value. A length of -1 says that the rest is an error's text.
+Run as `python lmdb_process.py FOLDER`; it needs the lmdb package alone. Each answer on standard output is a length of 8 bytes,
+little-endian, and as many bytes. The first answer is the database's state as JSON. Each line of standard input then gets an
+answer: "keys" the keys, a key in hexadecimal its value. A length of -1 says that the rest is the text of an error.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 CATEGORIES = {"church": "church_outdoor", "tower": "tower", "bedroom": "bedroom"}
 MOST = 1 << 50  # bytes of an LMDB; that of the bedrooms has 54 GB
 PATIENCE, PATIENCE_FOR_KEYS = 30.0, 1800.0
-"""Seconds for one answer: listing the 3 million keys of the bedrooms on a slow disk takes minutes."""
+"""Seconds for one answer. Listing the 3 million keys of the bedrooms on a slow disk takes minutes."""
 SOURCE = "http://dl.yf.io/lsun/scenes/{}.zip"
 
 
@@ -52,8 +52,8 @@ def _ncsnv2(image: Image.Image, resolution: int) -> np.ndarray:
 
 
 def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
-    """yang-song/score_sde_pytorch, `datasets.py`, for the resolutions of NCSN++; the published images have a side of 256, so
-    at 256 this is a crop alone."""
+    """yang-song/score_sde_pytorch, `datasets.py`, for the resolutions of NCSN++. The published images have a side of 256, so at
+    256 this only crops."""
     require_size(image, resolution, f"the resolution {resolution}")
     return truncate(shrink_exactly(crop_centre_down(image, min(image.size)), resolution, BICUBIC))
 
@@ -89,12 +89,12 @@ class LSUN(Photographs):
 class LMDBImages(EncodedImages):
     """An LMDB whose values are encoded images, in the order of their keys.
 
-    The keys are listed once and kept in the project's cache: in the 54 GB of the bedrooms they lie scattered.
+    The keys are listed once and kept in the project's cache: they lie scattered in the 54 GB of the bedrooms.
 
     Args:
         root: folder of data.mdb.
         shape: (C, H, W) that every image must have in the end.
-        name: what provenance calls it.
+        name: its name in provenance.
         split: its split.
         preprocess: see `EncodedImages`.
     """
@@ -117,7 +117,7 @@ class LMDBImages(EncodedImages):
 
 
 class Database:
-    """An LMDB that a process of its own reads: a damaged page ends that process, never this one.
+    """An LMDB that a separate process reads. A damaged page ends that process, never this one.
 
     Args:
         root: folder of data.mdb.
@@ -203,7 +203,7 @@ def _keys(root: Path, database: Database) -> np.ndarray:
     path = cache_folder() / "lmdb" / f"{root.name}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.npz"
     if path.is_file():
         try:
-            # The archive has a CRC of what was listed.
+            # The archive has a CRC of the list.
             return read_npz(path, {"keys": Array("bytes", (count,))}, "a list of keys", "it is listed again")["keys"]
         except PDSError as error:
             log.warning("%s", error)

@@ -40,7 +40,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     Args:
         path: the file.
-        shape: that its array must have. No more bytes than that are unpacked.
+        shape: shape of its array. No more bytes than this are unpacked.
     """
     header = _idx_header(shape)
     length = len(header) + math.prod(shape)

@@ -19,13 +19,13 @@ from pds.options import Range, options
 
 @options
 class Photographs(ABC):
-    """Which images to take and what to make of them: checked when made, opened when called.
+    """The choice of images and their preprocessing: checked when made, opened when called.
 
     Attributes:
         root: folder to look in.
         split: the part of the data set.
         resolution: height and width of the images, in pixels.
-        preprocessing: whose cutting and shrinking: "ncsnv2" or "score_sde" (the code of NCSN++).
+        preprocessing: the code that cuts and shrinks them: "ncsnv2" or "score_sde" (the code of NCSN++).
     """
 
     root: str | Path
@@ -37,7 +37,7 @@ class Photographs(ABC):
 
     @abstractmethod
     def __call__(self) -> EncodedImages:
-        """The images; a `PDSError` says what is missing, from where it comes and where to put it."""
+        """The images. A `PDSError` names a missing file, its origin and its place."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,7 +45,7 @@ class Photographs(ABC):
         return (3, self.resolution, self.resolution)
 
     def title(self, name: str) -> str:
-        """Return the name in provenance of the images of data set `name`, with all that was done to them."""
+        """Return the name in provenance of the images of data set `name`, with their preprocessing."""
         return f"{name}_{self.resolution}_{self.preprocessing}"
 
     def preprocess(self, image: Image.Image) -> np.ndarray:

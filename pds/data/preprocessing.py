@@ -11,7 +11,8 @@ BILINEAR, BICUBIC, BOX = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Im
 
 
 def require_size(image: Image.Image, size: int, what: str) -> None:
-    """Refuse an image with a side shorter than `size`: enlarged images are no data. `what` names the size in the message."""
+    """Refuse an image with a side shorter than `size`, because enlarged images are no data. `what` names the size in the
+    message."""
     if min(image.size) < size:
         raise PDSError(f"is {image.height}x{image.width}, smaller than {what}")
 
@@ -48,7 +49,7 @@ def shrink_exactly(image: Image.Image, size: int, kernel: Image.Resampling) -> n
 
 
 def truncate(pixels: np.ndarray) -> np.ndarray:
-    """uint8 by truncation. What a cubic filter sends below 0 or above 255 is clipped here; score_sde lets it wrap around."""
+    """uint8 by truncation. Values of a cubic filter below 0 or above 255 are clipped here; score_sde lets them wrap around."""
     return pixels.clip(0, 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Per-pixel and per-frequency statistics of a data set: what the filters of PDS are made of ([ECCV] section 4.2)."""
+"""Per-pixel and per-frequency statistics of a data set. The filters of PDS are made of them ([ECCV] section 4.2)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DatasetStatistics:
     """Moments of images in [0, 1], each (C, H, W) float32.
 
     Attributes:
-        name: data set they come from.
+        name: the data set of the images.
         power: E|F x|^2 of the unnormalised 2-D DFT per channel, DC at [0, 0].
         mean: E[x] in each pixel.
         second_moment: E[x^2] in each pixel.
@@ -52,11 +52,11 @@ class DatasetStatistics:
         black, white = data_range
         mean = self.mean.double()
         power = (self.power.double() - torch.fft.fft2(mean).abs().square()) / mean[0].numel()
-        # A mode that no image has (a margin that is always black) has a variance of rounding errors.
+        # A mode that is 0 in all images (as with black margins) has a variance of rounding errors.
         return black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12)
 
     def save(self, path: Path) -> None:
-        """Write as npz, atomically; nothing in it is pickled."""
+        """Write as npz, atomically, without pickles."""
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
@@ -74,7 +74,7 @@ class DatasetStatistics:
         with reading(file, what, fix):
             provenance = parse_json(str(arrays["provenance"]), {"dataset": str, "images": Annotated[int, Range(1)]})
             power, mean, square = (arrays[name].astype(np.float64) for name in ("power", "mean", "second_moment"))
-            # Of images in [0, 1], where x² <= x and no frequency has more than all pixels.
+            # Images in [0, 1] have x² <= x, and no frequency exceeds the sum of all pixels.
             if not (np.all(mean**2 <= square + 1e-5) and np.all(square <= mean + 1e-5) and np.all(power <= power[0].size ** 2)):
                 raise ValueError("no images in [0, 1] have such moments")
         moments = {name: torch.from_numpy(arrays[name]) for name in ("power", "mean", "second_moment")}
@@ -85,20 +85,20 @@ def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:
     """(count,) indices of distinct images, the same for the same (len(images), count, seed)."""
     if not 1 <= count <= len(images):
         raise PDSError(
-            f"{images.name} {images.split} has {len(images)} images, cannot take {count} of them: give it more, or ask "
-            "for fewer"
+            f"{images.name} {images.split} has {len(images)} images, fewer than {count}: give it more, or ask for fewer"
         )
     return np.random.default_rng(seed).choice(len(images), count, replace=False)
 
 
 def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cache: Path | None = None) -> DatasetStatistics:
-    """Statistics of `count` random images in one pass, from `cache` when the same images were seen before.
+    """Statistics of `count` random images in one pass, or from `cache` if these images were seen before.
 
     Args:
         images: the training images.
         count: number of images; the papers use 200.
         seed: seed of the choice.
-        cache: folder of statistics files, or None. A file is named by what it depends on, the hash of its images included.
+        cache: folder of statistics files, or None. The name of a file has all that it depends on, including the hash of its
+            images.
     """
     indices = choose(images, count, seed)
     provenance: dict[str, str | int] = {
@@ -106,7 +106,7 @@ def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cac
         "split": images.split,
         "images": count,
         "seed": seed,
-        # Read twice rather than kept: 200 images of 1024x1024 in float64 would fill 5 GB.
+        # Images are read twice instead of kept: 200 images of 1024x1024 in float64 would fill 5 GB.
         "images_sha256": image_digest(read_in_batches(images, indices)),
     }
     path = cache / f"{images.name}-{json_digest(provenance)}.npz" if cache else None

@@ -1,4 +1,4 @@
-"""How the shipped classifiers and their reference statistics were made."""
+"""The making of the shipped classifiers and of their reference statistics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over the training images.
-        seed: of initial weights, order, shifts and mirroring.
+        seed: seed of initial weights, order, shifts and mirroring.
         batch_size: images a step.
         learning_rate: peak of the cycle.
         flip: mirror each image left to right with probability 1/2.
@@ -53,7 +53,7 @@ RECIPES = {DigitClassifier: Recipe(), ObjectClassifier: Recipe(epochs=12, flip=T
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """(n, C, H, W) images, each moved by up to `reach` pixels in both directions, zeros moving in."""
+    """(n, C, H, W) images, each moved by up to `reach` pixels in both directions, with zeros at the edges."""
     n, _, height, width = images.shape
     padded = F.pad(images, (reach, reach, reach, reach)).permute(0, 2, 3, 1)
     top, left = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
@@ -69,7 +69,7 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(classifier: Classifier, images: ArrayImages) -> float:
-    """Share of `images` (which have labels) that the classifier names rightly."""
+    """Share of the labelled `images` that the classifier classifies correctly."""
     classifier.eval()
     indices = np.arange(len(images))
     chunks = np.array_split(indices, math.ceil(len(images) / 500))
@@ -83,10 +83,10 @@ def train_classifier(
     """Train a classifier on the CPU.
 
     Args:
-        kind: which one.
+        kind: the classifier.
         images: training images with labels.
-        test_images: images with labels for the accuracy; nothing is chosen by it.
-        recipe: how.
+        test_images: images with labels for the accuracy; nothing is chosen by this accuracy.
+        recipe: the details of training.
 
     Returns:
         The state dict with its floating-point entries in float16, and the test accuracy of exactly those weights.
@@ -138,7 +138,7 @@ def build_classifier(kind: type[Classifier], images: ArrayImages, test_images: A
         "torch": torch.__version__,
     }
     with atomic_path(folder / classifier_file(kind)) as temporary:
-        # One key: safetensors does not keep the order of several, and the file is to be reproducible.
+        # One key: safetensors does not keep the order of several keys, and the file must be reproducible.
         temporary.write_bytes(save(state, metadata={"provenance": json.dumps(provenance)}))
 
 
@@ -146,8 +146,8 @@ def build_reference(kind: type[Classifier], images: ArrayImages, folder: Path, s
     """Write the reference of a classifier's features into `folder`, made with the classifier that lies there.
 
     The statistics describe a random half of the training set; `held_out` are features of `HELD_OUT` images of the other
-    half. The classifier has seen both halves alike, so their distance is what real data measure: the floor.
-    The halves are random because neighbours in MNIST are not alike. Its even and odd images are 44 apart, random halves 0.4.
+    half. The classifier has seen both halves alike, so their distance is that of real data: the floor. The halves are random
+    because neighbouring images of MNIST differ in kind: even and odd images are 44 apart, random halves 0.4.
     """
     features = ClassifierFeatures(kind, "cpu", folder / classifier_file(kind))
     half = len(images) // 2
@@ -168,12 +168,12 @@ def build_reference(kind: type[Classifier], images: ArrayImages, folder: Path, s
 
 
 def build_assets(kind: type[Classifier], images: ArrayImages, test_images: ArrayImages, folder: Path) -> None:
-    """Make both files that `pds/assets` ships for the offline metric of a data set: the classifier, then its reference.
+    """Make both files for the offline metric of a data set, as `pds/assets` ships them: the classifier, then its reference.
 
     Args:
         kind: the classifier of the data set.
         images, test_images: its training and test images, with labels.
-        folder: where they are written.
+        folder: where the files are written.
     """
     build_classifier(kind, images, test_images, folder)
     build_reference(kind, images, folder)

@@ -1,7 +1,7 @@
 """The error of the image that a network denoises to, beside that of the best linear guess.
 
-Where the noise hides all structure but the mean and the spectrum of the data, the linear guess is the exact D. A network that
-is worse there only adds error, and a walk may start below (`PreconditionedSDE.start`).
+Where the noise hides all structure except the mean and the spectrum of the data, the linear guess is the exact D. A network
+that is worse there only adds error, and a walk may start below this level (`PreconditionedSDE.start`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pds.noise import ImageNoise
 from pds.remedies import LevelShift, SeenNoise
 from pds.score import Score, denoised
 
-LEVELS = 9  # at which it is measured
+LEVELS = 9  # noise levels of the measurement
 
 
 class DenoisingError(NamedTuple):
@@ -28,10 +28,10 @@ class DenoisingError(NamedTuple):
 
     Attributes:
         sigma: noise level.
-        network: of the network.
-        bounded: of the network, D kept in the data range (`LevelShift` with a scale of 1).
-        seen: of the network, the strength of the noise read off the modes without data (`SeenNoise`).
-        linear: of the exact score of the Gaussian with the mean and the spectrum of the data.
+        network: error of the network.
+        bounded: error of the network with D kept in the data range (`LevelShift` with a scale of 1).
+        seen: error of the network with the strength of the noise read off the modes without data (`SeenNoise`).
+        linear: error of the exact score of the Gaussian with the mean and the spectrum of the data.
     """
 
     sigma: float
@@ -49,7 +49,7 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
         model: the model; its network is used where it is.
         images: (n, C, H, W) uint8 real images, best not those of the statistics.
         statistics: of the training images.
-        seed: of the noise.
+        seed: seed of the noise.
     """
     (black, white), ladder = model.data_range, model.process.ladder
     clean = black + (white - black) * to_unit(images).to(model.device)

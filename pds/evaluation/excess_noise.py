@@ -1,4 +1,4 @@
-"""Noise that a score network does not see, and what becomes of it along a sampler.
+"""Noise that a score network does not see, and its growth along a sampler.
 
 With few steps a predictor leaves more noise in the state than its level says, k sigma z instead of sigma z. The exact score of
 a mode without data, -x / sigma^2, pulls k times as hard, and the excess stays small. A network that was trained on k = 1 alone
@@ -6,8 +6,9 @@ may pull as if k were 1, r(k) = 1 instead of r(k) = k. Then the excess grows fro
 
     K <- sqrt((K (1 + m^2 linear) - m^2 weight r(k) / std)^2 + m^2 noise^2),    k = K / std,
 
-is the standard deviation of the state, m^2 the gain of P P^T there, and linear, weight and noise the coefficients of the step.
-With r = 1 and reverse diffusion on VE it stays bounded only for m^2 >= sigma_i^2 / sigma_{i+1}^2: for a filter, not for m = 1.
+is the standard deviation of the state. m^2 is the gain of P P^T there; linear, weight and noise are the coefficients of the
+step. With r = 1 and reverse diffusion on VE, K stays bounded only for m^2 >= sigma_i^2 / sigma_{i+1}^2: with a filter, not for
+m = 1.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ if TYPE_CHECKING:
     from pds.models.scores import Model
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
-HIGH = 0.35  # cycles a pixel, along both axes: where images have least
-MOST = 8.0  # gain of a filter that anyone would use
-LEVELS = 5  # at which the response of a model is measured
-DATA_SHARE = 0.01  # of the noise's variance: what the data may have in the modes looked at
+HIGH = 0.35  # cycles a pixel, along both axes; images have least above it
+MOST = 8.0  # the largest gain of a filter that is tried
+LEVELS = 5  # noise levels at which the response of a model is measured
+DATA_SHARE = 0.01  # the most variance of the data in the chosen modes, in units of the noise's
 
 
 @dataclass(frozen=True)
 class NoiseResponse:
-    """How much noise a network predicts where there is k times as much as its level says.
+    """The noise that a network predicts in a state with k times as much noise as its level says.
 
     Attributes:
         sigmas: (S,) ascending noise levels.
         factors: (K,) ascending k, 1 among them.
         values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma). An exact score of pure
-            noise gives k; a network that does not see the excess gives the same for every k. Below that where data hide noise.
+            noise gives k. A network that does not see the excess gives the same value for every k. The values are lower where
+            the data hide noise.
     """
 
     sigmas: tuple[float, ...]
@@ -56,9 +58,10 @@ class NoiseResponse:
     values: tuple[tuple[float, ...], ...]
 
     def __call__(self, sigma: float, k: float) -> float:
-        """r(k) at a level, in units of r(1): linear in k and in log sigma between what was measured, and in k above.
+        """r(k) at a level, in units of r(1): linear in k and in log sigma between the measured values, and linear in k above
+        them.
 
-        Below the smallest k and beyond the levels it is that of the nearest.
+        Below the smallest k and beyond the levels it has the nearest value.
         """
         rows = [self._of_level(row, k) for row in self.values]
         return float(np.interp(math.log(sigma), np.log(self.sigmas), rows))
@@ -73,7 +76,7 @@ class NoiseResponse:
 
 @torch.no_grad()
 def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: int = 0) -> NoiseResponse:
-    """Measure it, with the same noise at every level.
+    """Measure the response, with the same noise at every level.
 
     Args:
         score: `score(x, sigma)`.
@@ -99,8 +102,8 @@ def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float =
 
     Args:
         levels: from `PredictorCorrector.levels`.
-        response: of the network.
-        gain: m^2, that of P P^T in these modes; the prior goes through P.
+        response: the response of the network.
+        gain: m^2, the gain of P P^T in these modes; the prior goes through P.
 
     Yields:
         T ratios, in units of the level's own noise.
@@ -121,7 +124,7 @@ def least_gain(levels: Sequence[Level], response: NoiseResponse, bound: float = 
 
 
 def highest_frequencies(size: tuple[int, int]) -> Tensor:
-    """(H, W) bool, DC at [0, 0]: the modes in which excess noise is looked for."""
+    """(H, W) bool, DC at [0, 0]: the modes that are searched for excess noise."""
     h, w = (torch.fft.fftfreq(n).abs() > HIGH for n in size)
     return h[:, None] & w[None, :]
 
@@ -137,7 +140,7 @@ def last_without_data(levels: Sequence[Level], variance: float) -> int:
 
     Args:
         levels: from `PredictorCorrector.levels`.
-        variance: of the data in one mode, in squared units of the model's data range.
+        variance: variance of the data in one mode, in squared units of the model's data range.
     """
     return max(i for i, level in enumerate(levels) if i == 0 or variance <= DATA_SHARE * level.sigma**2)
 
@@ -155,11 +158,11 @@ def follow(
     """k before each iteration of a real run, up to that before iteration `last`.
 
     Args:
-        score: of the network.
-        process: that it was trained on.
+        score: the score of the network.
+        process: the process that it was trained on.
         sampler: a predictor without a corrector.
         preconditioner: P and S.
-        noise: of the images to sample.
+        noise: noise of the images to sample.
         modes: (H, W) bool, as of `highest_frequencies`.
         last: as of `last_without_data`.
 
@@ -187,7 +190,7 @@ def alpha_of_gain(gain: float, power: Tensor, modes: Tensor) -> float:
     """
     spectrum = power.double().log1p()
     lowest = (spectrum[:, modes].mean() / spectrum.max()).item()
-    # Of R = (lowest + alpha - 1) / alpha = 1 / m there.
+    # The solution of R = (lowest + alpha - 1) / alpha = 1 / m.
     return (1 - lowest) / (1 - gain**-0.5) if 1 < gain < math.inf else math.inf if gain == 1 else math.nan
 
 
@@ -197,7 +200,7 @@ class NoiseTrack:
 
     Attributes:
         iterations: T.
-        what: the filter, or "vanilla".
+        what: title of the filter, or "vanilla".
         sigmas: (S,) descending noise levels.
         predicted, sampled: (S,) each.
     """
@@ -216,10 +219,10 @@ class Excess:
 
     Attributes:
         iterations: T.
-        sigma: noise level at which the data begin to show there.
-        k: noise there by then, in units of the level's own, without a filter.
-        least_gain: smallest gain 1 / R^2 that keeps k below 2 to the end; inf if none up to 8 does.
-        alpha: of the weakest `StatisticsFilter` that has this gain; inf if none is needed, nan if none will do.
+        sigma: noise level at which the data begin to show in these frequencies.
+        k: noise in these frequencies at this level, in units of the level's own, without a filter.
+        least_gain: smallest gain 1 / R^2 that keeps k below 2 to the end; inf if no gain up to 8 does.
+        alpha: alpha of the weakest `StatisticsFilter` with this gain; inf if no filter is needed, nan if none is enough.
     """
 
     iterations: int
@@ -231,10 +234,9 @@ class Excess:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Whether a network sees excess noise, and what to do about it at each T; printed, it is a table.
+    """Whether a network sees excess noise, and the filter that it needs at each T. Printed, it is a table.
 
-    Attributes:
-        response: how much noise the network predicts where there is k times as much as its level says.
+    Attributes: response: the noise that the network predicts in a state with k times as much noise as its level says.
         excess: an entry for each T.
     """
 
@@ -268,13 +270,14 @@ def diagnose(
     predictor: Predictor = ReverseDiffusion(),
     seed: int = 0,
 ) -> Diagnosis:
-    """Find out whether a network sees excess noise, and how strong a filter it needs at each T. Takes 35 evaluations an image.
+    """Find out whether a network sees excess noise, and how strong a filter it needs at each T.
 
-    Args:
-        model: from `load` or `wrap`; its statistics, where it has them, give alpha, else those of `images`.
+    This takes 35 evaluations an image.
+
+    Args: model: from `load` or `wrap`. Its statistics give alpha; without them, those of `images` do.
         images: (n, C, H, W) real images of the model's shape, uint8 or floats in [0, 1]; 16 are enough.
         iterations: values of T.
-        predictor: what it is sampled with, without a corrector.
+        predictor: the predictor of the sampler, which has no corrector.
         seed: of the noise.
 
     Raises:

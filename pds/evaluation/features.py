@@ -26,12 +26,11 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 
 
 class FeatureExtractor(Protocol):
-    """Images to features; each image is treated alone, so features do not depend on how images are grouped.
+    """Images to features. Each image is treated alone, so features do not depend on the grouping of images.
 
-    Attributes:
-        name: what the features are, as it stands in metric names.
+    Attributes: name: name of the features in metric names.
         dimension: D, the length of a feature vector.
-        provenance: what a feature depends on besides the image: "features" (the name), "resize", "weights_sha256".
+        provenance: facts that a feature depends on besides the image: "features" (the name), "resize", "weights_sha256".
     """
 
     name: str
@@ -40,7 +39,7 @@ class FeatureExtractor(Protocol):
 
     @property
     def logits(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """Gives (n, classes) logits of (n, D) features, by the network's last layer; None where it has none."""
+        """Gives (n, classes) logits of (n, D) features, by the network's last layer; None for a network without classes."""
 
     def __call__(self, images: Tensor) -> np.ndarray:
         """(n, D) float32 features of (n, C, H, W) uint8 images; other images raise `PDSError`."""
@@ -57,7 +56,7 @@ def _in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int, 
 
 
 class ClassifierFeatures:
-    """The penultimate layer of one of the project's own classifiers: works offline, for images of its data set alone.
+    """The penultimate layer of one of the project's own classifiers. It works offline, and for images of its data set alone.
 
     Args:
         classifier: which network.
@@ -150,13 +149,13 @@ class Published(NamedTuple):
     """A network that torch-fidelity knows.
 
     Attributes:
-        theirs: what torch-fidelity calls it.
-        layer: its features, as torch-fidelity calls them.
-        name: as it stands in metric names.
+        theirs: its name in torch-fidelity.
+        layer: name of its features in torch-fidelity.
+        name: its name in metric names.
         dimension: D.
-        url: where its weights are published.
-        sha256: of them; None where the publisher gives none.
-        file: where they are kept, below the cache folder, or below that of torch.hub.
+        url: address of its weights.
+        sha256: their SHA-256; None if the publisher gives none.
+        file: their place below the cache folder, or below the folder of torch.hub.
     """
 
     theirs: str
@@ -200,12 +199,12 @@ PUBLISHED = {
 
 
 class FidelityFeatures:
-    """Features of the networks that torch-fidelity defines, with its resize, which is TensorFlow 1's (Obukhov et al., 2020).
+    """Features of the networks that torch-fidelity defines, with its resize, that of TensorFlow 1 (Obukhov et al., 2020).
 
     Images of one channel are repeated to three.
 
     Args:
-        published: which network.
+        published: the network.
         device: where it runs.
         cache: folder of the weights, the project's cache by default; they are downloaded into it if absent. DINOv2 comes with
             its code through torch.hub, in the folder of torch.hub.
@@ -248,7 +247,7 @@ class FidelityFeatures:
 
     @property
     def logits(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """The classes of Inception, without bias as its inception score has them; None for the other networks."""
+        """The classes of Inception, without bias as in its inception score; None for the other networks."""
         if self.layer != "2048":
             return None
         weight: Tensor = self.network.fc.weight.detach().cpu()
@@ -262,16 +261,15 @@ def _require_pictures(name: str, images: Tensor) -> None:
 
 
 class OwnFeatures:
-    """Features of anyone's function or TorchScript file, which is code and is run.
+    """Features of anyone's function or TorchScript file. Both are code, and are run.
 
-    Args:
-        source: FILE.py:NAME or module:NAME of a function, or a TorchScript file: it takes (n, C, H, W) uint8 images and gives
-            (n, D) floats.
+    Args: source: FILE.py:NAME or module:NAME of a function, or a TorchScript file. It takes (n, C, H, W) uint8 images and
+    returns (n, D) floats.
         shape: (C, H, W) of the images.
         device: where the images are when it is called, and where a TorchScript network runs.
 
     Raises:
-        OptionError: there is no such thing, it fails on a black image, or gives something else.
+        OptionError: there is no such function or file, it fails on a black image, or it returns something else.
     """
 
     chunk = 64
@@ -320,7 +318,7 @@ def extractor(
     """The extractor of a name.
 
     Args:
-        name: one of `CHOICES`, or what `OwnFeatures` takes.
+        name: one of `CHOICES`, or a source of `OwnFeatures`.
         shape: (C, H, W) of the images.
         device: where it runs.
         cache: folder of downloaded weights; the project's by default.

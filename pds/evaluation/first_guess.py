@@ -1,8 +1,9 @@
-"""Settings for a network without any reference: from how it answers excess noise, and from images of its own.
+"""Settings for a network without any reference, from its response to excess noise and from images of its own.
 
-A mode of variance p that is V instead of p + sigma^2 shows k = sqrt(V / (p + sigma^2)) times the noise that is due. An exact
-score takes all of it for noise; a network with the response r(k) takes r(k) / k of that, and keeps the rest as image. With this
-in place of the exact score, the variance recursion of the preconditioned SDE tells what each setting leaves in each mode.
+A mode of data variance p should have the variance p + sigma^2. If it has V, it shows k = sqrt(V / (p + sigma^2)) times the
+noise that it should have. An exact score takes all of it for noise. A network with the response r(k) takes r(k) / k of it, and
+keeps the rest as image. With this response in place of the exact score, the variance recursion of the preconditioned SDE gives
+the variance of each mode under each setting.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import Level
 
 IMAGES = 64
-"""What a guess costs at most, in evaluations of as many images."""
+"""The most that a guess costs, in evaluations of as many images."""
 MODES = 64
 ETAS = tuple(np.geomspace(0.25, 4, 9).tolist())
 WEIGHTS: tuple[Literal["midpoint", "exact"], ...] = ("midpoint", "exact")
@@ -48,12 +49,10 @@ ALPHAS = (math.inf, 20.0, 10.0, 5.0, 3.0, 2.0)
 
 @dataclass(frozen=True)
 class Look:
-    """What a guess knows of a network.
+    """The facts about a network that a guess uses.
 
-    Attributes:
-        response: how much noise it predicts where there is k times as much as its level says.
-        statistics: of its own denoised images.
-        evaluations: that this took, over all images.
+    Attributes: response: the noise that it predicts in a state with k times as much noise as its level says. statistics:
+    statistics of its own denoised images. evaluations: evaluations that these facts took, over all images.
     """
 
     response: NoiseResponse
@@ -63,12 +62,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Guess:
-    """Settings that nothing has measured.
+    """Settings that no measurement has tested.
 
-    Attributes:
-        sampler: with its eta, grid, weight and prior.
-        alpha: of its `StatisticsFilter`, of `Look.statistics`; inf for none.
-        predicted: Fréchet distance in pixels, in squared units of the data range, that the recursion gives.
+    Attributes: sampler: the sampler, with its eta, grid, weight and prior. alpha: alpha of its `StatisticsFilter` from
+    `Look.statistics`; inf for no filter. predicted: Fréchet distance in pixels by the recursion, in squared units of the data
+    range.
     """
 
     sampler: PreconditionedSDE
@@ -79,7 +77,8 @@ class Guess:
 @torch.no_grad()
 @checked
 def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
-    """Sample half of 64 images with the default of `PreconditionedSDE`, and measure the response with what is left.
+    """Sample half of 64 images with the default of `PreconditionedSDE`, and measure the response with the evaluations that are
+    left.
 
     Args:
         model: from `load` or `wrap`; its network is used where it is.
@@ -97,7 +96,7 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
     x = sampler.prior(noise, model.process, Identity())
     x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)
     if not x.isfinite().all():
-        raise PDSError("a first guess samples images, and theirs are not finite: the weights are broken, or T is too small")
+        raise PDSError("a first guess samples images, and these are not finite: the weights are broken, or T is too small")
     black, white = model.data_range
     images = to_uint8((x - black) / (white - black)).cpu()
     used = min(count, for_response)
@@ -111,14 +110,10 @@ def guess(
 ) -> Guess:
     """The preconditioned SDE whose images come nearest to the spectrum, by the recursion.
 
-    Its prior is drawn: the recursion knows of no excess noise but that of the prior's norm, and without it nothing would
-    speak against an ODE.
+    Its prior is drawn. The only excess noise in the recursion is that of the prior's norm, and without it an ODE would
+    always win.
 
-    Args:
-        model: that was looked at.
-        look: at it.
-        iterations: T.
-        etas, alphas: that are tried.
+    Args: model: the model. look: the facts about it. iterations: T. etas, alphas: the values to try.
     """
     samplers = (PreconditionedSDE(iterations, rho, weight=weight) for rho in RHOS for weight in WEIGHTS)
     return min((best_eta(sampler, model, look, etas, alphas) for sampler in samplers), key=lambda found: found.predicted)
@@ -131,7 +126,7 @@ def best_eta(
     etas: tuple[float, ...] = ETAS,
     alphas: tuple[float, ...] = (math.inf,),
 ) -> Guess:
-    """The same of one sampler, of which eta and the filter alone are chosen, among those given."""
+    """The same for a given sampler: only eta and the filter are chosen, among those given."""
     law = StationaryGaussian.of(look.statistics, model.data_range)
     chosen = _quantiles(law.power)
     power = law.power.flatten()[chosen]
@@ -141,7 +136,7 @@ def best_eta(
     gains = torch.tensor(etas, dtype=torch.float64)[:, None, None] * torch.stack(filters)
     levels = sampler.levels(model.process)
     target = power**2 / (power + levels[-1].sigma ** 2)
-    # The norm of the prior differs from image to image by this much.
+    # The spread of the prior's norm over images.
     spread = 1 / math.sqrt(2 * math.prod(model.shape))
     seen = replace(sampler, eta=1.0)
     distance = torch.zeros(gains.shape[:2], dtype=torch.float64)
@@ -155,12 +150,9 @@ def best_eta(
 
 
 def guess_alpha(model: Model, look: Look, levels: Sequence[Level]) -> float:
-    """alpha of the weakest filter with which a predictor leaves no excess noise; inf if it needs none, nan if none will do.
+    """alpha of the weakest filter with which a predictor leaves no excess noise; inf if it needs none, nan if none is enough.
 
-    Args:
-        model: that was looked at.
-        look: at it.
-        levels: of a `PredictorCorrector` without a corrector.
+    Args: model: the model. look: the facts about it. levels: levels of a `PredictorCorrector` without a corrector.
     """
     return alpha_of_gain(least_gain(levels, look.response), look.statistics.power, highest_frequencies(model.shape[1:]))
 
@@ -174,14 +166,14 @@ def _gain(alpha: float, look: Look) -> Tensor:
 
 
 def _quantiles(power: Tensor) -> Tensor:
-    """Some modes that stand for all: even steps through their order by variance."""
+    """A sample of the modes: even steps through their order by variance."""
     order = power.flatten().argsort()
     count = min(MODES, len(order))
     return order[((torch.arange(count) + 0.5) * len(order) / count).long()]
 
 
 def _share(response: NoiseResponse) -> Callable[[float, Tensor], Tensor]:
-    """(sigma, k) to r(k) / k, the part of what is due that the network predicts."""
+    """The map from (sigma, k) to r(k) / k, the part of the exact noise that the network predicts."""
     knots = np.array([*response.factors, 1e6])
 
     def share(sigma: float, k: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pds.errors import PDSError
 
-ROWS = 8192  # features that are in float64 at once, to bound memory
+ROWS = 8192  # features that are converted to float64 at once, to bound memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +18,7 @@ class FeatureStatistics:
     Attributes:
         mean: (D,) float64.
         covariance: (D, D) float64, unbiased (divided by N - 1).
-        count: the number N of vectors; 0 where a published file does not say.
+        count: the number N of vectors; 0 if a published file does not say.
     """
 
     mean: np.ndarray
@@ -32,9 +32,7 @@ class FeatureStatistics:
                 f"got {self.mean.shape} and {self.covariance.shape}"
             )
         if not (np.isfinite(self.mean).all() and np.isfinite(self.covariance).all()):
-            raise PDSError(
-                "feature statistics are not finite: look for NaN or infinity in the features or the file they are of"
-            )
+            raise PDSError("feature statistics are not finite: look for NaN or infinity in the features or in their file")
         scale = np.abs(self.covariance).max(initial=0)
         if np.abs(self.covariance - self.covariance.T).max(initial=0) > 1e-6 * scale or self.covariance.diagonal().min() < 0:
             raise PDSError("feature statistics need a symmetric covariance with variances of at least 0: make them again")
@@ -50,11 +48,11 @@ class FeatureStatistics:
         return cls(mean, _products(features, mean) / (len(features) - 1), len(features))
 
     def without(self, features: np.ndarray) -> FeatureStatistics:
-        """Statistics of the other vectors, where (n, D) `features` are some of those described."""
+        """Statistics of the vectors without `features`, (n, D), which are some of them."""
         rest = self.count - len(features)
         shift = len(features) * (self.mean - features.mean(axis=0, dtype=np.float64)) / rest
         products = (self.count - 1) * self.covariance - _products(features, self.mean) - rest * np.outer(shift, shift)
-        np.fill_diagonal(products, products.diagonal().clip(min=0))  # below it by rounding, where a feature is constant
+        np.fill_diagonal(products, products.diagonal().clip(min=0))  # a constant feature may be below 0 by rounding
         return FeatureStatistics(self.mean + shift, (products + products.T) / (2 * (rest - 1)), rest)
 
 
@@ -70,9 +68,9 @@ def _products(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Squared Fréchet distance |μa - μb|² + tr(Σa + Σb - 2 (Σa Σb)^½), in float64 and never negative.
 
-    With Σa = H Hᵀ the trace of the root is the sum of the roots of the eigenvalues of Hᵀ Σb H, which is symmetric:
-    no square root of a non-symmetric matrix is needed, and nothing complex can arise. H keeps the range of Σa alone,
-    so sets with fewer images than features lose no precision to the roots of rounded zeros.
+    With Σa = H Hᵀ the trace of the root is the sum of the roots of the eigenvalues of Hᵀ Σb H. This matrix is symmetric. So no
+    root of a non-symmetric matrix is needed, and nothing complex can arise. H spans the range of Σa alone. So sets with fewer
+    images than features lose no precision to the roots of rounded zeros.
     """
     if a.mean.shape != b.mean.shape:
         raise PDSError(f"statistics of {len(a.mean)} and of {len(b.mean)} features cannot be compared: use one extractor")

@@ -1,8 +1,9 @@
 """The law of a sampler on a Gaussian target, exactly: no network, no random numbers, no features.
 
-The target is x ~ N(mean, F^-1 diag(p) F), stationary, with a variance p of each Fourier mode. Its score at noise sigma is
-s(x) = -F^-1 [F (x - mean) / (p + sigma^2)], so a sampler whose steps do not depend on the images is affine in its draws and
-keeps the modes apart: its answers to an impulse in one draw at a time, whose spectrum is flat, add up to its covariance.
+The target is x ~ N(mean, F^-1 diag(p) F), stationary, with a variance p of each Fourier mode. Its score at noise sigma is s(x)
+= -F^-1 [F (x - mean) / (p + sigma^2)]. So a sampler whose steps do not depend on the images is affine in its draws and keeps
+the modes apart. An impulse has a flat spectrum. So the responses of the sampler to an impulse in one draw at a time add up to
+its covariance.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, no_callback
 
 UNIFORM_STD = 12**-0.5
-TOLERANCE = 1e-3  # of what must be linear, in units of the largest answer; filters compute in float32
+TOLERANCE = 1e-3  # of linearity, in units of the largest response; filters compute in float32
 
 
 @dataclass(frozen=True)
 class StationaryGaussian:
-    """A Gaussian law of images, and its score: `score(x, sigma)` of it plus sigma z.
+    """A Gaussian law of images, and the score of images plus noise: `score(x, sigma)`.
 
     Attributes:
         mean: (C, H, W) float64.
@@ -37,7 +38,7 @@ class StationaryGaussian:
 
     @classmethod
     def of(cls, statistics: DatasetStatistics, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
-        """The one with the mean image and the power spectrum of a data set, in the data range of a model."""
+        """The law with the mean image and the power spectrum of a data set, in the data range of a model."""
         return cls(*statistics.gaussian(data_range))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class StationaryGaussian:
 class _Impulses:
     """Draws for `count` + 2 images, d = 0, 1, …: draw d is an impulse in image d, in its first pixel.
 
-    The last image gets no noise, that before it an impulse in every draw, in another pixel.
+    The last image gets no noise. The image before it gets an impulse in every draw, in another pixel.
     """
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
@@ -75,16 +76,15 @@ class _Impulses:
 def sampled_law(
     sampler: Sampler[Any], target: StationaryGaussian, process: Process, preconditioner: Preconditioner
 ) -> StationaryGaussian:
-    """Return the law that `sampler` makes of the exact score of `target`.
+    """Return the law of the images that `sampler` makes with the exact score of `target`.
 
-    Args:
-        sampler: one whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
+    Args: sampler: a sampler whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
         target: the law of the data.
         process: the forward process of a network that knew it.
         preconditioner: P and S without a space filter, which mixes the modes.
 
     Raises:
-        PDSError: for a sampler or a preconditioner that is not linear mode by mode.
+        PDSError: the sampler or the preconditioner is not linear mode by mode.
     """
     levels = sampler.levels(process)
     sampler.check(levels, preconditioner)
@@ -113,15 +113,15 @@ def variance_errors(
 ) -> tuple[float, float]:
     """The least and the largest relative error of a mode's variance that a vanilla sampler makes, over all spectra.
 
-    A mode of variance p is wrong by as much on any Gaussian, so a target whose modes have all variances shows every spectrum.
+    A mode of variance p has the same error on every Gaussian. So a target whose modes have all variances covers every spectrum.
 
     Args:
         sampler, process: as in `sampled_law`; the sampler ends with a denoising step, or at sigma_min.
-        low, high: variances of the data between which to look; the noise variances of the process if not given.
-        modes: how many variances.
+        low, high: the range of variances of the data; that of the noise of the process if not given.
+        modes: number of variances.
 
-    Returns: (least, largest) of v / v_exact - 1, v_exact the variance that the exact law at sigma_min has after the same end:
-        p^2 / (p + sigma_min^2) denoised.
+    Returns: (least, largest) of v / v_exact - 1. v_exact is the variance of the exact law at sigma_min after the same end, p^2
+    / (p + sigma_min^2) denoised.
     """
     sigmas = process.ladder
     low, high = low or sigmas[-1].item() ** 2, high or sigmas[0].item() ** 2

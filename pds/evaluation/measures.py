@@ -1,7 +1,6 @@
-"""The measures of samples that reviewers ask for beside the Fréchet distance, all from feature vectors: one image a row,
-float32.
+"""Measures of samples beside the Fréchet distance, all from feature vectors: one image a row, float32.
 
-Every function refuses features that are not finite, of different lengths, or of too few images for what it measures.
+Every function refuses features that are not finite, of different lengths, or of too few images for its measure.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.options import Count, Range, checked
 
 BLOCK = 2048  # rows of a block of distances, to bound memory
-BLOCKS = 20  # of images, for a jackknife
+BLOCKS = 20  # blocks of images, for a jackknife
 
 
 class Estimate(NamedTuple):
-    """A number and how far it may be off.
+    """A number and its uncertainty.
 
-    Attributes:
-        value: the number.
-        error: its spread, as the function that made it says.
+    Attributes: value: the number. error: its spread, as defined by the function that returns it.
     """
 
     value: float
@@ -41,7 +38,7 @@ class KernelDistance(NamedTuple):
     Attributes:
         value: mean over subsets.
         spread: standard deviation over subsets, as papers print it.
-        left_out: (blocks,) the mean over the same subsets without the images of one block each; NaN where nothing remains.
+        left_out: (blocks,) mean over the same subsets without the images of one block each; NaN if no image remains.
     """
 
     value: float
@@ -58,13 +55,13 @@ def kernel_distance(
     seed: int = 0,
     progress: bool = False,
 ) -> KernelDistance:
-    """KID, the unbiased squared MMD with the kernel (x·y / D + 1)^3 averaged over subsets (Binkowski et al., ICLR 2018).
+    """KID, the unbiased squared MMD with the kernel (x·y / D + 1)^3, averaged over subsets (Binkowski et al., ICLR 2018).
 
     Args:
         samples, reference: (N, D) and (M, D) features.
-        subsets: how many pairs of subsets.
+        subsets: number of pairs of subsets.
         size: images in each subset, at most N and M.
-        seed: of their choice.
+        seed: seed of their choice.
         progress: show a bar.
     """
     _require(samples, reference, at_least=size, what=f"KID with subsets of {size}")
@@ -94,7 +91,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 class Manifold(NamedTuple):
-    """Fidelity and diversity by nearest neighbours; all but density lie in [0, 1].
+    """Fidelity and diversity by nearest neighbours; all except density lie in [0, 1].
 
     Attributes:
         precision: share of samples inside the ball of a real image (Kynkäänniemi et al., NeurIPS 2019).
@@ -110,7 +107,7 @@ class Manifold(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Which balls hold which images: all that precision, recall, density and coverage are made of.
+    """Which balls hold which images. Precision, recall, density and coverage follow from this.
 
     Attributes:
         inside: (N,) whether a sample lies in the ball of a real image.
@@ -125,7 +122,7 @@ class Neighbours(NamedTuple):
     covered: np.ndarray
 
     def manifold(self, without: int | None = None) -> Manifold:
-        """The four measures, of all samples or of those outside one block; their balls stay as they are among all."""
+        """The four measures, of all samples or of those outside one block; the balls stay those of all samples."""
         samples = blocks_of(len(self.inside)) != (-1 if without is None else without)
         blocks = np.arange(BLOCKS) != (-1 if without is None else without)
         return Manifold(
@@ -155,7 +152,7 @@ def neighbours(
         progress: show a bar.
     """
     _require(samples, reference, at_least=max(near, wide) + 1, what=f"neighbours up to the {max(near, wide)}th")
-    # Distances do not change when the mean is taken away, and lose fewer digits.
+    # Subtracting the mean leaves the distances as they are, and they lose fewer digits.
     centre = reference.mean(0, dtype=np.float64).astype(np.float32)
     fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
     total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
@@ -180,7 +177,7 @@ def neighbours(
 
 
 def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm[Any]) -> list[Tensor]:
-    """For each k the squared distance of each point to its k-th nearest neighbour, itself left out."""
+    """For each k the squared distance of each point to its k-th nearest neighbour other than itself."""
     radii: list[list[Tensor]] = [[] for _ in neighbours]
     for _, distances in _blocks(points, points):
         least = distances.topk(max(neighbours) + 1, dim=1, largest=False).values
@@ -204,8 +201,8 @@ def inception_score(logits: np.ndarray, splits: Count = 10) -> Estimate:
     """exp E KL(p(y|x) || p(y)) of a classifier (Salimans et al., NeurIPS 2016): mean and standard deviation over splits.
 
     Args:
-        logits: (N, classes) of the samples.
-        splits: parts of the samples, in their order, that are scored alone.
+        logits: (N, classes) logits of the samples.
+        splits: number of parts of the samples, in their order; each part is scored alone.
     """
     _require(logits, at_least=splits, what=f"an inception score over {splits} splits")
     log_p = torch.from_numpy(logits).double().log_softmax(1)
@@ -218,11 +215,9 @@ def inception_score(logits: np.ndarray, splits: Count = 10) -> Estimate:
 
 
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> list[float | None]:
-    """The share of the samples of each class in which a classifier sees it; None for a class without samples.
+    """The share of the samples of each class that a classifier assigns to it; None for a class without samples.
 
-    Args:
-        logits: (N, classes) of the samples.
-        labels: (N,) what each was to be.
+    Args: logits: (N, classes) logits of the samples. labels: (N,) class that each sample should have.
     """
     _require(logits, at_least=1, what="an accuracy")
     seen = logits.argmax(1) == labels
@@ -233,9 +228,9 @@ class Memorisation(NamedTuple):
     """Whether samples are nearer to the training images than new images of the same kind are.
 
     Attributes:
-        ratio: median distance of a sample to its nearest training image, over the same of the images from outside. Near 1
-            where nothing is memorised, 0 for copies.
-        share: share of samples that are nearer to a training image than every image from outside is.
+        ratio: median distance of a sample to its nearest training image, over the same median of the images from outside. It is
+            near 1 if nothing is memorised, and 0 for copies.
+        share: share of samples that are nearer to a training image than every image from outside.
     """
 
     ratio: float
@@ -249,7 +244,7 @@ def memorisation(samples: np.ndarray, training: np.ndarray, outside: np.ndarray,
     Args:
         samples: (N, D) features of the samples.
         training: (M, D) features of the images that the network was trained on.
-        outside: (K, D) features of images of the same kind outside the training set. A part of the training set will not do.
+        outside: (K, D) features of images of the same kind outside the training set, not of a part of the training set.
         device: where distances are computed.
     """
     _require(samples, training, outside, at_least=1, what="memorisation")
@@ -267,9 +262,9 @@ def frechet_limit(
 
     Args:
         samples: (N, D) features, at least 20.
-        reference: what they are compared with.
-        points: random subsets, of N/10 to N images, through whose distances the line in 1/N is laid.
-        seed: of their choice.
+        reference: the statistics to compare them with.
+        points: number of random subsets of N/10 to N images; the line in 1/N is fitted to their distances.
+        seed: seed of their choice.
 
     Returns:
         The line's value at 1/N = 0, and the standard error of that fit. Subsets overlap, so the error is too small rather
@@ -294,10 +289,11 @@ def blocks_of(count: int) -> np.ndarray:
 
 
 def jackknife_error(left_out: Sequence[float] | np.ndarray) -> float:
-    """Standard error of a measure from its values without one block of images after the other (Efron & Stein, 1981).
+    """Standard error of a measure from its values without each block of images in turn (Efron & Stein, 1981).
 
-    It says nothing of a bias that all blocks share. The Fréchet distance of N images is too large by a factor of 1/N, and
-    its error does not say so. Where the balls of neighbours are held, the error leaves out how they grow with fewer images.
+    The error does not contain a bias that all blocks share. The Fréchet distance of N images has a bias of the order of 1/N,
+    which its error does not show. The balls of neighbours are held fixed, so the error leaves out their growth with fewer
+    images.
     """
     values = np.asarray(left_out)
     return math.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())
@@ -315,7 +311,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 class Comparison(NamedTuple):
-    """Two settings at equal noise: the same seeds, one after the other, or one seed.
+    """Two settings at equal noise: the same seeds in turn, or one seed.
 
     Attributes:
         difference: first minus second, a mean over seeds.
@@ -330,12 +326,12 @@ class Comparison(NamedTuple):
 
     @property
     def level(self) -> bool:
-        """Whether the interval holds 0, so that neither setting is better for all that was measured."""
+        """Whether the interval holds 0: then the measurement shows neither setting to be better."""
         return self.low <= 0 <= self.high
 
 
 def compared_once(difference: float, first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """The paired comparison of two settings of one seed, whose blocks of images start from the same noise.
+    """The paired comparison of two settings of one seed. Their blocks of images start from the same noise.
 
     Args:
         difference: first minus second, of all images.

@@ -1,4 +1,4 @@
-"""The functions that conf/metric names: each makes a panel of measures from a data set and a device, given by position."""
+"""The choices of metric=...: each makes a panel of measures from a data set and a device, given by position."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def classifier_metric(classifier: type[Classifier], device: str = "cpu") -> Pane
 
 
 def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
-    """No distance: the images only."""
+    """No distance, only images."""
 
 
 def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
@@ -37,8 +37,7 @@ def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu",
 def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> Panel:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
-    Args:
-        dataset: names its reference, and has the images when that must be made.
+    Args: dataset: names its reference, and has the images to make it from.
         device: where the Inception network runs.
         cache: folder of downloaded and made files; the project's by default.
     """
@@ -64,13 +63,13 @@ def panel_metric(
     """Several measures in one pass: Fréchet distance, KID, neighbours, inception score, extrapolated distance, memorisation.
 
     Args:
-        dataset: names its reference, and has the images when that must be made; memorisation reads them, and its test images.
+        dataset: names its reference, and has the images to make it from. Memorisation reads these images and the test images.
         device: where the network runs.
-        measures: which ones: memorisation needs the data set's files.
-        features: what they are computed from: mnist_classifier, inception_clean (clean-fid), inception_tf, clip_vitb32 or
-            dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a TorchScript file.
-        kid_size: images in a subset of KID; another size than 1,000 stands in the measure's name.
-        seed: of the choice of subsets.
+        measures: the measures; memorisation needs the data set's files.
+        features: the features that they are computed from: mnist_classifier, inception_clean (clean-fid), inception_tf,
+            clip_vitb32 or dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a TorchScript file.
+        kid_size: images in a subset of KID; another size than 1,000 is part of the measure's name.
+        seed: seed of the choice of subsets.
         cache: folder of downloaded and made files; the project's by default.
     """
     folder = _folder(cache)
@@ -102,7 +101,7 @@ def _seen(dataset: Dataset, features: FeatureExtractor, folder: Path) -> Seen:
         except MissingError as error:
             raise MissingError(
                 f"memorisation needs the {name} images of {dataset.name} (a reference's held-out images are of the training "
-                f"set and will not do): {error}"
+                f"set): {error}"
             ) from None
 
     def describe(source: ImageSource) -> Reference:

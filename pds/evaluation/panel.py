@@ -41,7 +41,7 @@ def exact_name(measure: str, features: FeatureExtractor, count: int) -> str:
 
 
 def short_name(name: str) -> str:
-    """The older name of a Fréchet distance, e.g. fid_mnist_classifier_2048 or clean_fid_inception_50k; others as they are."""
+    """The older name of a Fréchet distance, e.g. fid_mnist_classifier_2048 or clean_fid_inception_50k; other names stay."""
     found = re.fullmatch(r"fid_(?:(\w+_classifier)_native|inception_clean)_n(\d+)", name)
     if found is None:
         return name
@@ -51,7 +51,7 @@ def short_name(name: str) -> str:
 
 
 def long_name(name: str) -> str:
-    """The exact name of a Fréchet distance under its older name; others as they are."""
+    """The exact name of a Fréchet distance under its older name; other names stay."""
     found = re.fullmatch(r"(?:fid_(\w+_classifier)|clean_fid_inception)_(\d+)(k?)", name)
     if found is None:
         return name
@@ -59,13 +59,13 @@ def long_name(name: str) -> str:
 
 
 def parts(name: str) -> tuple[str, str] | None:
-    """The measure of an exact name, and the rest, which measures of one panel share; None for other names."""
+    """The measure of an exact name, and the rest, which is common to the measures of one panel; None for other names."""
     found = re.fullmatch(rf"(memorisation_(?:ratio|share)|kid\d+|{'|'.join(sorted(NAMES[:-1], reverse=True))})_(.+_n\d+)", name)
     return (found[1], found[2]) if found else None
 
 
 def better(name: str) -> Literal["low", "high", ""]:
-    """Which values of a measure, by its exact name, are nearer to the data; "" where neither end is."""
+    """The values of a measure, by its exact name, that are nearer to the data; "" if neither end is."""
     if name.startswith("memorisation"):
         return ""
     return "high" if name.startswith((*(f"{measure}_" for measure in NEIGHBOURS), "inception_score_", "accuracy_")) else "low"
@@ -76,10 +76,10 @@ class Measured(NamedTuple):
 
     Attributes:
         metrics: the measures.
-        errors: their standard errors by a jackknife over 20 blocks of images, of `fid_infinity` that of its fit. Measures of
-            fewer than 40 images, and memorisation, have none.
-        left_out: the values without each of the 20 blocks, which the errors are made of: those of two runs from the same noise
-            give a paired error of their difference.
+        errors: their standard errors by a jackknife over 20 blocks of images; `fid_infinity` has the error of its fit. Measures
+            of fewer than 40 images, and memorisation, have none.
+        left_out: the values without each of the 20 blocks, for these errors. The values of two runs from the same noise give a
+            paired error of their difference.
         spreads: standard deviation over KID's subsets and over the splits of an inception score, as papers print them.
     """
 
@@ -95,7 +95,7 @@ class Seen:
 
     Attributes:
         training, outside: (M, D) and (K, D) features.
-        provenance: of both.
+        provenance: provenance of both.
     """
 
     training: np.ndarray
@@ -104,15 +104,15 @@ class Seen:
 
     @classmethod
     def of(cls, training: ImageSource, outside: ImageSource, describe: Callable[[ImageSource], Reference]) -> Seen:
-        """Of two sources; `describe` gives a reference that keeps the features of all images.
+        """The features of two sources; `describe` gives a reference that keeps the features of all images.
 
         Raises:
             PDSError: the second is a part of the first, as a reference's held-out images are.
         """
         if outside.split == training.split or outside.fingerprint == training.fingerprint:
             raise PDSError(
-                f"memorisation needs images outside the training set, and {outside.name} {outside.split} is of it: the "
-                "held-out images of a reference will not do either, give the data set's test images"
+                f"memorisation needs images outside the training set, and {outside.name} {outside.split} belongs to it, "
+                "as do the held-out images of a reference: give the data set's test images"
             )
         seen, new = describe(training), describe(outside)
         assert seen.kept is not None and new.kept is not None  # as asked for
@@ -125,11 +125,11 @@ class Panel:
 
     Attributes:
         features: extractor for the samples.
-        reference: what they are compared with; made with other features it raises `PDSError`.
-        measures: which ones.
-        kid_size: images in a subset of KID; another size than 1,000 stands in its name.
-        seed: of random choices of images.
-        seen: what memorisation compares with.
+        reference: the reference to compare them with; one with other features raises `PDSError`.
+        measures: names of the measures.
+        kid_size: images in a subset of KID; another size than 1,000 is part of its name.
+        seed: seed of random choices of images.
+        seen: the features that memorisation compares with.
         device: where distances between images are computed.
         short: whether Fréchet distances have their older names.
     """
@@ -186,11 +186,9 @@ class Panel:
                 )
 
     def measure(self, features: np.ndarray, progress: bool = False) -> Measured:
-        """All measures of (N, D) features; of the Fréchet distance the bias is upwards, the more so the smaller N.
+        """All measures of (N, D) features. The Fréchet distance is biased upwards, the more so the smaller N.
 
-        Args:
-            features: of the samples, in their order.
-            progress: show bars where it takes more than a second.
+        Args: features: features of the samples, in their order. progress: show bars for measures that take more than a second.
         """
         self.require(len(features))
         found = Measured({}, {}, {}, {})
@@ -231,16 +229,17 @@ class Panel:
             add("fid_infinity", limit.value, None)
             found.errors[self.name("fid_infinity", len(features))] = limit.error
         if "memorisation" in self.measures:
-            assert self.seen is not None  # for the type checker: who asks for it gives both
+            assert self.seen is not None  # for the type checker
             copied = memorisation(features, self.seen.training, self.seen.outside, self.device)
             add("memorisation_ratio", copied.ratio, None)
             add("memorisation_share", copied.share, None)
         return found
 
     def floor(self, count: int) -> tuple[str, float] | None:
-        """Name and Fréchet distance of up to `count` held-out real images: what perfect samples would measure.
+        """Name and Fréchet distance of up to `count` held-out real images: the distance of perfect samples.
 
-        None if it is not asked for or the reference has no held-out images. The name tells when there were fewer than `count`.
+        None if no distance is measured or the reference has no held-out images. The name has the number of images, which may be
+        smaller than `count`.
         """
         if self.reference.held_out is None or "fid" not in self.measures:
             return None

@@ -1,4 +1,4 @@
-"""Reference statistics: what samples are compared with, and where it came from."""
+"""Reference statistics of real images, and their provenance. Samples are compared with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PUBLISHED: dict[tuple[str, int], dict[str, int]] = {
     ("ffhq", 1024): {"trainval70k": 70_000, "trainval": 50_000},
     ("lsun_church", 256): {"train": 50_000, "trainfull": 126_227},
 }
-SEED = 0  # of the choice of images
+SEED = 0  # seed of the choice of images
 KEPT = 10_000  # features of single images in a reference that is made: 82 MB of Inception
 FEW = 2048  # below this number of images an Inception covariance has no full rank
 
@@ -44,10 +44,10 @@ class Reference:
 
     Attributes:
         statistics: their mean and covariance.
-        features_name: `FeatureExtractor.name` of what they were made with.
-        provenance: what they depend on: data set, split, count, image checksum, and the extractor's provenance.
+        features_name: `FeatureExtractor.name` of the features.
+        provenance: facts that the statistics depend on: data set, split, count, image checksum, and the extractor's provenance.
         held_out: (M, D) features of real images that are not in the statistics, for the floor of the distance.
-        kept: (K, D) float32 features of single images that are in the statistics, at most `KEPT` unless more were asked for.
+        kept: (K, D) float32 features of single images that are in the statistics, by default at most `KEPT`.
     """
 
     statistics: FeatureStatistics
@@ -58,7 +58,7 @@ class Reference:
 
     @property
     def single(self) -> np.ndarray | None:
-        """Features of single real images, which a kernel and neighbours compare with; None where there are statistics alone."""
+        """Features of single real images, for kernel distances and neighbours; None if there are statistics alone."""
         return self.kept if self.held_out is None else self.held_out.astype(np.float32)
 
     def require(self, features: FeatureExtractor) -> None:
@@ -103,7 +103,7 @@ def read_reference(path: Path) -> Reference:
         )
         held_out = arrays.get("held_out")
         found = 0 if held_out is None else len(held_out)
-        if header.get("held_out", found) != found:  # files of old do not say how many there are
+        if header.get("held_out", found) != found:  # old files do not have this number
             raise ValueError(f"it has {found} held-out images, not {header['held_out']}")
         statistics = FeatureStatistics(arrays["mean"], arrays["covariance"], header["count"])
         return Reference(statistics, header["features_name"], header["provenance"], held_out, arrays.get("kept"))
@@ -123,8 +123,8 @@ def published_reference(name: str, resolution: int, split: str, cache: Path | No
     """Clean-FID's own statistics of a data set, mode "clean".
 
     Args:
-        name: as clean-fid calls it, e.g. "cifar10", "ffhq", "lsun_church".
-        resolution: of the images, in pixels, e.g. 32, 256.
+        name: its name in clean-fid, e.g. "cifar10", "ffhq", "lsun_church".
+        resolution: resolution of the images, in pixels, e.g. 32, 256.
         split: e.g. "train", "test", "trainval70k".
         cache: where the file is kept, under `statistics/`; the project's cache by default.
 
@@ -175,11 +175,11 @@ def make_reference(
         features: their extractor.
         cache_file: npz file to keep the result in; read instead of computing when it describes the same images and
             features.
-        count: how many images, chosen at random by a fixed seed; all of them when None.
-        keep: of how many of them the features are kept one by one, chosen likewise; `KEPT` of them when None.
+        count: number of images, chosen at random by a fixed seed; all images when None.
+        keep: number of images whose features are kept one by one, chosen likewise; `KEPT` when None.
 
     Raises:
-        PDSError: `cache_file` describes other images or features, or there are not as many images.
+        PDSError: `cache_file` describes other images or features, or there are fewer than `count` images.
     """
     count = len(images) if count is None else count
     provenance, keep = _provenance(images, features, count), min(KEPT if keep is None else keep, count)
@@ -211,7 +211,7 @@ def _compute(
 
 
 def kept_whole(images: ImageSource, features: FeatureExtractor, cache: Path) -> Reference:
-    """A reference with the features of all images one by one, made once and kept under `features/` of the cache folder."""
+    """A reference with the features of each image, made once and kept under `features/` of the cache folder."""
     key = json_digest(_provenance(images, features, len(images)))
     file = cache / "features" / f"{images.name}_{features.name}_{images.split}-{key}.npz"
     return make_reference(images, features, file, keep=len(images))
@@ -228,9 +228,9 @@ class ReferenceMaker(Protocol):
         """The reference for samples of a data set.
 
         Args:
-            images: opens the data set's files; not called where they are not needed.
+            images: opens the data set's files; called only if they are needed.
             features: the extractor that samples are measured with.
-            cache: folder of what is downloaded or made.
+            cache: folder of downloaded and made files.
         """
         ...
 
@@ -240,8 +240,8 @@ class PublishedReference:
     """Clean-FID's own statistics, downloaded once or put into the cache folder as statistics/NAME_clean_SPLIT_RESOLUTION.npz.
 
     Attributes:
-        name: of the data set, as clean-fid calls it: cifar10, ffhq, lsun_church, ...
-        resolution: of the images it was made of, in pixels.
+        name: the data set's name in clean-fid: cifar10, ffhq, lsun_church, ...
+        resolution: resolution of its images, in pixels.
         split: e.g. train, test, trainval70k.
     """
 
@@ -260,10 +260,10 @@ class PublishedReference:
 
 @options
 class MadeReference:
-    """Statistics of the data set's own images, made once and kept under `references/`, named by all they depend on.
+    """Statistics of the data set's own images, made once and kept under `references/`. The file name has all that they depend
+    on.
 
-    Attributes:
-        images: how many to take, chosen at random, or all where there are fewer.
+    Attributes: images: number of images, chosen at random; all if there are fewer.
     """
 
     images: MadeOf = 50_000
@@ -284,14 +284,11 @@ class MadeReference:
 
 @checked
 def published_or_made(name: str, resolution: Resolution, split: str | None = None, images: MadeOf = 50_000) -> ReferenceMaker:
-    """Clean-FID's own statistics of a data set where it has them at this resolution, else a `MadeReference`.
+    """Clean-FID's own statistics of a data set, if it has them at this resolution; else a `MadeReference`.
 
-    Args:
-        name: of the data set, as clean-fid calls it.
-        resolution: of its images, in pixels.
-        split: of the published statistics; None for the one that clean-fid's comparisons use: train (cifar10, lsun_church),
-            trainval70k (ffhq).
-        images: how many to take where they must be made.
+    Args: name: the data set's name in clean-fid. resolution: resolution of its images, in pixels. split: split of the published
+    statistics. None takes the split of clean-fid's comparisons: train (cifar10, lsun_church), trainval70k (ffhq). images:
+    number of images, if statistics must be made.
 
     Raises:
         PDSError: clean-fid has statistics of this data set, but not of this split.

@@ -1,1 +1,1 @@
-"""This library inside others; each module needs the library it is named after, and is imported by who asks for it."""
+"""This library inside others. Each module needs the library of its name, and is imported only on request."""

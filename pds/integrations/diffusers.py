@@ -7,8 +7,8 @@
     pipe = DiTPipeline.from_pretrained(folder)  # VP; DDPMPipeline and those with latents likewise
     pipe.scheduler = PDSScheduler.from_config(pipe.scheduler.config, r=0.2, lam=0.9)
 
-A pipeline that is saved with one of them names this module in its `model_index.json`. diffusers looks it up among the
-modules that are imported, so import it before `from_pretrained`, or pass `scheduler=PDSVeScheduler.from_pretrained(...)`.
+A saved pipeline names this module in its `model_index.json`. diffusers looks the module up among the imported ones. So import
+it before `from_pretrained`, or pass `scheduler=PDSVeScheduler.from_pretrained(...)`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ try:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
     from diffusers.schedulers.scheduling_sde_ve import SdeVeOutput
 
-    # diffusers, loading a pipeline with this scheduler, asks this module for SchedulerMixin by that name.
+    # When diffusers loads a pipeline with this scheduler, it asks this module for SchedulerMixin by name.
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
     from diffusers.utils.torch_utils import randn_tensor
 except ImportError as error:
@@ -53,7 +53,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class Filtered:
-    """A scheduler with a filter, whose operator it makes when it sees the first images."""
+    """A scheduler with a filter. It makes the operator when it sees the first images."""
 
     _filter: Filter
     _statistics: DatasetStatistics | None
@@ -64,7 +64,7 @@ class Filtered:
         self._statistics = None if statistics is None else DatasetStatistics.load(statistics)
 
     def _preconditioner(self, x: Tensor) -> Preconditioner:
-        """P for images like x, kept until they change: a scheduler learns their shape and device from the samples."""
+        """P for images like x, kept until their shape or device changes: a scheduler learns both from the samples."""
         wanted = (tuple(x.shape[1:]), x.device)
         if self._built is None or self._built[0] != wanted:
             P = build_preconditioner(self._filter, NoSolenoid(), wanted[0], lambda: self._statistics, x.device)
@@ -80,28 +80,28 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
     are computed in float32 and returned in the dtype of the sample.
 
     Args:
-        num_train_timesteps: N of the published sampler; the steps that are set before `set_timesteps` is called.
+        num_train_timesteps: N of the published sampler; the number of steps before `set_timesteps` is called.
         snr: r of the corrector's step size.
         sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
-        sampling_eps: last time of the integration, in (0, 1). The published 1e-5 N / T makes other noise labels and nothing
-            else: 0.2% at the last of T = N / 20.
+        sampling_eps: last time of the integration, in (0, 1). The published 1e-5 N / T changes only noise labels, by 0.2% at
+            the last of T = N / 20.
         correct_steps: corrector steps an iteration, run by the pipeline; 0 is no corrector.
         alpha: filter from statistics, see `StatisticsFilter`; needs `statistics`.
         statistics: path of a file that `DatasetStatistics.save` wrote, of the shape of the images; or "asset:NAME".
         pixels: space filter from the same statistics, see `StatisticsFilter`; "none" if not given.
         r, lam: parametric filter, see `ParametricFilter`.
         region: of the parametric filter; "outside_low" if not given.
-        norms: "batch", the corrector's norms averaged over the batch as diffusers and the published code do, so that the
-            filter alone is what changes when this scheduler replaces theirs; or "image", by which an image does not depend
-            on those sampled with it. One and the same for a batch of 1.
+        norms: "batch", the corrector's norms averaged over the batch, as in diffusers and the published code. So only the
+            filter changes when this scheduler replaces theirs. With "image" an image does not depend on the images sampled with
+            it. Both are equal for a batch of 1.
 
     Attributes:
         timesteps: (T,) times, descending from 1.
-        sigmas: (T,) the noise level at each, which the network is told.
+        sigmas: (T,) noise level at each time; the network is given it.
         discrete_sigmas: (T,) the noise levels between which the predictor steps, ascending; `add_noise` indexes them.
 
     Raises:
-        PDSError: for both kinds of filter, half of one, values out of range (called as in `conf/`), or a file that holds no
+        PDSError: there are both kinds of filter, half of one, values out of range (named as in `conf/`), or a file without
             statistics.
     """
 
@@ -192,7 +192,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
             return_dict: return a `SchedulerOutput`, or a tuple of its field.
         """
         x, s, P, z = self._inputs(model_output, sample, generator)
-        # The level only gives alpha_t, which is 1 at every level of a VE process.
+        # The level gives only alpha_t, which is 1 at every level of a VE process.
         prev_sample = self._sampler.correct(x, s, self._levels[0], P, z).to(sample.dtype)
         return SchedulerOutput(prev_sample) if return_dict else (prev_sample,)
 
@@ -229,9 +229,9 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SdeVeOutput | tuple[Tensor, Tensor]:
-        """`step_pred`, with the noise left out of the last `prev_sample`: the pipelines that call `step` alone return that.
+        """`step_pred`, with the noise left out of the last `prev_sample`: pipelines that call `step` alone return that.
 
-        They sample without a corrector, which needs an evaluation of the network for itself.
+        These pipelines sample without a corrector; a corrector step needs its own evaluation of the network.
         """
         prev_sample, mean = self.step_pred(model_output, timestep, sample, generator, return_dict=False)
         fields = (mean if self._iteration(timestep) == len(self._levels) - 1 else prev_sample, mean)
@@ -262,8 +262,8 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
 class _Prior:
     """sigma P, as a factor of noise.
 
-    Pipelines draw their start as `noise * scheduler.init_noise_sigma`, before they call the scheduler for the first time:
-    this product is the only place where the prior can go through P. Not a float, which torch would take as the number it is.
+    Pipelines draw their start as `noise * scheduler.init_noise_sigma`, before they call the scheduler for the first time. Only
+    in this product can the prior go through P. The factor is not a float, because torch would multiply by it itself.
     """
 
     def __init__(self, scheduler: Filtered, sigma: float) -> None:
@@ -290,10 +290,10 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
     predict the noise, v or the image.
 
     With precondition="half" it solves the preconditioned reverse SDE as `pds.samplers.preconditioned_sde.PreconditionedSDE`
-    does, which keeps the law for every filter. With "whole" it is PDS: x + P P^T f + g P z, f and g z being the vanilla step
-    in the network's own variables; the last step, to sigma = 0, denoises without P. The start goes through P where the pipeline
-    multiplies it by `init_noise_sigma`, as those of Stable Diffusion do. Without a filter, eta = 1, both are the
-    scheduler of diffusers to float32 rounding. Latents are images to it.
+    does. This keeps the law for every filter. With "whole" it is PDS: x + P P^T f + g P z, where f and g z are the vanilla step
+    in the network's own variables. The last step, to sigma = 0, denoises without P. The start goes through P if the pipeline
+    multiplies it by `init_noise_sigma`, as pipelines of Stable Diffusion do. Without a filter, eta = 1, both are the scheduler
+    of diffusers to float32 rounding. It treats latents as images.
 
     Flow-matching networks (SD3, Flux) are refused: their states are no VP states without a change of variables.
 
@@ -303,7 +303,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             use_lu_lambdas, lambda_min_clipped, timestep_spacing, steps_offset, rescale_betas_zero_snr: as diffusers has them.
         solver_order: 1 or 2.
         solver_type: weight of the second order: "midpoint", or "heun", which is exact for a linear D.
-        eta: strength of the Langevin half; 0 is the probability flow. Of "half" alone.
+        eta: strength of the Langevin half, for precondition="half" alone; 0 is the probability flow.
         precondition: "half" or "whole".
         alpha: filter from statistics, see `StatisticsFilter`; needs `statistics`.
         statistics: path of a file that `DatasetStatistics.save` wrote, of the shape of the samples: of images, or of
@@ -311,9 +311,9 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         r, lam, region: parametric filter, see `ParametricFilter`.
 
     Raises:
-        PDSError: for a scheduler of other networks, both kinds of filter, half of one, values out of range, or a file that
-            holds no statistics. For statistics of another shape, when the first samples are seen: before any evaluation in
-            pipelines that call `scale_model_input` or multiply by `init_noise_sigma`, after one in `DDPMPipeline`.
+        PDSError: the scheduler is of other networks, or there are both kinds of filter, half of one, values out of range, or a
+            file without statistics. Statistics of another shape are refused at the first samples. This is before any evaluation
+            in pipelines that call `scale_model_input` or multiply by `init_noise_sigma`, and after one in `DDPMPipeline`.
     """
 
     _compatibles = list(VP)  # noqa: RUF012 (the form that diffusers asks for)
@@ -403,12 +403,12 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
                 f"{name} is {'for a flow-matching network' if flow else 'not for VP networks'}: give that of a network which "
                 "predicts noise, v or the image, as DDPM, DDIM, PNDM, Euler, DPM-Solver and UniPC are"
             )
-        # A third order of theirs has no meaning here.
+        # The third order of diffusers has no meaning here.
         order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
         return super().from_config(config, return_unused_kwargs, **order | kwargs)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
-        """The sample as it is; a filter of another shape is refused here, before the network is called."""
+        """The sample itself; a filter of another shape is refused here, before the network is called."""
         self._preconditioner(sample)
         return sample
 
@@ -451,12 +451,11 @@ def latent_statistics(
 ) -> DatasetStatistics:
     """Statistics of latents, for `PDSScheduler`: those of images whose black and white are their least and largest value.
 
-    Args:
-        vae: of the pipeline, as `AutoencoderKL`; images from -1 to 1 become `latent_dist`, whose samples are multiplied by
-            `config.scaling_factor` after `config.shift_factor` is taken off.
+    Args: vae: the VAE of the pipeline, as `AutoencoderKL`. Images from -1 to 1 become `latent_dist`. Its samples less
+    `config.shift_factor` are multiplied by `config.scaling_factor`.
         images: a folder of image files of one size; or (n, C, H, W) images, uint8 or floats in [0, 1].
-        count: how many of them to take, at random; None for 200, or all where there are fewer.
-        seed: of the choice and of the latents.
+        count: number of images, chosen at random; None for 200, or all if there are fewer.
+        seed: seed of the choice and of the latents.
         batch_size: images encoded at once.
 
     Raises:
@@ -484,7 +483,7 @@ def latent_statistics(
 
 
 def _chosen_filter(statistical: dict[str, object], parametric: dict[str, object]) -> Filter:
-    """The filter of the keys that are given, those that are None left to its own defaults."""
+    """The filter of the given keys; keys that are None take its defaults."""
     statistical, parametric = ({key: v for key, v in kind.items() if v is not None} for kind in (statistical, parametric))
     if statistical and parametric:
         raise PDSError(

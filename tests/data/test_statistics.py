@@ -105,7 +105,7 @@ def test_the_cache_is_keyed_by_the_images_and_checked(tmp_path, monkeypatch):
         file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(PDSError, match="not a statistics file"):
         dataset_statistics(random_images(), 50, cache=tmp_path)
-    with pytest.raises(PDSError, match="has 300 images, cannot take 400"):
+    with pytest.raises(PDSError, match="has 300 images, fewer than 400"):
         dataset_statistics(random_images(), 400)
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_statistics_file_is_one_sentence(tmp_path):
         "has no images": whole | {"provenance": json.dumps({"dataset": "noise"})},
         "images must be a whole number at least 1": whole | {"provenance": json.dumps({"dataset": "noise", "images": 0})},
         "not float32": whole | {"mean": np.full((1, 6, 8), "grey")},
-        "with 9 where 8 is due": whole | {"mean": np.ones((1, 6, 9), np.float32)},
+        "with 9 instead of 8": whole | {"mean": np.ones((1, 6, 9), np.float32)},
         "2 axes, not 3": whole | dict.fromkeys(masks, np.ones((6, 8), np.float32)),
         "has no provenance": masks,
         "not finite": whole | {"power": np.full((1, 6, 8), np.nan, np.float32)},

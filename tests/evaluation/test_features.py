@@ -151,7 +151,7 @@ def test_download_is_whole_checked_and_logged(
     with pytest.raises(PDSError, match="bytes arrived"):
         InceptionFeatures("cpu", empty, checksum)
     serve(monkeypatch, content[:-1] + b"x")
-    with pytest.raises(PDSError, match="what arrived has the sha256"):
+    with pytest.raises(PDSError, match="the downloaded file has the sha256"):
         InceptionFeatures("cpu", empty, checksum)
     assert not empty.exists()
     requested = serve(monkeypatch, content)

@@ -141,7 +141,9 @@ def test_memorisation_compares_with_the_files_and_refuses_a_part_of_the_training
     assert panel.measure(panel.features(test.read(range(30)))).metrics.popitem()[1] < 0.2
     assert len(list((tmp_path / "features").iterdir())) == 2
     held_out = ArrayImages("mnist", "train", train.images[:9])
-    with pytest.raises(PDSError, match="needs images outside the training set, and mnist train is of it: the held-out images"):
+    with pytest.raises(
+        PDSError, match="needs images outside the training set, and mnist train belongs to it, as do the held-out images"
+    ):
         Seen.of(train, held_out, lambda images: kept_whole(images, panel.features, tmp_path))
     with pytest.raises(PDSError, match=r"needs the train images of mnist \(a reference's held-out images are of the training"):
         panel_metric(DIGITS, measures=["memorisation"], cache=tmp_path)
