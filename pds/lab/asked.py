@@ -1,4 +1,4 @@
-"""The file table.json beside a group's runs: the cells that a table of a paper asks for."""
+"""The file table.json beside a group's runs: the cells of a table of a paper."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Cell:
     column: str
     printed: float | None = None  # the paper's number
     points: tuple[str, ...] = ()  # digests of the points that measure it, one a seed (`pds.lab.points`)
-    missing: str = ""  # what it needs and is not there
+    missing: str = ""  # the absent thing that it needs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Table:
     quantity: str  # "distance" or "seconds"
     metric: str  # features and reference of the printed distance, as in a metric's name without the image count
     images: int  # of a printed cell
-    note: str  # what else makes printed and measured differ
+    note: str  # other reasons why printed and measured differ
     another_model: bool  # whether the measured model is not the printed one
     command: str  # makes the table again
     cells: tuple[Cell, ...]
@@ -58,7 +58,7 @@ class Table:
             return _made(cls, {**values, "cells": cells})
 
     def about(self) -> list[str]:
-        """Return the sentences a reader needs beside the numbers."""
+        """Return the sentences that a reader needs beside the numbers."""
         note = [sentence(self.note)] if self.note and not self.another_model else []
         origin = "Printed" if any(cell.printed is not None for cell in self.cells) else "Source"
         return [f"{origin}: {self.source}.", *note, *(f"Missing: {line}." for line in self.missing)]

@@ -46,18 +46,17 @@ from pds.score import Score
 
 log = logging.getLogger(__name__)
 
-BLOCK = 0.05  # seconds that a timing lasts at least, by repetition
-TOLERANCE = 1e-5  # between operator and baseline, in units of the largest value
+BLOCK = 0.05  # shortest duration of a timing in seconds, reached by repetition
+TOLERANCE = 1e-5  # difference of operator and baseline, in units of the largest value
 MIB = 1 << 20
 
 
 class ComplexPreconditioner:
-    """The baseline: the same P written as full complex FFTs, an axis at a time, the real part taken at the end.
+    """The baseline: the same P written as full complex FFTs, an axis at a time, with the real part taken at the end.
 
-    So the released code writes it, which also goes to pixels and back where there is no space filter; that is spared here.
+    The released code has this form. It also goes to pixels and back without a space filter; this detour is left out here.
 
-    Args:
-        R, A: filters as of `FourierPreconditioner`; None is 1.
+    Args: R, A: filters as in `FourierPreconditioner`; None is 1.
         h, omega: solenoid, likewise.
         device: where to keep the filters.
     """
@@ -95,7 +94,7 @@ class ComplexPreconditioner:
 
 
 class RecordedPreconditioner:
-    """A preconditioner that keeps what a sampler asks of it, so that any other can be asked the same."""
+    """A preconditioner that records the calls of a sampler, so that another one can be called in the same way."""
 
     def __init__(self, preconditioner: Preconditioner) -> None:
         self.preconditioner = preconditioner
@@ -130,7 +129,7 @@ class RecordedPreconditioner:
 
 
 def stand_in_statistics(shape: tuple[int, int, int]) -> DatasetStatistics:
-    """Statistics like those of photographs, of no image: the cost of a filter does not depend on its values."""
+    """Made-up statistics like those of photographs: the cost of a filter does not depend on its values."""
     h, w = (torch.fft.fftfreq(n, 1 / n) for n in shape[1:])
     power = (0.25 * (shape[1] * shape[2]) ** 2 / (1 + h[:, None] ** 2 + w[None, :] ** 2)).expand(shape).clone()
     mean = torch.linspace(0.3, 0.7, power.numel()).reshape(shape)
@@ -142,12 +141,12 @@ class Iteration:
     """One iteration of a sampler on a model, at its first noise level.
 
     Attributes:
-        model: what it samples.
-        score: its score on the device, in the precision asked for.
-        sampler: without the final denoising.
-        filter, solenoid: what the preconditioner is made of.
+        model: the model.
+        score: its score on the device, in the chosen precision.
+        sampler: the sampler, without the final denoising.
+        filter, solenoid: makers of the preconditioner.
         preconditioner: P and S.
-        levels: of this iteration alone.
+        levels: levels of this iteration alone.
         noise: source of its draws.
         x: (batch, C, H, W) state before it.
     """
@@ -192,9 +191,9 @@ def largest_difference(record: RecordedPreconditioner, baseline: ComplexPrecondi
     """The largest difference of operator and baseline on the same calls, in units of the baseline's largest value.
 
     Raises:
-        RuntimeError: when it is above 1e-5, so that what would be timed is not the same operator.
+        RuntimeError: the difference is above 1e-5, so the timings would be of two different operators.
     """
-    # The state that a step is added to would hide what is added.
+    # Compare the added terms alone: the state would hide their difference.
     calls = [(name, (torch.zeros_like(a[0]), *a[1:]) if name == "step" else a) for name, a in record.calls]
     pairs = [[getattr(P, name)(*a) for P in (record.preconditioner, baseline)] for name, a in calls]
     worst = max(((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs)
@@ -204,7 +203,7 @@ def largest_difference(record: RecordedPreconditioner, baseline: ComplexPrecondi
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what is under way on a GPU."""
+    """Wait for the queued work of a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -220,7 +219,7 @@ def seconds(run: Callable[[], Any], device: torch.device, number: int = 1) -> fl
 
 
 def time_in_turns(parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of each part, `repeats` times, one after the other: a machine that slows down slows all of them."""
+    """Milliseconds of each part, `repeats` times in turn, so that a machine that slows down slows all parts."""
     numbers = dict.fromkeys(parts, 1)
     for name, run in parts.items():
         while numbers[name] * seconds(run, device, numbers[name]) < BLOCK:
@@ -241,11 +240,11 @@ def operations(score: Score, x: Tensor) -> int:
 
 
 def attainable(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of five: the machine's peak, as one meets it."""
+    """Floating-point operations a second of a large matrix product, the best of five: the practical peak of the machine."""
     n = 8192 if device.type == "cuda" else 2048
     a = torch.randn(n, n, device=device).to(dtype)
     tf32 = torch.backends.cuda.matmul.allow_tf32
-    # Convolutions use TensorFloat-32 by default; products of matrices do so only when told.
+    # Convolutions use TensorFloat-32 by default; products of matrices use it only on request.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
         milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device)["product"])
@@ -256,7 +255,7 @@ def attainable(device: torch.device, dtype: torch.dtype) -> float:
 
 @dataclass
 class Peak:
-    """Memory of a block in bytes, known when it has ended: the most there was in all, and beyond what there was before."""
+    """Memory of a block in bytes, known at its end: the peak in total, and the peak above the level before it."""
 
     total: int | None = None
     added: int | None = None
@@ -273,9 +272,9 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.total = torch.cuda.max_memory_allocated(device)
     else:
         try:
-            # Memory that was freed and kept by the C library would be used again unseen.
+            # The C library would reuse memory that it kept after a free, and the peak would not show it.
             ctypes.CDLL(None).malloc_trim(0)
-            # Linux: the high-water mark of the resident set starts again from here.
+            # Linux: this resets the high-water mark of the resident set.
             Path("/proc/self/clear_refs").write_text("5")
         except (OSError, AttributeError):
             yield peak
@@ -297,7 +296,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
     Args:
         cfg: conf/benchmark.yaml, composed.
-        overrides: of the command line, to name the folder by.
+        overrides: overrides of the command line; they name the folder.
     """
     config, load = resolved(cfg), os.getloadavg()[0]
     device = choose_device(cfg.device, cfg.threads)
@@ -357,7 +356,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": config,
     }
-    # Where and how fast is what a benchmark is about: it names the folder, too.
+    # A benchmark is about place and speed, so these options name the folder as well.
     place = {"measured_on": [measured["device"], cfg.batch_size, torch.get_num_threads(), cfg.compile, cfg.tf32]}
     path = user_path(cfg.outputs) / "benchmark" / run_name(overrides, config | place) / "benchmark.json"
     write_json(path, result)
@@ -366,7 +365,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
 
 
 def _benchmarks(folder: Path) -> Iterator[dict[str, Any]]:
-    """Those in a folder that can be summarised; a line tells of the others."""
+    """The benchmarks in a folder that can be summarised; a log line reports the others."""
     for file in sorted(folder.glob("*/benchmark.json")):
         what, fix = "a benchmark of this version", "delete it"
         try:

@@ -1,4 +1,4 @@
-"""Charts as SVG, black on white for a paper; the page's style sheet gives them the reader's own colours and font."""
+"""Charts as SVG, black on white for a paper. The style sheet of the page gives them the reader's colours and font."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Column(NamedTuple):
     """An axis to the right."""
 
     head: str
-    ticks: Sequence[float] = ()  # where they may stand; empty: anywhere
-    log_range: float = LOG_RANGE  # of values, beyond which it is logarithmic
+    ticks: Sequence[float] = ()  # their possible places; empty: anywhere
+    log_range: float = LOG_RANGE  # ratio of values beyond which the axis is logarithmic
 
 
 class Series(NamedTuple):
     """One line of a chart."""
 
-    label: str  # in the legend; empty where it has none
+    label: str  # in the legend; empty for a line without an entry
     xs: Sequence[Sequence[float]]  # a sequence a column of the chart
     ys: Sequence[float]
     style: dict[str, Any]  # as of `Axes.plot`
@@ -78,13 +78,13 @@ def lines(
     """Draw curves in columns that share the vertical axis.
 
     Args:
-        name: of the chart's file.
-        title: what it shows, for those who do not see it; the names of the lines follow.
+        name: name of the chart's file.
+        title: description for readers who do not see the chart; the names of the lines follow.
         head: name of the axis upwards.
         columns: the axes to the right.
         series: the lines, in the order of the legend.
-        floor: distance of real data to real data, where known.
-        layout: `size` in points; `below`, for a legend there and not beside; `descending`, for x that falls to the right.
+        floor: distance of real data to real data, if it is known.
+        layout: `size` in points; `below`, for a legend below instead of beside; `descending`, for x that falls to the right.
     """
     width, height = layout.get("size", (704, 320))
     with matplotlib.rc_context(STYLE):
@@ -112,7 +112,7 @@ def ramp(count: int) -> list[str]:
 
 
 def _finish_x(axes: Axes, values: Sequence[float], column: Column) -> None:
-    """Set a log scale where the values span much, and the column's ticks where they have room."""
+    """Set a log scale if the values span much, and the column's ticks if they have room."""
     axes.set_xlabel(column.head)
     logarithmic = min(values) > 0 and max(values) > column.log_range * min(values)
     ticks = sorted(set(column.ticks))

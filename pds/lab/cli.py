@@ -32,7 +32,7 @@ PLUGINS = CONF.parent / "experiments"
 Work = Callable[[list[str]], object]
 """The work of a script, given the arguments of its command line."""
 
-STOPPED = 130  # as shells tell of Ctrl-C
+STOPPED = 130  # the status that shells give after Ctrl-C
 
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there and run the same command again"),
@@ -43,7 +43,7 @@ REMEDIES = {
 
 
 class Failed(Exception):
-    """The work failed, and has said why."""
+    """The work failed and has reported the reason."""
 
 
 def start(work: Work) -> NoReturn:
@@ -53,7 +53,7 @@ def start(work: Work) -> NoReturn:
 
 
 def status(work: Work, arguments: list[str]) -> int:
-    """The exit status of some work, whose failure is told."""
+    """The exit status of some work; its failure is reported."""
     show_lines()
     try:
         work(arguments)
@@ -71,7 +71,8 @@ def status(work: Work, arguments: list[str]) -> int:
 
 
 def sentence(error: Exception) -> str | None:
-    """Return a failure's meaning to the user and its fix; None for a defect of ours, which needs its traceback."""
+    """Return the meaning of a failure to the user, and its fix; None for a defect of this project, which needs its
+    traceback."""
     if isinstance(error, PDSError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
@@ -86,7 +87,7 @@ def sentence(error: Exception) -> str | None:
 
 
 def tell(error: Exception, said: str | None) -> None:
-    """Say what went wrong, with the traceback where there is no sentence for it."""
+    """Report an error, with the traceback if there is no sentence for it."""
     if said is None:
         log.error("error: %s: %s", type(error).__name__, error, exc_info=error)
     else:
@@ -99,7 +100,7 @@ def leads() -> bool:
 
 
 def prepare() -> None:
-    """Let Hydra know our schema and find our sweeper, wherever the script was started from."""
+    """Register our schema and our sweeper with Hydra, whatever folder the script was started from."""
     register()
     if str(PLUGINS) not in sys.path:
         sys.path.append(str(PLUGINS))
@@ -109,12 +110,12 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
     """A job on the configuration that the arguments compose, or one for each point of a sweep.
 
     Args:
-        name: of its file in conf/.
-        job: importable by name, because launchers send it to other processes.
+        name: name of its file in conf/.
+        job: a function that can be imported by name, because launchers send it to other processes.
     """
 
     def work(arguments: list[str]) -> None:
-        # Here all processes fail; later, all but the first leave the answer to the first, which might not exist.
+        # Here all processes fail. Later all processes except the first leave the answer to the first, which might not exist.
         Processes.check()
         prepare()
         arguments = with_trackers([grammar.typed(argument) for argument in arguments])
@@ -123,7 +124,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
         if told := reference.asked(name, arguments):
             show(told)
             return
-        # Hydra then raises what it would print, and `status` tells it.
+        # Hydra then raises errors instead of printing them, and `status` reports them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         version.setbase("1.3")
         parser, task = one_sentence(get_args_parser()), _Task(name, job)
@@ -135,7 +136,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
 
 
 def with_trackers(arguments: list[str]) -> list[str]:
-    """Arguments in which tracker=[a,b] is what Hydra makes of it: a node of several trackers, each composed into it."""
+    """The arguments with tracker=[a,b] rewritten for Hydra: a node of several trackers, each composed into it."""
     made: list[str] = []
     for argument in arguments:
         listed = re.fullmatch(r"tracker=\[(.*)\]", argument)
@@ -145,7 +146,7 @@ def with_trackers(arguments: list[str]) -> list[str]:
 
 
 def one_sentence(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser, which refuses arguments as everything else does."""
+    """The parser, which refuses arguments by a `PDSError`."""
 
     def refuse(message: str) -> NoReturn:
         raise PDSError(f"the command line cannot be used ({message}): --help says what it takes")
@@ -155,17 +156,17 @@ def one_sentence(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def given_overrides() -> list[str]:
-    """The overrides that this job was composed of, as they were given: Hydra would resolve the ${...} in them."""
+    """The overrides of this job as they were given; Hydra would resolve the ${...} in them."""
     given = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     assert isinstance(given, list)  # for the type checker: overrides are a list
     return given
 
 
 class _Task:
-    """A job as Hydra calls it: a failure is told at once, and the other jobs of a sweep go on."""
+    """A job as Hydra calls it: a failure is reported at once, and the other jobs of a sweep go on."""
 
     def __init__(self, name: str, job: Callable[[DictConfig], object]) -> None:
-        self.__module__ = name  # what Hydra calls the program
+        self.__module__ = name  # name of the program for Hydra
         self.job = job
         self.failed = False
 
@@ -178,5 +179,5 @@ class _Task:
         except Exception as error:
             said = sentence(error)
             tell(error, said)
-            # torchrun ends all processes as soon as one fails: the leader, which writes, answers for the others.
+            # torchrun ends all processes as soon as one fails. So the leader, which writes, answers for the others.
             self.failed |= leads() or said is None

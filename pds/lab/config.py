@@ -26,29 +26,28 @@ from pds.options import options_of
 
 log = logging.getLogger(__name__)
 
-# Files of conf/hydra/launcher are named as the plugins' own, which Hydra takes for their types and would warn of.
+# Files of conf/hydra/launcher have the names of the plugins' own. Hydra takes these for their types, and would warn.
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
-# There, ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
+# In these files ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
 OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# ${sampler_of:MODEL} is the sampler of the model's name, the published one, or the predictor-corrector where there is none.
+# ${sampler_of:MODEL} is the sampler of the model's name, the published one, or else the predictor-corrector.
 OmegaConf.register_new_resolver(
     "sampler_of", lambda model: model if (CONF / "sampler" / f"{model}.yaml").is_file() else "predictor_corrector"
 )
 
 
 def build(node: DictConfig, *given: Any) -> Any:
-    """The object that a configuration node describes; `given` are the arguments that its target takes by position alone.
+    """The object that a configuration node describes; `given` are the positional-only arguments of its target.
 
-    Raises:
-        OptionError: an argument has a value that it cannot have; named by its key.
-        PDSError: the library's own refusals, as they are; what Python or torch refused about the values, by the node's key.
+    Raises: OptionError: an argument has an invalid value; the message has its key. PDSError: the library's refusals, unchanged;
+    refusals of values by Python or torch, with the node's key.
     """
     try:
         made = instantiate(node, _convert_="all", _partial_=bool(given))
         return made(*given) if given else made
     except InstantiationException as error:
-        # Hydra's message ends with the key of the node that could not be made, this one or one inside it.
+        # Hydra's message ends with the key of the node that could not be made: this node or one inside it.
         told = re.search(r"\nfull_key: (\S+)\Z", str(error))
         part = OmegaConf.select(node._get_root(), told[1]) if told else node
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):
@@ -70,11 +69,12 @@ def build_model(node: DictConfig) -> Model:
 
 
 OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)
-"""Python and torch raise these about values. Another exception of a constructor is a defect of ours, and stays a traceback."""
+"""Python and torch raise these about values. Another exception in a constructor is a defect of this project, and stays a
+traceback."""
 
 
 def _told(node: DictConfig, error: BaseException) -> BaseException:
-    """Return the error to raise instead of that of the node's constructor."""
+    """Return the error to raise instead of the constructor's."""
     if isinstance(error, OptionError):
         return error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
     if isinstance(error, PDSError) or not isinstance(error, OF_VALUES):
@@ -87,7 +87,7 @@ def _told(node: DictConfig, error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def keyed(node: DictConfig) -> Iterator[None]:
-    """Name an option that is refused inside by its key: it belongs to the node, or to a node inside it."""
+    """Add the key to a refused option: the option belongs to the node, or to a node inside it."""
     try:
         yield
     except OptionError as error:
@@ -133,7 +133,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, PDSError):
             cause = cause.__cause__ or cause.__context__
-        if cause is not None:  # of a resolver of ours, below as many of OmegaConf's as there are interpolations
+        if cause is not None:  # an error of our resolver, below one of OmegaConf's for each interpolation
             raise cause from None
         raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
 

@@ -1,4 +1,4 @@
-"""The device that a run samples on, its precision, and which GPU a process takes where it sees several."""
+"""The device of a run, its precision, and the choice of a GPU among several."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def free_gpu(uuids: tuple[str, ...]) -> int:
-    """A GPU that no other process of this user has leased, leased for the life of this one.
+    """A GPU that no other process of this user has leased, leased for the life of this process.
 
-    A lease is a lock on a file named by the GPU's UUID, because its number differs between processes that see other GPUs.
-    Where all are leased, or files cannot be locked, processes share the GPUs by their process id.
+    A lease is a lock on a file named by the GPU's UUID: its index differs between processes that see other GPUs. If no GPU is
+    free, or files cannot be locked, the process id chooses one.
 
     Args:
         uuids: UUID of each GPU that this process sees.
@@ -40,7 +40,7 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
     folder = cache_folder() / f"gpus-{os.getuid()}"
     for index, uuid in enumerate(uuids):
         try:
-            # Never closed here: the system does that however this process ends, and the lease ends with it.
+            # Never closed here: the system closes it whenever this process ends, and the lease ends with it.
             fcntl.flock(open_lock(folder / uuid), fcntl.LOCK_EX | fcntl.LOCK_NB)
             return index
         except OSError as error:
@@ -51,7 +51,7 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
 
 
 def choose_device(name: str, threads: int | None) -> torch.device:
-    """The device to sample on, with torch's CPU threads set; "auto" is "cuda" where there is a GPU, each process its own."""
+    """The device to sample on, with torch's CPU threads set. "auto" is "cuda" if there is a GPU, one for each process."""
     if threads is not None:
         torch.set_num_threads(threads)
     if name == "auto" and not torch.cuda.is_available():
@@ -76,17 +76,17 @@ def choose_device(name: str, threads: int | None) -> torch.device:
 
 
 TF32 = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-"""Torch's own number; an earlier point of a sweep may have asked for another."""
+"""The default of torch; an earlier point of a sweep may have set another number."""
 
 
 def choose_precision(tf32: bool | None) -> None:
-    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None is as torch has it by itself."""
+    """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None is the default of torch."""
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = TF32 if tf32 is None else (tf32, tf32)
 
 
 def require_compiler(key: str = "compile") -> None:
-    """Refuse `key=true` where torch.compile would fail for want of a C++ compiler, minutes later and at length."""
-    # A command, as "ccache g++" is.
+    """Refuse `key=true` without a C++ compiler; torch.compile would fail minutes later with a long error."""
+    # It may be a command of several words, as "ccache g++".
     compiler = [*shlex.split(os.environ.get("CXX", "g++")), ""][0]
     if shutil.which(compiler) is None:
         raise PDSError(f"{key}=true needs a C++ compiler, and there is no {compiler} here: install it, or set {key}=false")

@@ -1,4 +1,4 @@
-"""How strong a filter should be: what a network does not see, and what an exact score would make of the filter."""
+"""The right strength of a filter: the noise that a network does not see, and the effect of the filter with an exact score."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)
     _require_followed(cfg, model, dataset, sampler, filter)
-    # Whatever cannot be sampled is refused here, before anything is.
+    # Settings that cannot be sampled are refused here, before any sampling.
     ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
@@ -107,14 +107,14 @@ def _drawn(tracks: list[NoiseTrack]) -> str:
 
 
 def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:
-    """Refuse what excess noise cannot be followed through."""
+    """Refuse settings through which excess noise cannot be followed."""
     if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
         raise PDSError(
             "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
             "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
         )
     if model.checkpoint is None:
-        raise PDSError("model.checkpoint=null has random weights, which see nothing: give a weights file")
+        raise PDSError("model.checkpoint=null has random weights, which do not see noise: give a weights file")
     if filter.space(model.shape, lambda: dataset.statistics) is not None:
         raise PDSError("a space filter mixes the frequencies, in which excess noise is followed: set filter.pixels=none")
     if sampler.precondition == "published" and not sampler.predictor.published_with_filter and filter.title:
@@ -122,7 +122,7 @@ def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: 
 
 
 def _with_iterations(cfg: DictConfig, iterations: int, model: Model) -> tuple[PredictorCorrector, Filter, list[Level]]:
-    """Sampler, filter (whose alpha may follow T) and levels of one line."""
+    """Sampler, filter and levels of one line; the filter's alpha may follow T."""
     here = cfg.copy()
     OmegaConf.update(here, T, iterations)
     sampler: PredictorCorrector = build(here.sampler)
@@ -173,7 +173,7 @@ def show_gaussian(cfg: DictConfig) -> None:
     target = StationaryGaussian.of(dataset.statistics, model.data_range)
 
     def distance(iterations: int, value: float | None) -> float:
-        """That of the sampler with a value of the key, or without a filter."""
+        """The distance of the sampler with a value of the key, or without a filter."""
         here = cfg.copy()
         OmegaConf.update(here, T, iterations)
         P: Preconditioner = Identity()

@@ -62,17 +62,17 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
-    guessed: dict[str, str] = field(default_factory=dict)  # what auto stands for, by key
+    guessed: dict[str, str] = field(default_factory=dict)  # values of auto, by key
 
     @classmethod
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
-        """Build it; `like` has the same model, data, metric, remedy, device and precision, and lends its own."""
+        """Build the objects. `like` has the same model, data, metric, remedy, device and precision, and lends its objects."""
         asked = settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
             require_compiler()
-        torch.manual_seed(cfg.seed)  # of weights that no checkpoint gives
+        torch.manual_seed(cfg.seed)  # for random weights
         model = like.model if like else build_model(cfg.model)
         dataset: Dataset = like.dataset if like else build(cfg.dataset)
         sampler_node, filter_node, guessed = settled(cfg, model, device)
@@ -127,7 +127,7 @@ class Experiment:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """The filters R ("frequency") and A ("space"), those that there are."""
+        """The filters R ("frequency") and A ("space"), if they exist."""
         masks = {
             "frequency": self.filter.frequency(self.model.shape, lambda: self.dataset.statistics),
             "space": self.filter.space(self.model.shape, lambda: self.dataset.statistics),
@@ -136,7 +136,7 @@ class Experiment:
 
     @property
     def fingerprint(self) -> dict[str, str | None]:
-        """The facts that the numbers depend on beyond the configuration's values: the contents of files, above all."""
+        """Facts that the numbers depend on beyond the configuration's values, above all the contents of files."""
         checkpoint, reference = self.model.checkpoint, self.metric.reference.provenance if self.metric else None
         facts: dict[str, str | None] = {
             # A network that loads its own file has no checkpoint here.
@@ -147,7 +147,7 @@ class Experiment:
         }
         if self.metric and self.metric.seen:
             facts["seen"] = json_digest(self.metric.seen.provenance)
-        # Only where there are any: other runs keep the name they had before there were such samplers and models.
+        # Only if there are any: other runs keep the name that they had before such samplers and models existed.
         if self.sample.labels is not None:
             facts["labels"] = fingerprint(self.sample.labels)
         if self.model.beside_weights:
@@ -188,7 +188,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     `started` is called with the name of the run folder and whether it was done before.
     """
     processes = Processes.join()
-    in_sweep = cfg.sweep.number is not None  # whose end, and now and then its points, write the report
+    in_sweep = cfg.sweep.number is not None  # the end of a sweep, and now and then a point, writes the report
     with processes.together():
         config, experiment, folder, todo = prepared(cfg, overrides)
     with contextlib.ExitStack() as opened:
@@ -211,11 +211,11 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             folder.status("done")
         else:
             try:
-                # A sweep's group has its name, which a point run alone must be given.
+                # The group of a sweep has the sweep's name; a point that is run alone needs this name.
                 here = [f"group={cfg.group}"] if in_sweep and not any(o.startswith("group=") for o in overrides) else []
                 command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep.")), *here]
                 sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
-            except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue takes the job back and starts it again
+            except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue requeues the job
                 # On a full disk these fail as well: keep the original error.
                 with contextlib.suppress(Exception):
                     folder.status("failed", str(error) or type(error).__name__)
@@ -228,14 +228,14 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}")
     try:
         show(f"report   {write_report(folder.path.parent)}")
-    except PDSError as error:  # the run is done all the same
+    except PDSError as error:  # the run itself is done
         log.warning("%s", error)
 
 
 def prepared(
     cfg: DictConfig, overrides: list[str], like: Experiment | None = None
 ) -> tuple[dict[str, Any], Experiment, RunFolder, list[Shard]]:
-    """Configuration, experiment, folder and shards of a run, which has written nothing; `like` as of `Experiment.build`."""
+    """Configuration, experiment, folder and shards of a run, before it writes anything; `like` as in `Experiment.build`."""
     config = resolved(cfg)
     experiment = Experiment.build(cfg, like)
     config["fingerprint"] = experiment.fingerprint
@@ -255,14 +255,11 @@ def measured(
     like: Experiment | None = None,
     look: Callable[[np.ndarray], None] | None = None,
 ) -> dict[str, Any]:
-    """The result of one configuration, sampled by this process alone where it is not done.
+    """The result of one configuration, sampled by this process alone if it is not done.
 
-    Args:
-        cfg, overrides: as of `run`.
-        command: that makes it again.
-        like: as of `Experiment.build`.
-        look: called with the features of the first shard, before any other is sampled; of a run that is done as well. What it
-            raises ends the run; a `StoppedError` says why.
+    Args: cfg, overrides: as in `run`. command: the command that makes it again. like: as in `Experiment.build`. look: called
+    with the features of the first shard, before any other is sampled, also for a run that is done. Its exceptions end the run;
+    a `StoppedError` gives the reason.
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
@@ -302,7 +299,7 @@ def sample_and_measure(
     log.info("%s, T = %d, %d images -> %s", experiment.label, experiment.iterations, cfg.images, folder.path)
     job_type = "vanilla" if experiment.vanilla else "pds"
     with contextlib.ExitStack() as opened:
-        with processes.together():  # the others wait for what can fail here
+        with processes.together():  # this may fail, and the other processes wait for it
             folder.status("running")
             take_from_others(experiment, config, folder, todo)
             metrics_file = MetricsFile(folder.path / "metrics.jsonl")
@@ -321,9 +318,9 @@ def sample_and_measure(
         }
         draw(experiment, folder.path, np.stack(collected.first))
         seconds = time.perf_counter() - begun
-        # Of this process, since it was last started.
+        # The time of this process since its last start.
         result["wall_clock"] = {"seconds": seconds, "sampling": shard_log.sampling}
-        log.info("%.0f s, of them sampling %.1f%%", seconds, 100 * shard_log.sampling / seconds)
+        log.info("%.0f s, %.1f%% of them sampling", seconds, 100 * shard_log.sampling / seconds)
         metrics_file.append({"images_done": cfg.images, **result["metrics"]})
         write_json(folder.path / "result.json", result)
         folder.status("done")
@@ -339,10 +336,9 @@ def take_from_others(experiment: Experiment, config: dict[str, Any], folder: Run
 
 
 class ShardLog:
-    """Tells the metrics file and the tracker of each shard; called with it and the seconds of its sampling.
+    """Reports each shard to the metrics file and the tracker; called with the shard and the seconds of its sampling.
 
-    Attributes:
-        sampling: seconds in all.
+    Attributes: sampling: seconds of sampling in all.
     """
 
     def __init__(self, todo: list[Shard], metrics_file: MetricsFile, tracked: TrackedRun) -> None:
@@ -351,7 +347,7 @@ class ShardLog:
 
     def __call__(self, shard: Shard, seconds: float) -> None:
         self.sampling += seconds
-        # Up to the first that is absent, whichever process writes it: each file is looked for once.
+        # Up to the first absent file, whichever process writes it; so each file is looked for once.
         while self.waiting and self.waiting[0].path.exists():
             self.done += len(self.waiting.popleft().indices)
         record = {"images_done": self.done, "images_per_second": len(shard.indices) / seconds}
@@ -364,9 +360,9 @@ class Collected:
     """Collect the content of a run's shards.
 
     Attributes:
-        arrays: of each shard, without its images, which may not fit the memory all at once.
+        arrays: arrays of each shard, without its images: all images may not fit the memory.
         first: the first images, for pictures.
-        counts: images of each shard.
+        counts: number of images of each shard.
     """
 
     arrays: list[dict[str, np.ndarray]]
@@ -375,7 +371,7 @@ class Collected:
 
     @classmethod
     def of(cls, todo: list[Shard], make: Callable[[Shard], None]) -> Collected:
-        """Of shards that were made; `make` samples one that is damaged again."""
+        """The content of finished shards; `make` samples a damaged one again."""
         arrays: list[dict[str, np.ndarray]] = []
         first: list[np.ndarray] = []
         for shard in read_all(todo, make):
@@ -389,7 +385,7 @@ class Collected:
 
     @property
     def seconds(self) -> float:
-        """Of sampling, summed over processes."""
+        """Seconds of sampling, summed over processes."""
         return float(sum(a["seconds"] for a in self.arrays))
 
     @property
@@ -405,7 +401,7 @@ class Collected:
 
 
 def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[str, Any]:
-    """Return the part of result.json that tells about the images."""
+    """Return the part of result.json about the images."""
     sampler, checkpoint = experiment.sample.sampler, experiment.model.checkpoint
     return {
         "label": experiment.label,
@@ -416,7 +412,7 @@ def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[s
         "nfe": collected.nfe,
         "images": collected.images,
         "seconds": collected.seconds,
-        "images_per_second": collected.images / collected.seconds,  # of one process: seconds are summed over them
+        "images_per_second": collected.images / collected.seconds,  # of one process: seconds are summed over processes
         "seed": seed,
         "model": experiment.model.title,
         "checkpoint": checkpoint
@@ -434,7 +430,7 @@ def result_of(experiment: Experiment, collected: Collected, seed: int) -> dict[s
 
 
 def measure(metric: Panel | None, arrays: list[dict[str, np.ndarray]], labels: torch.Tensor | None = None) -> dict[str, Any]:
-    """The measures of all images by full name, with their errors, and the floor; of labelled images the accuracy as well."""
+    """The measures of all images by full name, with their errors, and the floor; for labelled images also the accuracy."""
     if metric is None:
         return {"metrics": {}, "floor": {}}
     features = np.concatenate([a["features"] for a in arrays])
@@ -455,7 +451,7 @@ def measure(metric: Panel | None, arrays: list[dict[str, np.ndarray]], labels: t
 
 
 def draw(experiment: Experiment, folder: Path, images: np.ndarray) -> None:
-    """grid.png of the images, and filter.npz where there is a filter to draw."""
+    """grid.png of the images, and filter.npz if there is a filter to draw."""
     with atomic_path(folder / "grid.png") as temporary:
         image_grid(torch.from_numpy(images), GRID_COLUMNS, scale=2).save(temporary, format="PNG")
     present = {name: mask.numpy() for name, mask in experiment.masks.items()}

@@ -27,7 +27,7 @@ SPECIAL = "= , ( ) [ ] { }"
 
 
 def sentence(error: Exception) -> str | None:
-    """Return the fault of the command line in a sentence; None for an error that has another cause."""
+    """Return the fault of the command line in a sentence; None for an error with another cause."""
     if isinstance(error, InstantiationException):
         return None
     if isinstance(error, OverrideParseException):
@@ -52,7 +52,7 @@ def _raised_in_hydra(error: Exception) -> bool:
 
 
 def _merged(error: BaseException) -> str | None:
-    """The override that Hydra was about to merge, which a number too large for a float ends without a name."""
+    """The override that Hydra was about to merge. Its error for a number too large for a float does not name it."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "_apply_overrides_to_config":
             return getattr(frame.f_locals.get("override"), "input_line", None)
@@ -64,11 +64,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def quoted(override: str) -> str | None:
-    """The override with its value quoted, for Hydra and for a shell; None where that does not help."""
+    """The override with its value quoted, for Hydra and for a shell; None if quotes do not help."""
     key, equals, value = override.partition("=")
     if not equals:
         return None
-    # Whoever quoted it already meant the text between the quotes.
+    # The user quoted the text already.
     value = value.strip("'\"")
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     text = f'{key}="{escaped}"'
@@ -80,7 +80,7 @@ def quoted(override: str) -> str | None:
 
 
 def typed(override: str) -> str:
-    """The override as it was meant: a value that needs quotes for its letters alone gets them."""
+    """The override as it was meant: a value that needs quotes only for its letters gets them."""
     _, equals, value = override.partition("=")
     if override.isascii() or not equals or set(value) & set("=,()[]{}'\"\\"):
         return override
@@ -136,10 +136,9 @@ def _refused(error: ConfigCompositionException) -> str:
 
 
 def require_known(node: DictConfig) -> None:
-    """Refuse a key that no option has, which Hydra takes with a + in front, and an option that was taken away with a ~.
+    """Refuse keys that Hydra adds by a + and that no option has, and options that were removed by a ~.
 
-    Raises:
-        PDSError: it names the first.
+    Raises: PDSError: there is such a key; the message names the first.
     """
     kind: Any = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(kind):
@@ -147,7 +146,7 @@ def require_known(node: DictConfig) -> None:
         for name in map(str, node):
             if name not in (*stated, "hydra"):
                 raise PDSError(_no_key(node._get_full_key(name), name, node, stated))
-        there = set(node.keys())  # those without a value, which `in` does not find, too
+        there = set(node.keys())  # `in` does not find keys without a value
         for name in stated:
             if name not in there:
                 raise PDSError(f"{node._get_full_key(name)} is gone: leave out ~{node._get_full_key(name)}")
@@ -157,7 +156,7 @@ def require_known(node: DictConfig) -> None:
 
 
 def _no_key(full: str, key: str, parent: DictConfig, stated: Collection[str] | None = None) -> str:
-    """The refusal of a key that is not there; `stated` are those that should be, if others are."""
+    """The refusal of a key that does not exist; `stated` are the valid keys, if these differ from those of the node."""
     names = map(str, parent if stated is None else stated)
     siblings = [name for name in names if name != "hydra" and not name.startswith("_")]
     node = full.removesuffix(key).rstrip(".")

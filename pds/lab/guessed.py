@@ -20,10 +20,10 @@ from pds.samplers.sampler import Sampler
 def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictConfig, DictConfig, dict[str, str]]:
     """The nodes of sampler and filter with a number for each auto, and these numbers by key.
 
-    An alpha for which a reference was published stays: it follows T (`statistics_filter`).
+    An alpha with a published reference stays auto: it follows T (`statistics_filter`).
 
     Raises:
-        OptionError: there is no guess for this sampler, or no filter is needed or will do.
+        OptionError: there is no guess for this sampler, no filter is needed, or none is enough.
     """
     sampler_node, filter_node, found = cfg.sampler, cfg.filter, dict[str, str]()
     of_eta = OmegaConf.select(cfg, "sampler.eta") == "auto"

@@ -1,4 +1,4 @@
-"""Where log lines go: the terminal, and the run's own log file."""
+"""The destinations of log lines: the terminal, and the log file of the run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class Lines(logging.Formatter):
-    """A record a line, whatever its message is made of; a traceback keeps its lines."""
+    """One line a record, for any message; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escaped(record.message, LONGEST)
@@ -55,7 +55,7 @@ def show_lines(prefix: str = "") -> None:
         handler = Terminal()
         logger.addHandler(handler)
     handler.setFormatter(Lines(f"{prefix}%(message)s"))
-    # A log file on a full disk must not bury the sentence that says so.
+    # A log file on a full disk must not hide the sentence about the full disk.
     logging.raiseExceptions = False
     logger.setLevel(logging.WARNING)
     logging.getLogger("pds").setLevel(logging.INFO)
@@ -63,7 +63,7 @@ def show_lines(prefix: str = "") -> None:
 
 @contextlib.contextmanager
 def quieter(*names: str) -> Iterator[None]:
-    """Keep what some loggers say for information from the terminal, not from log files, while the block runs."""
+    """Keep the information of some loggers from the terminal, not from log files, while the block runs."""
 
     def matters(record: logging.LogRecord) -> bool:
         return record.levelno > logging.INFO or record.name not in names

@@ -1,4 +1,4 @@
-"""A network from a file or a module that anyone wrote, as the command line names it: `model=own model.make=mynet.py:Tiny`."""
+"""A network from anyone's file or module, as the command line names it: `model=own model.make=mynet.py:Tiny`."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ def own(
     """A network of one's own, ready to sample or to train.
 
     Args:
-        make: what makes the network, as FILE.py:NAME or module:NAME: a class or a function that gives a `torch.nn.Module`.
-        predicts: what it returns: the score, the noise, v or the clean image (data); see `pds.wrap`.
+        make: a class or a function that returns a `torch.nn.Module`, as FILE.py:NAME or module:NAME.
+        predicts: the quantity that it returns: the score, the noise, v or the clean image (data); see `pds.wrap`.
         process: the forward process that it was trained on.
         shape: (C, H, W) of its images.
         data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1].
-        label: what it is shown of the noise level: sigma, log_sigma/4, t, 999t or Nt-1; null for that of its process.
-        classes: how many it takes labels of, as (x, label, labels); 0 for none.
-        no_class: the label that stands for none; null for a network without an unconditional score.
+        label: its noise label: sigma, log_sigma/4, t, 999t or Nt-1; null for the label of its process.
+        classes: number of its classes; it is then called as (x, label, labels). 0 for none.
+        no_class: the label of an image without a class; null for a network without an unconditional score.
         checkpoint: weights file, in any layout of `pds.models.checkpoints`; null for random weights.
         weights: which of its weights, see `load_weights`.
-        arguments: of `make`, by name.
+        arguments: arguments of `make`, by name.
 
     Raises:
-        OptionError: there is no such file, module or name, it fails, or it makes something else than a network.
-        PDSError: the weights are not those of this network, or it does not fit; see `pds.wrap`.
+        OptionError: there is no such file, module or name, its call fails, or it makes something else than a network.
+        PDSError: the weights are of another network, or the network does not fit; see `pds.wrap`.
     """
     called, module = named(make, "make")
     network = _called(called, make, arguments)

@@ -28,16 +28,16 @@ class Point:
     """One point of a sweep.
 
     Attributes:
-        overrides: what its command line gives, without what only says where and how fast, unless that is swept over.
+        overrides: its command line, without options of place and speed, unless these are swept over.
         number: its place in the sweep, from 1.
         sweep: name of the sweep.
         command: the command that started it.
-        work: images x iterations, to tell the time left.
-        state: "waiting", "running" (which is also what a killed one says), "done", "skipped" (something that only the user
-            can provide is missing) or "failed".
+        work: images x iterations, for the estimate of the time left.
+        state: "waiting", "running" (also after a kill), "done", "skipped" (something that only the user can provide is missing)
+            or "failed".
         message: why it was skipped or failed.
         run: name of its run folder, beside `points/`; empty until it has one.
-        seconds: it took, when it was not found done; 0 until it ended.
+        seconds: its duration, if it was not found done; 0 until it ended.
         ended: seconds since the epoch; 0 until it ended.
     """
 
@@ -54,7 +54,8 @@ class Point:
 
     @classmethod
     def of(cls, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
-        """The point of a command line; keys `swept` over tell it from others even if they only say where, as two files do."""
+        """The point of a command line. Keys `swept` over tell it from others even if they only name a place, as two files
+        do."""
         return cls(tuple(_what(overrides, swept)), **values)
 
     @property
@@ -68,7 +69,7 @@ class Point:
 
 
 def sweep_name(swept: Sequence[str], fixed: Sequence[str]) -> str:
-    """Return a sweep's name: the keys swept over and 8 digits of the hash of all else that was given.
+    """Return a sweep's name: the keys swept over, and 8 digits of the hash of all other overrides.
 
     The values do not count: a sweep with one more value finds the points of the smaller one.
     """
@@ -92,7 +93,7 @@ class Points:
     folder: Path
 
     def read(self, damaged: Callable[[Path, DamagedError], None] = lambda path, error: log.warning("%s", error)) -> list[Point]:
-        """All points, in their order; none where there was no sweep. `damaged` is told of each file that is none."""
+        """All points, in their order; none without a sweep. `damaged` is called for each file that holds no point."""
         points = []
         for path in (self.folder / "points").glob("*.json"):
             try:
@@ -117,7 +118,7 @@ class Points:
         return self.folder / "points" / f"{digest}.json"
 
     def plan(self, points: Sequence[Point]) -> None:
-        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they still are."""
+        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they are still done."""
         known = {point.digest: point for point in self.read()}
         for digest, point in known.items():
             if point.state in ("waiting", "running") and point.sweep in {other.sweep for other in points}:
@@ -127,7 +128,7 @@ class Points:
             self.write(replace(point, seconds=old.seconds, ended=old.ended))
 
     def planned(self, overrides: Sequence[str], swept: Collection[str] = ()) -> Point:
-        """The point of a command line, as it was announced; arguments as of `Point.of`."""
+        """The point of a command line, as it was announced; arguments as in `Point.of`."""
         point = Point.of(overrides, swept)
         return next((other for other in self.read() if other.digest == point.digest), point)
 
@@ -135,7 +136,7 @@ class Points:
     def running(self, point: Point) -> Iterator[Callable[[str, bool], None]]:
         """Write the state of a point while the block runs it, and let errors pass.
 
-        The block is given a function to tell the name of its run folder, and whether that was done before.
+        The block gets a function. It calls this with the name of its run folder, and whether the run was done before.
         """
         start, found = time.time(), False
         now = replace(point, state="running", message="", run="")
@@ -148,7 +149,7 @@ class Points:
 
         def end(state: Literal["done", "skipped", "failed"], message: str = "") -> None:
             at = time.time()
-            # A point that was found done says nothing about the pace.
+            # A point that was found done does not count for the pace.
             pace: dict[str, Any] = {} if found else {"seconds": at - start, "ended": at}
             self.write(replace(now, state=state, message=message, **pace))
 
@@ -166,7 +167,7 @@ class Points:
         end("done")
 
     def time_left(self, since: float) -> float | None:
-        """Seconds that the rest of the sweep takes at the pace of what ended after `since`; None before anything did."""
+        """Seconds for the rest of the sweep, at the pace of the points that ended after `since`; None before any did."""
         points = self.read()
         ended = [point for point in points if point.state in ("done", "skipped", "failed") and point.ended > since]
         work = sum(point.work for point in ended)

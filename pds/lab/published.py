@@ -1,4 +1,4 @@
-"""Every published network at its full size, with random weights in a file as its authors write them."""
+"""Every published network at its full size, with random weights in a file of its authors' layout."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
     """One row of the table.
 
     Args:
-        name: of the network; it begins with that of its family (see `write_as_authors`).
+        name: name of the network; it begins with the name of its family (see `write_as_authors`).
         overrides: its configuration.
 
     Raises:
-        RuntimeError: when the loaded weights are not those that the file is read for.
+        RuntimeError: the loaded weights are not the expected ones.
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("benchmark", overrides)
@@ -77,7 +77,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
         network, checkpoint = iteration.model.score.network, iteration.model.checkpoint
         assert checkpoint is not None
         if fingerprint(*averaged(network).values()) != expected:
-            raise RuntimeError(f"{name}: the weights loaded are not those that the file is read for")
+            raise RuntimeError(f"{name}: the loaded weights are not the expected ones")
         return {
             "network": name,
             "title": iteration.model.title,
@@ -91,7 +91,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
 
 
 def averaged(network: nn.Module) -> dict[str, Tensor]:
-    """The parameters that have an average: those that are trained."""
+    """The parameters with an average: the trained ones."""
     return {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
 
 
@@ -102,7 +102,7 @@ def write_as_authors(network: nn.Module, path: Path, family: str) -> str:
         family: "ncsn" (a list without averages), "ncsnv2" (a list), "ncsnpp" or "ddpmpp" (a dictionary).
 
     Returns:
-        The fingerprint of what the file is read for: its averaged weights, half of the others, where there are any.
+        The fingerprint of the expected weights: the averages, which are half of the others, if the file has any.
     """
     trained = averaged(network)
     model = nn.DataParallel(network).state_dict()

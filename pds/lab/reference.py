@@ -1,4 +1,4 @@
-"""The choices and the options, told from signatures and docstrings: for `--help`, for `--list`, and for docs/reference.md."""
+"""The choices and the options, from signatures and docstrings: for `--help`, for `--list`, and for docs/reference.md."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def summary(target: Callable[..., Any]) -> str:
 
 
 def meanings(target: Callable[..., Any]) -> dict[str, str]:
-    """Return a docstring's meaning of each option, from its section `Attributes` or `Args`; a class has those of its bases as
-    well."""
+    """Return the meaning of each option, from the section `Attributes` or `Args` of the docstring; a class also has those of
+    its bases."""
     told: dict[str, str] = {}
     for part in reversed(target.__mro__ if isinstance(target, type) else [target]):
         text = inspect.getdoc(part) if part.__doc__ else ""
@@ -45,7 +45,7 @@ def meanings(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def options_table(target: Callable[..., Any], given: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
-    """Key, default, what it may be and meaning of each option that a configuration can give."""
+    """Key, default, valid values and meaning of each option that a configuration can give."""
     told, stated = meanings(target), options_of(target)
     rows = []
     for name, _, _ in fields_of(target):
@@ -57,7 +57,7 @@ def options_table(target: Callable[..., Any], given: Sequence[str] = ()) -> list
 
 
 def _value(value: Any) -> str:
-    """A default as a command line gives it."""
+    """A default as written on a command line."""
     words = {None: "null", True: "true", False: "false"}
     if isinstance(value, (tuple, list)):
         return f"[{','.join(map(_value, value))}]"
@@ -105,7 +105,7 @@ def listing(group: str) -> str:
 
 
 def asked(program: str, arguments: Sequence[str]) -> str:
-    """Return the text to print instead of running the program; empty where nothing is asked."""
+    """Return the text to print instead of running the program; empty if none is asked for."""
     if "--list" in arguments:
         return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))
     return help_of(program, arguments) if {"--help", "-h"} & {*arguments} else ""

@@ -1,4 +1,4 @@
-"""Run folders: named by what they are, resumed by the command that made them, never mixed."""
+"""Run folders: named by their settings, resumed by the command that made them, never mixed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from pds.options import Range, shown
 
 log = logging.getLogger(__name__)
 
-# Where and how fast: these keys may differ between two commands that make the same images, up to the rounding of the device.
+# Place and speed: these keys may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
     "outputs",
     "group",
@@ -56,13 +56,13 @@ PLACE = {
 
 
 def says_where(override: str) -> bool:
-    """Whether an override only says where and how fast, or where it is written down."""
+    """Whether an override concerns only place, speed or records."""
     key = override.lstrip("+~").partition("=")[0]
     return key in PLACE or key.startswith(("hydra", "tracker.", "tracker@", "sweep."))
 
 
 MOVED: dict[str, str] = {"pds.lab.tracking.WandbTracker": "pds.lab.trackers.wandb.WandbTracker"}
-"""Class paths that configurations of older runs name, and where these classes are now. No line is ever deleted."""
+"""Class paths in configurations of older runs, and the present paths of these classes. No line is ever deleted."""
 
 _FIRST = {now: first for first, now in MOVED.items()}
 
@@ -71,7 +71,8 @@ _ROOT = {"bf16": False}
 
 
 def identity(config: dict[str, Any], without: Collection[str] = PLACE) -> dict[str, Any]:
-    """Return the flat, dotted view of a resolved configuration: what the images depend on, so `without` where and how fast."""
+    """Return the flat, dotted view of a resolved configuration, `without` the keys of place and speed: the images depend on the
+    rest."""
 
     def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
         flat: dict[str, Any] = {}
@@ -85,20 +86,21 @@ def identity(config: dict[str, Any], without: Collection[str] = PLACE) -> dict[s
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
-    """`identity` as every version of this library gives it: without options at their default, by the first path of a class.
+    """`identity` in the form of every version of this library: without options at their default, and by the first path of a
+    class.
 
-    So an option that is added, with a default that does what was done before, and a class that moves rename no run.
+    So a class that moves renames no run. Neither does a new option whose default keeps the behaviour.
     """
     flat: dict[str, Any] = {}
 
     def walk(node: dict[str, Any], prefix: str, known: dict[str, Any]) -> None:
         target = MOVED.get(str(node.get("_target_")), str(node.get("_target_")))
         known = known or _defaults(target)
-        # A key of no class, as those of the fingerprint, is as good as absent while it is null.
+        # A key of no class (as in the fingerprint) counts as absent while it is null.
         none = object() if "_target_" in node else None
         for key, value in node.items():
             name = prefix + key
-            # The published settings of a model are where values come from, and stand beside as what was made of them.
+            # The published settings of a model are the origin of values that also stand in the configuration.
             if name in PLACE or name == "published" or key in ("_partial_", "_convert_", "_recursive_"):
                 continue
             if key == "_target_":
@@ -115,12 +117,12 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(target: str) -> dict[str, Any]:
-    # Only our own: a path in another's file must not import what it likes.
+    # Only classes of this library: a path in a foreign file must not import arbitrary code.
     if not target.startswith("pds."):
         return {}
     try:
         return defaults(target)
-    except Exception:  # there is no such class; whatever it is, it is not this run's
+    except Exception:  # there is no such class
         return {}
 
 
@@ -129,27 +131,28 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _number(value: Any) -> Any:
-    """Whole numbers as such: whether files say 7 or 7.0 is no difference."""
+    """Whole numbers as such: 7 and 7.0 in files are equal."""
     if isinstance(value, list):
         return [_number(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _sampled(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts that the images of a run depend on; their number and measuring are none."""
+    """Return the facts that the images of a run depend on, without their number and their measurement."""
     beside = ("metric.", "dataset.reference.", "fingerprint.reference")
     return {key: value for key, value in essence(config).items() if key != "images" and not key.startswith(beside)}
 
 
 def _measured(config: dict[str, Any]) -> dict[str, Any]:
-    """What the features of given images depend on: the reference, which tells all about its features, or the metric itself."""
+    """The facts that the features of given images depend on: the reference, which describes its features, or the metric
+    itself."""
     found = essence(config)
     reference = {key: value for key, value in found.items() if key.startswith("fingerprint.reference")}
     return reference or {key: value for key, value in found.items() if key.startswith("metric.")}
 
 
 def samples_digest(config: dict[str, Any]) -> str:
-    """16 digits of the hash of what the images of a run depend on."""
+    """16 digits of the hash of all that the images of a run depend on."""
     return json_digest(_sampled(config))
 
 
@@ -159,10 +162,9 @@ def group_folder(outputs: str, group: str, key: str = "group") -> Path:
     Args:
         outputs: folder of all groups, as the user wrote it.
         group: name of the folder in it.
-        key: what gave the name, for messages.
+        key: the option that gave the name, for messages.
 
-    Raises:
-        PDSError: the folder would not be inside `outputs`, or its name is none.
+    Raises: PDSError: the folder would not be inside `outputs`, or the name is not valid.
     """
     parts = Path(group).parts
     if not parts or not group.isprintable() or Path(group).is_absolute() or ".." in parts:
@@ -184,7 +186,7 @@ def run_name(overrides: Sequence[str], config: dict[str, Any]) -> str:
 
 
 def fingerprint(*tensors: torch.Tensor) -> str:
-    """16 digits of the hash of tensors: what a filter is, whatever file or data set it came from."""
+    """16 digits of the hash of tensors, the identity of a filter from any file or data set."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
@@ -203,11 +205,11 @@ class RunFolder:
 
     @classmethod
     def of(cls, group: Path, overrides: Sequence[str], config: dict[str, Any]) -> RunFolder:
-        """The folder of a run: its own, or the one that an older version made for the same command and configuration."""
+        """The folder of a run: its own, or the folder that an older version made for the same command and configuration."""
         own = cls(group / run_name(overrides, config))
         if not own.path.exists():
             for file in sorted(group.glob(f"{own.path.name[:-8]}????????/config.yaml")):
-                with contextlib.suppress(PDSError):  # whose it is cannot be told, and it is not in the way
+                with contextlib.suppress(PDSError):  # its owner is unknown, and it does not matter here
                     if essence(read_config(file)) == essence(config):
                         return cls(file.parent)
         return own
@@ -216,7 +218,7 @@ class RunFolder:
         """Make the folder this configuration's, or find that it is.
 
         Raises:
-            PDSError: when it belongs to another configuration (naming the first key that differs) or cannot be written.
+            PDSError: it belongs to another configuration (the message has the first key that differs) or cannot be written.
         """
         file = self.path / "config.yaml"
         if file.exists():
@@ -231,14 +233,14 @@ class RunFolder:
                 )
             return
         with atomic_path(file) as temporary:
-            # The first line is for `alike`, which would take long to read whole files.
+            # `alike` reads only this first line.
             digests = f"# samples {samples_digest(config)}\n"
             temporary.write_text(digests + yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def alike(self, config: dict[str, Any]) -> Iterator[tuple[Path, bool]]:
-        """Run folders beside this one that sample the same images, as many of them as they were asked for.
+        """Run folders beside this one that sample the same images, in any number.
 
-        With each comes whether it measures them by the same features. Other groups are left alone: a new one starts afresh.
+        With each comes whether it measures them by the same features. Other groups are left alone: a new group starts afresh.
         """
         marked, mine = f"# samples {samples_digest(config)}\n".encode(), _sampled(config)
         for file in sorted(self.path.parent.glob("*/config.yaml")):
@@ -255,11 +257,11 @@ class RunFolder:
                     yield file.parent, _measured(other) == _measured(config)
 
     def status(self, state: str, message: str = "") -> None:
-        """Say where the run stands: "running", "failed" (with the message) or "done"."""
+        """Write the state of the run: "running", "failed" (with the message) or "done"."""
         write_json(self.path / "status.json", {"state": state, "message": message, "pid": os.getpid(), "host": platform.node()})
 
     def result(self, keys: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-        """The result of a finished run, else None; of one that is damaged a line says so. `keys` as of `read_result`."""
+        """The result of a finished run, else None; a log line reports a damaged one. `keys` as in `read_result`."""
         try:
             return read_result(self.path, RESULT if keys is None else keys)
         except MissingError:
@@ -302,7 +304,7 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
 
     Args:
         folder: the run folder.
-        keys: what the result has, with its types.
+        keys: keys of the result, with their types.
 
     Raises:
         MissingError: there is none.
@@ -318,7 +320,7 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
 
 @remembered
 def read_config(file: Path) -> dict[str, Any]:
-    """The configuration of a run, not to be changed; anything else is a `DamagedError`."""
+    """The configuration of a run, read-only; other content is a `DamagedError`."""
     return read_yaml(file, {}, "the configuration of a run", "delete it and run the same command again")
 
 
@@ -326,7 +328,7 @@ def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, A
     """Device, versions, commit and command, for result.json; the command is this process's own if none is given."""
     packages = ("torch", "numpy", "hydra-core", "clean-fid", "wandb", "diffusers")
     versions = {name: metadata.version(name) for name in packages if _installed(name)}
-    # Torch lets convolutions round to TensorFloat-32 unless told otherwise, and products only when told to.
+    # By default torch rounds to TensorFloat-32 in convolutions, and not in products.
     rounds = {"convolutions": torch.backends.cudnn.allow_tf32, "products": torch.backends.cuda.matmul.allow_tf32}
     tf32 = {"tf32": rounds} if device.type == "cuda" else {}
     return {

@@ -1,7 +1,7 @@
-"""The choices for each part of a run, and the type of every key, which is that of the signature.
+"""The choices for each part of a run, and the type of every key, as in the signature.
 
-A misspelt key or a value of the wrong type fails at composition. `MISSING` is a key that has no default. The files in conf/ add
-what is data: published configurations, experiments, tables, and which choices belong together.
+A misspelt key or a value of the wrong type fails at composition. `MISSING` is a key without a default. The files in conf/ add
+data: published configurations, experiments, tables, and choices that belong together.
 """
 
 from __future__ import annotations
@@ -75,12 +75,10 @@ from pds.training import Trainer
 
 
 class Part(NamedTuple):
-    """A target of whose options the configuration has some only.
+    """A target with only some of its options in the configuration.
 
-    Attributes:
-        given: those that it does not have.
-        asked: those that it must have, whatever their default.
-        opened: whether another object calls the target, when it needs what it gives.
+    Attributes: given: options that the configuration does not have. asked: options that it must have, whatever their default.
+    opened: whether another object calls the target, when it needs the result.
     """
 
     target: Callable[..., Any]
@@ -167,7 +165,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
 @dataclass
 class Sweep:
     name: str = "runs"
-    where: list[str] = field(default_factory=list)  # of the keys swept over, those that say where and how fast
+    where: list[str] = field(default_factory=list)  # swept keys of place and speed
     number: int | None = None
     points: int | None = None
     since: float | None = None
@@ -178,7 +176,7 @@ class SmallForm:
     another_model: bool = True  # than the printed one
     base: list[str] = field(default_factory=list)
     cells: list[Any] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)  # of the table's own rows, where it has no cells
+    columns: list[str] = field(default_factory=list)  # columns of the table's own rows, if it has no cells
 
 
 @dataclass
@@ -197,8 +195,8 @@ class Table:
 
 
 SAMPLING = ("model", "dataset", "filter", "solenoid", "sampler")
-# The options of each program, the groups that it builds, and the other keys of its configuration. None stands for a group that
-# is left out unless it is chosen.
+# The options of each program, the groups that it builds, and the other keys of its configuration. None marks a group that is
+# absent unless it is chosen.
 PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
     "run": (Run, (*SAMPLING, "metric", "tracker"), {"remedy": None, "guidance": None, "sweep": Sweep}),
     "tune": (Tune, (), {"space": None}),
@@ -213,7 +211,7 @@ PLAIN = (bool, int, float, str, NoneType, Any, Path)
 
 
 def is_plain(annotation: Any) -> bool:
-    """Whether an option is a value, which a configuration can hold, and no object."""
+    """Whether an option is a value that a configuration can hold, and no object."""
     if get_origin(annotation) in (Literal, Callable):
         return get_origin(annotation) is Literal
     parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
@@ -221,7 +219,7 @@ def is_plain(annotation: Any) -> bool:
 
 
 def typed(annotation: Any) -> Any:
-    """The type of a plain option as OmegaConf knows types; where it knows none, the check at building alone tells."""
+    """The type of a plain option for OmegaConf. For types that it does not know, only the check at building applies."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return Any if any(isinstance(limit, Search) and limit.auto for limit in arguments[1:]) else typed(arguments[0])
@@ -234,7 +232,7 @@ def typed(annotation: Any) -> Any:
         return list[typed(arguments[0])]  # type: ignore[misc]
     if origin in (dict, Mapping):
         return dict[str, Any]
-    # Not bool, for which OmegaConf takes any whole number.
+    # Not bool: OmegaConf accepts any whole number for it.
     return str if annotation is Path else annotation if annotation in (int, float, str) else Any
 
 
@@ -256,7 +254,7 @@ def fields_of(
 
 
 def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
-    """The choices that a node begins with, where its options are objects with groups of their own."""
+    """The default choices of a node's options that are objects with groups of their own."""
     chosen: list[Any] = []
     for name, option in options_of(target).items():
         offered = {**CHOICES.get(f"schema/{group}/{name}", {}), **CHOICES.get(f"{group}/{name}", {})}
@@ -279,10 +277,10 @@ def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
 
 
 def published(name: str, stand_in: str | None = None, *, _root_: DictConfig, _parent_: DictConfig, _node_: Any) -> Any:
-    """${published:NAME,CARD}: what was published under this name for the model and the data set.
+    """${published:NAME,CARD}: the published value of this name for the model and the data set.
 
-    It stands in `published`, or on the card that `published.card` names; where there is neither, CARD stands in. Without a
-    CARD it is the option's own default then.
+    The value stands in `published`, or on the card that `published.card` names. Without these, CARD replaces the card. Without
+    a CARD the value is the option's default.
     """
     value = OmegaConf.select(_root_, f"published.{name}")
     card = OmegaConf.select(_root_, "published.card") or stand_in
@@ -294,7 +292,7 @@ def published(name: str, stand_in: str | None = None, *, _root_: DictConfig, _pa
 
 
 def unstated(data: str, *, _node_: Any) -> Any:
-    """${unstated:DATA}: a value of a row of the extension that its abstract page, our only source, does not state."""
+    """${unstated:DATA}: a value in a row of the extension that its abstract page, our only source, does not state."""
     key = _node_._get_full_key("")
     raise PDSError(f"{key} of this row on {data} is ???, as the paper's abstract page does not state it: give {key}=...")
 

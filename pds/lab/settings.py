@@ -18,10 +18,9 @@ Iterations = Annotated[Sequence[int], Range(2, MOST), Length(1, 100)]
 
 @options
 class Machine:
-    """Where a program computes, and where it writes.
+    """The device of a program, and its output folder.
 
-    Attributes:
-        device: auto (a GPU where there is one), cpu, cuda, cuda:N.
+    Attributes: device: auto (a GPU if there is one), cpu, cuda, cuda:N.
         threads: CPU threads of torch; null leaves its default (beside other busy processes, OMP_WAIT_POLICY=passive helps).
         outputs: where run folders go.
     """
@@ -37,8 +36,8 @@ class Precision(Machine):
 
     Attributes:
         bf16: bfloat16 autocast of the network; the images change by its rounding.
-        tf32: float32 on a GPU: true rounds to TensorFloat-32 in convolutions and products, false nowhere, null as torch has it
-            (convolutions).
+        tf32: float32 on a GPU: true rounds to TensorFloat-32 in convolutions and products, false nowhere, null by the default
+            of torch (convolutions).
         compile: torch.compile the network: seconds to minutes at the start, then faster; images change by rounding alone.
     """
 
@@ -53,14 +52,14 @@ class Run(Precision):
     recommendation=PATH budget=N stands for the settings that tune.py found.
 
     Attributes:
-        group: of runs that are compared: outputs/<group>/<run>, one report each; "runs", or what a sweep is called.
+        group: name of a group of runs that are compared, outputs/<group>/<run>, with one report; "runs", or the sweep's name.
         images: images to sample and to measure the distance on.
         seed: seed of all noise: image i depends on (seed, i) alone.
         shard_size: images a file of samples/: the unit of resume and of work shared by processes.
-        labels: class of each image, image i being of class i mod n of n: uniform for all classes in turn, a list, or a file of
-            whole numbers; null for images without a class.
-        batch_size: images sampled at once, of several shards where it is larger; changes speed and memory, not the images.
-            (With corrector.norms=batch it does, and is at most shard_size: a restart must have the same batches.)
+        labels: classes of the images: uniform for all classes in turn, a list, or a file of whole numbers. Image i has entry i
+            mod n of n. null for images without a class.
+        batch_size: images sampled at once; a larger batch covers several shards. It changes speed and memory, not the images.
+            (With corrector.norms=batch it changes the images, and is at most shard_size: a restart must have the same batches.)
     """
 
     group: str = "runs"
@@ -76,7 +75,7 @@ class Train(Machine):
     """Training: python experiments/train.py [key=value ...]. Killed and started again, it goes on from its last checkpoint.
 
     Attributes:
-        name: of the run folder and the weights file: outputs/train/<name>/<name>.safetensors.
+        name: name of the run folder and the weights file: outputs/train/<name>/<name>.safetensors.
         seed: seed of the initial weights.
     """
 
@@ -90,7 +89,7 @@ class Benchmark(Precision):
 
     Attributes:
         batch_size: images sampled at once.
-        repeats: of each timing, after the warm-up.
+        repeats: repeats of each timing, after the warm-up.
     """
 
     batch_size: Batch = 1
@@ -101,8 +100,8 @@ class Benchmark(Precision):
 class Gaussian:
     """A sampler on a Gaussian with the data set's mean and power spectrum, exactly: python experiments/tools/gaussian.py.
 
-    It needs neither a checkpoint nor a GPU, except for model=ddpm, whose folder says its noise. At 28² it takes seconds to a
-    minute: it computes T + 2 images in float64 at once.
+    It needs neither a checkpoint nor a GPU. The exception is model=ddpm, whose folder has its noise levels. At 28² it takes
+    seconds to a minute: it computes T + 2 images in float64 at once.
 
     Attributes:
         iterations: T, a line each.
@@ -117,12 +116,10 @@ class Gaussian:
 
 @options
 class ExcessNoise(Machine):
-    """How much excess noise a network sees, and what a sampler leaves: python experiments/tools/excess_noise.py.
+    """The excess noise that a network sees, and that a sampler leaves: python experiments/tools/excess_noise.py.
 
-    Attributes:
-        iterations: T, a line each.
-        images: of the data set for the response, and of the sampler for the noise in its images.
-        seed: of the sampled images.
+    Attributes: iterations: T, a line each. images: number of images of the data set for the response, and of the sampler for
+    the noise in its images. seed: seed of the sampled images.
     """
 
     iterations: Iterations = (25, 50, 100)
@@ -137,11 +134,11 @@ class Reproduce:
     Attributes:
         small: the table's small form, on what this repository ships, in minutes on 2 CPU cores.
         seeds: one block of images for each; several give mean and standard deviation.
-        images: images of every cell; null: as printed, or as many as the table's small form asks for.
+        images: images of every cell; null: as printed, or as in the table's small form.
         outputs: where run folders go.
-        checkpoints: folder of the official checkpoints, each called (or linked) by its name in `origins` with .pth or
-            .safetensors, or a diffusers folder.
-        origins: where each checkpoint is published.
+        checkpoints: folder of the official checkpoints. Each has its name in `origins` with .pth or .safetensors, or is a
+            diffusers folder of that name; links will do.
+        origins: address of each checkpoint.
     """
 
     small: bool = False
@@ -156,20 +153,20 @@ class Reproduce:
 class Tune:
     """The best sampler, filter and steps for a network: python experiments/tune.py model=... budgets=[10,20] [key=value ...].
 
-    Other keys are overrides of every run; those of sampler, filter and solenoid are the default that the winner is confirmed
-    beside. The same command continues a search that was killed, and several processes with one command share it.
+    Other keys are overrides of every run. Those of sampler, filter and solenoid make the default; the winner is compared with
+    it. The same command continues a search that was killed, and several processes with one command share it.
 
     Attributes:
         budgets: evaluations an image, an answer for each.
         trials: settings tried for each budget.
-        images: of a trial, a multiple of 4: after a quarter of them a trial ends that is clearly poor.
+        images: images of a trial, a multiple of 4. A clearly poor trial ends after a quarter of them.
         final: images of the leading trials and of the confirmation, a multiple of `images`.
-        leaders: trials of each budget that get as many.
-        seed: of the noise of all trials and of the search.
-        seeds: of the noise that the winner is confirmed on, beside the default.
+        leaders: leading trials of each budget.
+        seed: seed of the noise of all trials and of the search.
+        seeds: seeds of the noise on which the winner and the default are confirmed.
         search: tpe, a tree-structured Parzen estimator; or random.
-        max_minutes: of this command; at half of them no trial begins, at all of them nothing does.
-        max_evaluations: of the network, in the same way, by all processes since the search began.
+        max_minutes: limit of this command in minutes. No trial begins after half of it, and nothing after all of it.
+        max_evaluations: limit of network evaluations by all processes since the search began, used in the same way.
         storage: URL of a database for the trials; null is a file in the group's folder.
     """
 
@@ -197,7 +194,7 @@ Kind = TypeVar("Kind")
 
 
 def settings(kind: type[Kind], cfg: Mapping[str, Any] | DictConfig) -> Kind:
-    """The options of a program in its configuration, checked; an `OptionError` names the first that cannot be."""
+    """The options of a program in its configuration, checked; an `OptionError` names the first invalid one."""
     target: Any = kind
     given = {name: cfg[name] for name in options_of(target)}
     return kind(**{name: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for name, value in given.items()})

@@ -42,16 +42,16 @@ REPORT_EVERY = 60
 
 
 class PlannedSweep(_Sweeper):
-    """The part of a Hydra sweeper that is ours; experiments/hydra_plugins joins it with Hydra's own.
+    """Our part of a Hydra sweeper; experiments/hydra_plugins joins it with Hydra's own.
 
-    Every combination of the values given, or of them with each of the listed points, run by any of Hydra's launchers.
+    It runs every combination of the given values, or of them with each of the listed points, by any of Hydra's launchers.
 
     A point that fails does not stop the others. At the end the table, the report and every failure are shown. The exit status
     is 1 if a point failed or none was done.
 
     Attributes:
-        points: overrides of each point; null is one point that adds none.
-        command: the command that started all this; null is this process's own.
+        points: overrides of each point; null is one point without more overrides.
+        command: the command of the sweep; null is this process's own.
     """
 
     def __init__(self, points: Sequence[Sequence[str]] | None = None, command: str | None = None) -> None:
@@ -60,7 +60,7 @@ class PlannedSweep(_Sweeper):
         self.command = command or shlex.join(["python", *sys.argv])
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Get ready, the launcher too; one that is not installed ends the program in one sentence."""
+        """Set up this sweeper and the launcher; a launcher that is not installed ends the program in one sentence."""
         try:
             super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         except RuntimeError as error:
@@ -88,7 +88,7 @@ class PlannedSweep(_Sweeper):
         common = [f"sweep.name={name}", f"sweep.where=[{','.join(where)}]"]
         common += [f"sweep.points={len(listed)}", f"sweep.since={since}"]
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
-        # Whatever cannot be composed is refused here, before the first image.
+        # Overrides that cannot be composed are refused here, before the first image.
         plan: dict[Path, list[Point]] = {}
         for number, job in enumerate(jobs, 1):
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, job)
@@ -108,7 +108,7 @@ class PlannedSweep(_Sweeper):
         error: PDSError | None = None
         try:
             results = self.launcher.launch(jobs, initial_job_idx=0)
-        except (Exception, KeyboardInterrupt) as raised:  # a worker was killed, SLURM is absent: launchers raise anything
+        except (Exception, KeyboardInterrupt) as raised:  # launchers may raise anything
             said = str(raised).strip().partition("\n")[0].rstrip(".") or type(raised).__name__
             error = PDSError(f"the sweep was stopped: {said}; the same command goes on from here")
         if leads():
@@ -123,7 +123,7 @@ class PlannedSweep(_Sweeper):
 
 
 def _require_values(override: Override) -> None:
-    """Refuse a sweep over no value, which would do nothing and say nothing."""
+    """Refuse a sweep over no value: it would do nothing silently."""
     if not override.is_sweep_override():
         return
     if not override.is_discrete_sweep():
@@ -133,7 +133,7 @@ def _require_values(override: Override) -> None:
 
 
 def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
-    """Show what became of the points of one folder."""
+    """Show the outcome of the points of one folder."""
     show(f"\n{overview(folder)}")
     show(f"report   {write_report(folder)}")
     digests = {point.digest for point in planned}
@@ -142,7 +142,7 @@ def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
 
 
 def _work(cfg: DictConfig) -> float:
-    """Images times iterations: what a point's time is proportional to, network and size being equal."""
+    """Images times iterations. A point's time is proportional to it for one network and one image size."""
     return float(cfg.images) * (OmegaConf.select(cfg, "sampler.iterations") or 1)
 
 
@@ -155,9 +155,9 @@ def run_or_point(cfg: DictConfig) -> None:
 
 
 def run_point(cfg: DictConfig, overrides: list[str]) -> None:
-    """A run whose point of the sweep says what became of it; an error ends this point, not the sweep."""
+    """A run that writes its outcome into its point of the sweep; an error ends this point, not the sweep."""
     if not HydraConfig.get().launcher._target_.endswith(".BasicLauncher"):
-        # Points run side by side: each line says whose it is, and bars would overwrite one another.
+        # Points run side by side: each line names its point, and bars would overwrite one another.
         show_lines(f"{cfg.sweep.number}: ")
         os.environ["TQDM_DISABLE"] = "1"
         # A worker of a cluster starts in another folder, and paths may be relative.
@@ -180,7 +180,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
         try:
             write_report(folder)
-        except Exception as error:  # the sweep goes on, and writes it at its end
+        except Exception as error:  # the sweep goes on, and writes the report at its end
             log.warning("the report could not be written: %s", error)
     if left := points.time_left(cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
@@ -188,7 +188,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
 
 @contextlib.contextmanager
 def going_on(title: str) -> Iterator[None]:
-    """Tell what goes wrong with a point of a sweep, which goes on."""
+    """Report the error of a point; the sweep goes on."""
     try:
         yield
     except MissingError as error:

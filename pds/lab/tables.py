@@ -30,7 +30,7 @@ SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffus
 
 
 def reproduce(arguments: list[str]) -> None:
-    """Write down what a table asks for and run its cells as one sweep, whose end shows the table.
+    """Write the cells of a table to table.json, and run them as one sweep; its end shows the table.
 
     Args:
         arguments: keys of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
@@ -60,7 +60,7 @@ def reproduce(arguments: list[str]) -> None:
 
 
 def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table, list[list[str]]]:
-    """The table that a resolved configuration asks for, and the overrides of each run that fills it."""
+    """The table of a resolved configuration, and the overrides of each run that fills it."""
     form = config["table"]["small"] if config["small"] else config["table"]
     printed = config["table"]["images"]
     specs, cells = specified(config["table"], config["small"]), []
@@ -98,7 +98,7 @@ def key(override: str) -> str:
 
 
 def specified(table: dict[str, Any], small: bool) -> list[dict[str, Any]]:
-    """The cells of a table's form: those it lists, and those of its rows."""
+    """The cells of a table's form: its listed cells, and those of its rows."""
     if small and not table["rows"]:
         return list(expanded(table["small"]["cells"]))
     return [*([] if small else expanded(table["cells"])), *in_rows(table, table["small"]["columns"] if small else None)]
@@ -127,7 +127,7 @@ def expanded(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def find_checkpoint(name: str | None, config: dict[str, Any]) -> tuple[list[str], str]:
-    """The override that names an official checkpoint, or what is missing; nothing for models that ship with this package."""
+    """The override for an official checkpoint, or the name of a missing one; neither for models that ship with this package."""
     if name is None:
         return [], ""
     folder = user_path(config["checkpoints"])

@@ -1,4 +1,4 @@
-"""The terminal: streams whose loss fails nothing, and text that does nothing to them beyond being read."""
+"""The terminal: streams whose loss is no error, and text without control characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 class _Shown(io.FileIO):
-    """Bytes for whoever watches: nobody may be there, and the disk of a redirection may be full."""
+    """Bytes for the terminal. Nobody may be watching, and the disk of a redirection may be full."""
 
     def write(self, data: object) -> int:
         try:
@@ -28,20 +28,19 @@ class _Shown(io.FileIO):
 def steady(stream: TextIO | None, mode: str = "w") -> TextIO:
     """A stream that takes any text in any locale, and writes what it can.
 
-    A letter that its encoding lacks is written as its escape.
+    A letter outside of its encoding is written as its escape.
 
-    Args:
-        stream: one of Python's own; None is one that was closed before the program began.
+    Args: stream: one of Python's own; None for one that was closed before the program began.
         mode: "r" or "w".
     """
     if stream is None:
-        # The lowest free number is the closed stream's own, which no other file may get: C libraries write to it.
+        # The lowest free number is that of the closed stream. No other file may get it: C libraries write to it.
         return cast(TextIO, open(os.devnull, mode, encoding="utf-8"))
     if mode == "r":
         return stream
     try:
         raw = _Shown(stream.fileno(), "w", closefd=False)
-    except (OSError, ValueError, AttributeError):  # a notebook's, or a test's
+    except (OSError, ValueError, AttributeError):  # a stream of a notebook or a test
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
         return stream

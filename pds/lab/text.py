@@ -42,7 +42,7 @@ def significant(value: float, error: float | None = None) -> str:
 
 
 def with_error(text: str, error: float | None) -> str:
-    """Return the number in `text` with its standard error, where it has one."""
+    """Return the number in `text` with its standard error, if there is one."""
     return text if error is None else f"{text} ± {with_decimals_of(text, error)}"
 
 

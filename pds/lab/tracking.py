@@ -1,4 +1,4 @@
-"""Numbers of a run: our own append-only file, which is the truth, and the trackers that mirror it."""
+"""Numbers of a run: our append-only file, which is the truth, and the trackers that mirror it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MetricsFile:
 
 
 def cut_half_line(file: BinaryIO) -> None:
-    """Cut off what a killed process began to write at the end of a file of lines."""
+    """Cut off the half line of a killed process at the end of a file of lines."""
     file.seek(0)
     content_end = end = file.seek(0, os.SEEK_END)
     while content_end > 0:
@@ -64,7 +64,7 @@ def cut_half_line(file: BinaryIO) -> None:
 
 
 class TrackedRun(Protocol):
-    """One open run of a tracker. What a method raises costs a warning."""
+    """One open run of a tracker. An exception of a method costs a warning."""
 
     def log(self, metrics: dict[str, float], step_name: str | None = None) -> None:
         """Numbers of one moment; `step_name` is the key in `metrics` that the others are drawn against."""
@@ -80,20 +80,18 @@ class TrackedRun(Protocol):
 
 
 class Tracker(Protocol):
-    """Where runs are mirrored to."""
+    """A destination that runs are mirrored to."""
 
     @property
     def patience(self) -> float:
-        """Seconds that a run waits at its end until the tracker has taken what it was told."""
+        """Seconds that a run waits at its end for the tracker to take all calls."""
 
     def run(
         self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]
     ) -> AbstractContextManager[TrackedRun]:
-        """Open a run for the length of a `with` block; a run that was opened for this folder before goes on.
+        """Open a run for the length of a `with` block. A run that was opened for this folder before goes on.
 
-        Args:
-            folder: run directory; whatever the tracker writes lies in it, or beside the groups.
-            name: of the run, within its group.
+        Args: folder: run directory; the tracker writes into it, or beside the groups. name: name of the run, within its group.
             group: the comparison that the run belongs to.
             job_type: "vanilla" or "pds".
             config: resolved plain Python values (not a DictConfig).
@@ -131,7 +129,7 @@ class Several:
     """Several trackers at once, as in tracker=[tensorboard,mlflow].
 
     Attributes:
-        wandb, wandb_offline, tensorboard, mlflow, trackio: those that are chosen.
+        wandb, wandb_offline, tensorboard, mlflow, trackio: the chosen trackers.
     """
 
     wandb: Tracker | None = None
@@ -142,7 +140,7 @@ class Several:
 
     @property
     def patience(self) -> float:
-        """All of theirs: they are closed one after the other."""
+        """The sum of their patience: they are closed one after the other."""
         return 1 + sum(one.patience for one in self._chosen)
 
     @property
@@ -158,7 +156,7 @@ class Several:
 
 
 class _Told:
-    """Hands every call on as what it does and the call itself."""
+    """Passes every call on, with a description of it."""
 
     def __init__(self, tell: Callable[[str, Callable[[TrackedRun], None]], object]) -> None:
         self.tell = tell
@@ -178,10 +176,10 @@ class _Told:
 
 @contextlib.contextmanager
 def aside(tracker: Tracker, *of_run: Any) -> Iterator[_Told]:
-    """A tracker's run in a thread of its own, which takes what it is told one after the other.
+    """A tracker's run in a separate thread, which takes the calls one after the other.
 
-    So a tracker neither slows nor fails what it mirrors: what it raises costs a warning, and one that hangs is given up after
-    its patience, when all is done. `of_run` are the arguments of `Tracker.run`.
+    So a tracker neither slows nor fails the run. Its exceptions cost a warning. A tracker that hangs is given up after its
+    patience, at the end of the run. `of_run` are the arguments of `Tracker.run`.
     """
     title = type(tracker).__name__.removesuffix("Tracker")
     told: queue.SimpleQueue[tuple[str, Callable[[TrackedRun], None]] | None] = queue.SimpleQueue()
@@ -232,13 +230,10 @@ def warning(title: str, action: str, warned: set[str] | None = None) -> Iterator
 
 
 def entry(folder: Path, tracker: str, usable: Callable[[str], bool], make: Callable[[], str]) -> str:
-    """What a tracker calls the run of a folder, kept there: so a run that is resumed goes on in the tracker, too.
+    """A tracker's name of the run of a folder, kept in the folder, so that a resumed run also goes on in the tracker.
 
-    Args:
-        folder: the run folder.
-        tracker: whose name it is.
-        usable: whether the tracker still has the run of a name.
-        make: gives a new name.
+    Args: folder: the run folder. tracker: the tracker. usable: whether the tracker still has the run of a name. make: returns a
+    new name.
     """
     file = folder / f"{tracker}.json"
     if file.exists():
@@ -260,7 +255,7 @@ def require_package(package: str, tracker: str) -> None:
 
 
 def against(metrics: dict[str, float], step_name: str | None) -> tuple[dict[str, float], int]:
-    """The numbers to draw, and the whole number that they are drawn against."""
+    """The numbers to draw, and the whole number for the horizontal axis."""
     step = int(metrics[step_name]) if step_name else 0
     return {name: float(value) for name, value in metrics.items() if name != step_name}, step
 

@@ -53,7 +53,7 @@ def train(cfg: DictConfig) -> None:
     with keyed(cfg.trainer):
         trainer.check(images, model.classes)
     folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
-    # Where training starts, whatever file that came from.
+    # The start of training, from any file.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
@@ -81,32 +81,27 @@ def train(cfg: DictConfig) -> None:
 def save_network(
     score: NetworkScore, ema: Mapping[str, Tensor], path: Path, config: dict[str, Any], iterations: int, half: bool = False
 ) -> None:
-    """Write averaged weights as safetensors, with what they were trained with.
+    """Write averaged weights as safetensors, with the configuration of their training.
 
-    Args:
-        score: the network, whose buffers belong to its file, too.
-        ema: its averaged parameters by name.
-        path: the file.
-        config: the resolved configuration of the training.
-        iterations: how many the average is after.
-        half: keep the parameters that training changes in float16. The others may be frequencies, which must stay exact.
+    Args: score: the network; its buffers belong to the file as well. ema: its averaged parameters by name. path: the file.
+    config: the resolved configuration of the training. iterations: iterations of the training so far.
+        half: write the parameters that training changes as float16. The others may be frequencies, which must stay exact.
     """
     trained = {name for name, parameter in score.named_parameters() if parameter.requires_grad}
     state = {
         name.removeprefix("network."): value.half() if half and name in trained else value
         for name, value in (score.cpu().state_dict() | dict(ema)).items()
     }
-    # Which weights of another file training started from says nothing of these.
+    # The choice of weights in the file that training started from does not describe these.
     options = {key: value for key, value in identity(config).items() if key != "model.weights"}
     about = {"config": json.dumps(as_configuration(options)), "iterations": str(iterations), "weights": "ema"}
     save_weights(state, path, about)
 
 
 def ship(folder: Path, output: Path) -> None:
-    """Write the network of a training's last checkpoint into `output` as it ships with this package: in half precision.
+    """Write the network of a training's last checkpoint into `output` in half precision, as it ships with this package.
 
-    Args:
-        folder: of the training, finished or not: outputs/train/<name>.
+    Args: folder: folder of the training, finished or not: outputs/train/<name>.
         output: the folder for <name>.safetensors.
 
     Raises:

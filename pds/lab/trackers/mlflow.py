@@ -18,8 +18,8 @@ class MLflowTracker:
     """MLflow: a group is an experiment.
 
     Attributes:
-        uri: of the store or server; null is $MLFLOW_TRACKING_URI, else the file mlflow.db beside the groups:
-            `mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db`.
+        uri: address of the store or server; null is $MLFLOW_TRACKING_URI, else the file mlflow.db beside the groups: `mlflow ui
+            --backend-store-uri sqlite:///outputs/mlflow.db`.
         patience: seconds to wait at the end until all is written. The first run in a new mlflow.db needs ten.
     """
 
@@ -32,7 +32,7 @@ class MLflowTracker:
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
         """See `Tracker.run`; a block that raises is a failed run in MLflow too."""
-        # It would tell its makers of its use, and ask a server that is not there for minutes.
+        # By default MLflow reports its use to its makers, and tries an absent server for minutes.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         from mlflow.tracking import MlflowClient
@@ -44,7 +44,7 @@ class MLflowTracker:
         for key, value in identity({"job_type": job_type, **config}, without=()).items():
             with contextlib.suppress(
                 _refused()
-            ):  # a resumed run may say otherwise where it is computed, and a value cannot change
+            ):  # a resumed run may compute on another device, and MLflow cannot change a value
                 client.log_param(run, key, value)
         status = "FAILED"
         try:
@@ -68,7 +68,7 @@ def _refused() -> type[Exception]:
 
 
 def _open(client: Any, run: str) -> bool:
-    """Open a run again; False where the store has no such run."""
+    """Open a run again; False if the store has no such run."""
     try:
         client.update_run(run, "RUNNING")
     except _refused():

@@ -29,7 +29,7 @@ class TrackioTracker:
 
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
-        """See `Tracker.run`; Trackio knows a run by its name, so one that is resumed goes on."""
+        """See `Tracker.run`. Trackio knows a run by its name, so a resumed run goes on."""
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import trackio
 

@@ -23,7 +23,7 @@ from pds.options import Range, options
 
 log = logging.getLogger(__name__)
 
-GRACE = 10.0  # seconds beyond W&B's own timeout, which says more
+GRACE = 10.0  # seconds beyond W&B's own timeout, whose message says more
 
 
 @options
@@ -33,11 +33,11 @@ class WandbTracker:
     Attributes:
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        mode: "online", "offline" (written below the run directory, uploaded later; nobody is contacted), "disabled", or
-            "auto": offline or disabled where W&B's own environment or settings say so, else online when an API key is
-            configured and offline otherwise. An online run that cannot be opened becomes an offline one.
-        timeout: seconds that opening a run, uploading its rest at the end, and each call between them, may take; a W&B that
-            takes longer is given up.
+        mode: "online", "offline" (written below the run directory, uploaded later, without contact to anyone), "disabled" or
+            "auto". auto is offline or disabled if W&B's own environment or settings say so, else online with an API key, else
+            offline. An online run that cannot be opened becomes an offline one.
+        timeout: longest time in seconds to open a run, to upload its rest at the end, and for each call between. After it W&B
+            is given up.
     """
 
     project: str = "pds"
@@ -114,7 +114,7 @@ class WandbTracker:
             group=group,
             job_type=job_type,
             config=config,
-            # Anything else returns the process's first run, with its first config, to every later job of a sweep.
+            # Other settings return the process's first run, with its first config, to every later job of a sweep.
             reinit="create_new",
             settings=settings,
         )
@@ -152,7 +152,7 @@ class _WandbRun:
             import wandb
 
             table = wandb.Table(columns=list(columns), data=[list(map(_cell, row)) for row in rows])
-            # W&B would stage tables for a later upload in the user's home, apart from the run that needs them.
+            # By default W&B stages tables for a later upload in the user's home, apart from their run.
             with wandb_service.environment(WANDB_DATA_DIR=str(self._folder)):
                 self._run.log({name: table})
 
@@ -162,7 +162,7 @@ class _WandbRun:
         self._ask("logging the summary", lambda: self._run.summary.update(values))
 
     def finish(self, exit_code: int) -> None:
-        """Close the run, and say how to upload what is not uploaded."""
+        """Close the run, and give the command to upload the rest."""
         uploaded = False
         with _warn("finishing the run"):
             if not self._lost:
@@ -188,7 +188,7 @@ class _WandbRun:
 
 
 def _cell(value: Any) -> Any:
-    """What W&B takes for the value of a table's cell."""
+    """The value of a table's cell for W&B."""
     import wandb
 
     return wandb.Image(value.transpose(1, 2, 0)) if isinstance(value, np.ndarray) else value

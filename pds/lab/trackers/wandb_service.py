@@ -1,4 +1,4 @@
-"""The process that Weights & Biases runs beside ours: asked with a deadline, kept from the network where it must be, ended."""
+"""The process that Weights & Biases runs beside ours: it gets a deadline, no network where none is allowed, and an end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def settings() -> Any:
     """Return the settings that W&B found in the environment, in its settings files and in the folder.
 
     Raises:
-        PDSError: a settings file is none: W&B itself would wait for a pipe, and read a device without an end.
+        PDSError: a settings file is no regular file. W&B itself would wait for a pipe, and read a device without an end.
     """
     from wandb.sdk import wandb_setup
 
@@ -55,7 +55,7 @@ def settings() -> Any:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """No contact while the block runs: neither of the service, if it starts in it, nor of W&B's telemetry."""
+    """No contact while the block runs, neither by the service, if it starts in the block, nor by W&B's telemetry."""
     found = settings()
     before = found.mode
     with environment(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false"):
@@ -67,10 +67,9 @@ def offline() -> Iterator[None]:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """Return or raise as `call` does. A call that does not return in time is given up, and the service ended.
+    """Return or raise as `call` does. A call that does not return in time is given up, and the service is ended.
 
-    Raises:
-        TimeoutError: it did not return in time.
+    Raises: TimeoutError: the call did not return in time.
     """
     asked, service = _Asked(call), _process()
     asked.join(seconds)
@@ -124,8 +123,8 @@ def _teardown() -> None:
 
 
 def end_at_exit() -> None:
-    """Have the service end with this process, in time; W&B itself would wait for it however long it takes."""
-    # Hooks run in the reverse order: this one before that of the service that was started last.
+    """End the service with this process, in time. W&B itself would wait for it without a limit."""
+    # Hooks run in reverse order, so this one runs before the hook of the last started service.
     atexit.unregister(_end)
     atexit.register(_end)
 
@@ -142,7 +141,7 @@ def _end() -> None:
 
 
 def forget_ended() -> None:
-    """Let the next run start another service where this one was ended by someone else."""
+    """Let the next run start another service if someone else ended this one."""
     service = _process()
     if service is not None and service.poll() is not None:
         _Asked(_teardown).join(LAST_CALL)
