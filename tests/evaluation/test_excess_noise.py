@@ -138,7 +138,7 @@ def test_the_command(tmp_path):
     ("wrong", "says"),
     [
         ("sampler/corrector=langevin", "set sampler=predictor_corrector sampler/corrector=none"),
-        ("model.checkpoint=null", "random weights, which see nothing"),
+        ("model.checkpoint=null", "random weights, which do not see noise"),
         ("filter.pixels=released", "set filter.pixels=none"),
         ("sampler/predictor=ancestral sampler.precondition=published", "does not filter ancestral steps: set filter=none"),
         ("iterations=[6,1]", "iterations must be a list of 1 to 100 whole numbers from 2 to 1000000, got [6, 1]"),

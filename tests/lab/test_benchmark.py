@@ -205,7 +205,7 @@ def test_a_file_made_to_the_published_layout_loads_and_steps(tmp_path, monkeypat
     assert (row["network"], row["layout"]) == (name, layout)
     write = published.write_as_authors
     monkeypatch.setattr(published, "write_as_authors", lambda *a, **k: write(*a, **k)[::-1])
-    with pytest.raises(RuntimeError, match="not those that the file is read for"):
+    with pytest.raises(RuntimeError, match="the loaded weights are not the expected ones"):
         published.load_and_step(name, overrides)
 
 
