@@ -25,7 +25,8 @@ from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
 from pds.samplers.sampler import Sampler
 
-MAKERS: dict[str, Callable[..., Model]] = {"ncsn": ncsn, "ncsnv2": ncsnv2, "ncsnpp": ncsnpp}
+MAKERS: dict[str, Callable[..., Model]] = {maker.__name__: maker for maker in (ncsn, ncsnv2, ncsnpp)}
+"""The networks of this library by name, as `model=NAME` and in weights files."""
 PROCESSES = {kind.title: kind for kind in (VarianceExploding, VariancePreserving, SubVariancePreserving)}
 
 

@@ -12,7 +12,7 @@ from pds.data.dataset import Dataset
 from pds.data.images import ImageSource
 from pds.errors import MissingError, OptionError, PDSError
 from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures, extractor
-from pds.evaluation.panel import KID_SIZE, NAMES, Name, Panel, Seen
+from pds.evaluation.panel import KID_SIZE, NAMES, WITHOUT_FILES, Name, Panel, Seen
 from pds.evaluation.reference import MadeReference, Reference, kept_whole, shipped_reference
 from pds.files import user_path
 from pds.models.classifier import Classifier, DigitClassifier
@@ -54,7 +54,7 @@ def panel_metric(
     device: str = "cpu",
     /,
     *,
-    measures: Annotated[Sequence[Name], Length(1, len(NAMES))] = NAMES[:-1],
+    measures: Annotated[Sequence[Name], Length(1, len(NAMES))] = WITHOUT_FILES,
     features: str = "mnist_classifier",
     kid_size: Annotated[int, Range(2, 10**6)] = KID_SIZE,
     seed: Seed = 0,

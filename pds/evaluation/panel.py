@@ -27,6 +27,7 @@ from pds.evaluation.reference import Reference
 
 Name = Literal["fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "fid_infinity", "memorisation"]
 NAMES: tuple[Name, ...] = get_args(Name)
+WITHOUT_FILES = tuple(name for name in NAMES if name != "memorisation")  # memorisation reads the data set
 NEIGHBOURS: tuple[Name, ...] = ("precision", "recall", "density", "coverage")
 
 KID_SIZE = 1000  # images in a subset, as in the paper
@@ -60,7 +61,9 @@ def long_name(name: str) -> str:
 
 def parts(name: str) -> tuple[str, str] | None:
     """The measure of an exact name, and the rest, which is common to the measures of one panel; None for other names."""
-    found = re.fullmatch(rf"(memorisation_(?:ratio|share)|kid\d+|{'|'.join(sorted(NAMES[:-1], reverse=True))})_(.+_n\d+)", name)
+    found = re.fullmatch(
+        rf"(memorisation_(?:ratio|share)|kid\d+|{'|'.join(sorted(WITHOUT_FILES, reverse=True))})_(.+_n\d+)", name
+    )
     return (found[1], found[2]) if found else None
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Optional, Union, cast, g
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pds.cards import CARDS, Card
+from pds.cards import CARDS, MAKERS, Card
 from pds.conditioning import ClassifierFree
 from pds.data.celeba import CelebA
 from pds.data.cifar10 import cifar10, cifar10_jpeg
@@ -38,9 +38,6 @@ from pds.lab.trackers.tensorboard import TensorBoardTracker
 from pds.lab.trackers.trackio import TrackioTracker
 from pds.lab.trackers.wandb import WandbTracker
 from pds.lab.tracking import NoTracker
-from pds.models.ncsn import ncsn
-from pds.models.ncsnpp import ncsnpp
-from pds.models.ncsnv2 import ncsnv2
 from pds.models.unet2d import unet2d
 from pds.options import Search, options_of
 from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_filter
@@ -92,7 +89,7 @@ FORM = ("resolution", "preprocessing", "category")
 # The choices of each group. A choice of "schema/group" is the base of a file in conf/group, which adds the interpolations.
 CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/model": {
-        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (ncsn, ncsnv2, ncsnpp, unet2d)},
+        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (*MAKERS.values(), unet2d)},
         "own": own,
     },
     "schema/model/process": {"ve": VarianceExploding},
