@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+import pds.noise
 from pds.noise import ImageNoise, philox
 
 
@@ -28,6 +30,21 @@ def test_an_image_keeps_its_noise_in_any_batch_and_shares_none():
         assert torch.equal(y, z[[4, 1]])
     draws = torch.stack([ImageNoise(seed, torch.arange(2), shape).normal() for seed in (0, 1, 1 << 40)]).flatten()
     assert draws.unique().numel() > 0.999 * draws.numel()
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 1 << 15])
+def test_draws_made_at_once_are_those_made_one_by_one(monkeypatch, at_once):
+    def draws():
+        noise = ImageNoise(3, torch.tensor([5, 2]), (3, 5, 7))
+        drawn = [noise.uniform() if draw == 4 else noise.normal() for draw in range(9)]
+        assert noise.draws == 9
+        return drawn
+
+    made = draws()
+    made[2].zero_()  # a draw is its owner's
+    monkeypatch.setattr(pds.noise, "_AT_ONCE", {"cpu": at_once})
+    again = draws()
+    assert all(torch.equal(y, z) for draw, (y, z) in enumerate(zip(again, made, strict=True)) if draw != 2)
 
 
 def test_normal_and_uniform_have_their_moments():
