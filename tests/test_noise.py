@@ -32,7 +32,7 @@ def test_an_image_keeps_its_noise_in_any_batch_and_shares_none():
     assert draws.unique().numel() > 0.999 * draws.numel()
 
 
-@pytest.mark.parametrize("at_once", [1, 200, 1 << 15])
+@pytest.mark.parametrize("at_once", [1, 500])
 def test_draws_made_at_once_are_those_made_one_by_one(monkeypatch, at_once):
     def draws():
         noise = ImageNoise(3, torch.tensor([5, 2]), (3, 5, 7))

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from pds.errors import PDSError
-from pds.lab.benchmark import Iteration, peak_memory
+from pds.lab.benchmark import first_iteration
 from pds.lab.cli import prepare
 from pds.lab.config import CONF, build
 from pds.lab.devices import choose_device
@@ -19,6 +19,7 @@ from pds.lab.runs import fingerprint
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.models.checkpoints import EMA
+from pds.speed.measuring import peak_memory
 
 GB = 1e9
 
@@ -69,7 +70,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
         cfg.model.checkpoint = str(path)
         with peak_memory(device) as peak, torch.no_grad():
             start = time.perf_counter()
-            iteration = Iteration.build(cfg, device)
+            iteration = first_iteration(cfg, device)
             loaded = time.perf_counter()
             # The sum waits for a GPU.
             iteration(iteration.preconditioner).sum().item()

@@ -11,11 +11,12 @@ from torch import nn
 
 from pds.errors import PDSError
 from pds.lab import published
-from pds.lab.benchmark import Iteration, attainable, benchmark, operations, peak_memory
+from pds.lab.benchmark import benchmark, first_iteration
 from pds.lab.config import build, resolved
 from pds.lab.runs import provenance
 from pds.models.scores import LadderScore, for_sampling
 from pds.preconditioning.preconditioner import FourierPreconditioner
+from pds.speed.measuring import attainable, operations, peak_memory
 
 NCSNPP = [
     *["model=ncsnpp", "dataset=cifar10", "dataset.shape=[3,8,8]", "model.width=8", "model.multipliers=[1,2]"],
@@ -47,7 +48,7 @@ def tiny(tmp_path, *overrides):
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    monkeypatch.setattr("pds.lab.benchmark.BLOCK", 0)
+    monkeypatch.setattr("pds.speed.measuring.BLOCK", 0)
     monkeypatch.setattr("pds.lab.benchmark.attainable", lambda device, dtype: 1e12)
 
 
@@ -82,7 +83,7 @@ def test_operations_are_counted_by_hand(compile):
 
 
 def test_the_attainable_rate_is_that_of_the_fastest_product(monkeypatch):
-    monkeypatch.setattr("pds.lab.benchmark.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
+    monkeypatch.setattr("pds.speed.measuring.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
     assert attainable(torch.device("cpu"), torch.bfloat16) == pytest.approx(2 * 2048**3 / 4e-3)
 
 
@@ -128,10 +129,10 @@ def test_a_small_error_of_a_step_is_seen_beside_a_large_state(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["filter=none"], "filter=none and solenoid=none leave no operator to time"),
+        (["filter=none"], "there is no operator to time without a filter and a solenoid"),
         (
             ["sampler/predictor=ancestral", "sampler/corrector=none", "sampler.precondition=published"],
-            "leaves this sampler without",
+            "leaves this sampler without a filter",
         ),
         (["batch_size=0"], "must be a whole number from 1 to"),
         (["repeats=0"], "must be a whole number from 1 to"),
@@ -194,7 +195,7 @@ def test_a_file_made_to_the_published_layout_loads_and_steps(tmp_path, monkeypat
     trained = published.averaged(network)
     assert len(optimizer["state"]) == len(trained)
 
-    iteration = Iteration.build(
+    iteration = first_iteration(
         composed(*overrides, f"model.checkpoint={tmp_path}/checkpoint.pth", config="benchmark"), torch.device("cpu")
     )
     loaded = dict(iteration.model.score.network.named_parameters())

@@ -1,0 +1,1 @@
+"""How fast this machine samples, and what it could do at best."""

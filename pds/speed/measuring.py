@@ -1,0 +1,118 @@
+"""Times, operations, peaks and memory of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pds.score import Score
+
+BLOCK = 0.05  # shortest duration of a timing in seconds, reached by repetition
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the queued work of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], Any], device: torch.device, number: int = 1) -> float:
+    """Wall-clock of one of `number` runs."""
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(number):
+        run()
+    synchronise(device)
+    return (time.perf_counter() - start) / number
+
+
+def time_in_turns(parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of each part, `repeats` times in turn, so that a machine that slows down slows all parts."""
+    numbers = dict.fromkeys(parts, 1)
+    for name, run in parts.items():
+        while numbers[name] * seconds(run, device, numbers[name]) < BLOCK:
+            numbers[name] *= 4
+    rounds = [{name: 1e3 * seconds(run, device, numbers[name]) for name, run in parts.items()} for _ in range(repeats)]
+    return {name: [times[name] for times in rounds] for name in parts}
+
+
+@torch.no_grad()
+def operations(score: Score, x: Tensor) -> int:
+    """Floating-point operations of one evaluation of one image in convolutions, matrix products and attention.
+
+    A multiplication with its addition is two.
+    """
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        score(x, x.new_ones(len(x)))
+    return counter.get_total_flops() // len(x)
+
+
+def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+    """Floating-point operations a second of an n x n matrix product, the best of five: its practical peak.
+
+    n is 8,192 on a GPU and 2,048 on a CPU, where it is not given. float32 products round as convolutions do.
+    """
+    n = n or (8192 if device.type == "cuda" else 2048)
+    a = torch.randn(n, n, device=device).to(dtype)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    # Convolutions use TensorFloat-32 by default; products of matrices use it only on request.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device)["product"])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    return 2 * n**3 / (1e-3 * milliseconds)
+
+
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes on the device, the best of five."""
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / (1e-3 * min(time_in_turns({"copy": lambda: target.copy_(source)}, 5, device)["copy"]))
+
+
+@dataclass
+class Peak:
+    """Memory of a block in bytes, known at its end: the peak in total, and the peak above the level before it."""
+
+    total: int | None = None
+    added: int | None = None
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Memory while the block runs: of torch's tensors on a GPU, of the whole process on a CPU under Linux, else None."""
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.total = torch.cuda.max_memory_allocated(device)
+    else:
+        try:
+            # The C library would reuse memory that it kept after a free, and the peak would not show it.
+            ctypes.CDLL(None).malloc_trim(0)
+            # Linux: this resets the high-water mark of the resident set.
+            Path("/proc/self/clear_refs").write_text("5")
+        except (OSError, AttributeError):
+            yield peak
+            return
+        before = _resident("VmRSS")
+        yield peak
+        peak.total = _resident("VmHWM")
+    peak.added = peak.total - before
+
+
+def _resident(field: str) -> int:
+    (kilobytes,) = re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(kilobytes)
