@@ -8,6 +8,7 @@ from conftest import GOLDEN, Golden
 
 from pds.models.ncsnpp import NCSNpp
 from pds.processes.ladders import geometric_ladder
+from pds.speed.plain import PlainNCSNpp
 
 
 def published(config, device="cpu"):
@@ -42,13 +43,14 @@ FORWARD = sorted(path.stem for path in (GOLDEN / "forward").glob("ncsnpp_*.npz")
 KEYS = sorted(path.stem for path in (GOLDEN / "keys").glob("ncsnpp_*.json"))
 
 
+@pytest.mark.parametrize("form", [lambda network: network, PlainNCSNpp], ids=["ours", "plain"])
 @pytest.mark.parametrize("case", FORWARD)
-def test_outputs_are_the_published_ones(case):
+def test_outputs_are_the_published_ones(case, form):
     golden = Golden(f"forward/{case}")
     network = published(golden.json("config"))
     network.load_state_dict(golden.under("w/"))
     with torch.no_grad():
-        y = network(golden["x"], golden["time_cond"])
+        y = form(network)(golden["x"], golden["time_cond"])
     scale = golden["y"].abs().amax((1, 2, 3), keepdim=True)
     assert ((y - golden["y"]).abs() / scale).max() < 1e-4
     assert y.dtype == golden["y"].dtype
