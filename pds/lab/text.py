@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from pds.files import atomic_path
+from pds.markdown import markdown_table as markdown_table
 
 MISSING = "–"
 FLOOR = "real data (floor)"
@@ -66,15 +67,6 @@ def shown(value: Any) -> str:
 def sentence(text: str) -> str:
     """Return `text` with a capital and a full stop."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
-
-
-def markdown_table(rows: Sequence[Sequence[str]], number: Sequence[bool]) -> str:
-    """Return a Markdown table of `rows`, the head first; `number` says which columns stand to the right."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, number, strict=True)])
-    padded = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
 
 
 def csv_table(rows: Iterable[Sequence[Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pds.files import DamagedError, atomic_path, locate, open_regular, parse_json, parse_yaml, reading
+from pds.files import MOST_YAML, DamagedError, atomic_path, locate, open_regular, parse_json, parse_yaml, reading
 
 MOST = 1 << 42  # bytes of a weights file
 DIGEST = "sha256"  # key of the digest in the metadata
@@ -92,10 +93,43 @@ def configuration_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     text = metadata.get("config", "{}")
     with reading(path, "a file with a table of options as its metadata `config`", "fetch it again"):
         # Files before 0.3 hold YAML, by dotted keys.
-        found = parse_json(text, {}) if text.startswith("{") else as_configuration(parse_yaml(text, {}))
+        found = parse_json(text, {}) if text.startswith("{") else as_configuration(_flat(text) or parse_yaml(text, {}))
         if not all(isinstance(found.get(part, {}), dict) for part in ("model", "dataset")):
             raise ValueError("its model or its dataset is no table")
         return found
+
+
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,15})(\.\d{1,15})?|true|false|null")
+_WORD = re.compile(r"(?!(?i:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_]([\w.:/-]*\w)?")
+
+
+def _flat(text: str) -> dict[str, Any] | None:
+    """The table that `text` is in the YAML of this project's older files, a scalar or a list of scalars a key; None for other
+    text. So the files that ship need no parser of YAML."""
+    if len(text) > MOST_YAML:
+        return None
+    table: dict[str, Any] = {}
+    last = ""
+
+    def scalar(word: str) -> Any:
+        if _NUMBER.fullmatch(word):
+            return json.loads(word)
+        if not _WORD.fullmatch(word):
+            raise ValueError
+        return word
+
+    try:
+        for line in text.removesuffix("\n").split("\n"):
+            if line.startswith("- "):
+                table[last].append(scalar(line[2:]))
+                continue
+            key, _, value = line.removesuffix(":").partition(": ")
+            if not _WORD.fullmatch(key) or key in table:
+                return None
+            last, table[key] = key, scalar(value) if value else []
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return None if [] in table.values() else table
 
 
 def as_configuration(options: Mapping[str, Any]) -> dict[str, Any]:

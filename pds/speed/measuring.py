@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pds.score import Score
@@ -55,6 +57,27 @@ def operations(score: Score, x: Tensor) -> int:
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         score(x, x.new_ones(len(x)))
     return counter.get_total_flops() // len(x)
+
+
+class _Traffic(TorchDispatchMode):
+    """Bytes that operations read and write: each argument and each result once, views none."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
+
+
+@torch.no_grad()
+def traffic(score: Score, x: Tensor) -> int:
+    """Bytes that the operations of one eager evaluation read and write, weights included, an image of the batch."""
+    with torch.compiler.set_stance("force_eager"), _Traffic() as counter:
+        score(x, x.new_ones(len(x)))
+    return counter.total // len(x)
 
 
 def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:

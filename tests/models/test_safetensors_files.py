@@ -11,8 +11,10 @@ import yaml
 from safetensors.torch import save_file
 
 from pds.errors import PDSError
+from pds.files import ASSETS
 from pds.models.safetensors_files import (
     TITLES,
+    _flat,
     as_configuration,
     read_configuration,
     read_safetensors,
@@ -168,3 +170,18 @@ def test_what_is_no_regular_file_or_no_safetensors_file_is_told(tmp_path):
         for read in (read_safetensors, read_configuration):
             with pytest.raises(PDSError, match=rf"{name}\.safetensors {says}"):
                 read(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mnist_ncsn", "mnist_ncsnpp", "mnist_ddpmpp"])
+def test_the_files_that_ship_need_no_parser_of_yaml(name):
+    text = read_safetensors(ASSETS / f"{name}.safetensors")[1]["config"]
+    assert _flat(text) == yaml.safe_load(text)
+
+
+ODD_YAML = ["a: yes", "a: 1e5", "a: 010", "a:", "a:\n- - 1", "a: [1]", "a: 'b'", "a: b # c", "a: &x 1", "- 1", "on: 1", ""]
+ODD_YAML += ["a: 1\na: 2", "a:\n  b: 1", "a: b\n- c", "a: 1_000", "a: 2020-01-01", "a: ~", "a: b: c", "a: 0x10", "a: 1:20"]
+
+
+@pytest.mark.parametrize("text", ODD_YAML)
+def test_what_is_not_of_the_simplest_form_is_left_to_the_parser(text):
+    assert _flat(text) is None

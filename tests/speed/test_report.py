@@ -1,0 +1,98 @@
+"""The report on a machine: end to end at tiny sizes without the lab, what fails in it, and where it goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pds.errors import PDSError
+from pds.files import write_json
+from pds.speed import report
+from pds.speed.options import OPTIONS
+from pds.speed.parts import PARTS, SMALL, Part, Plan
+from pds.speed.text import written
+
+ROOT = Path(__file__).parents[2]
+ABSENT = ("hydra", "omegaconf", "wandb", "yaml", "matplotlib", "jinja2", "optuna", "scipy", "torchvision", "cleanfid")
+CPU = torch.device("cpu")
+OTHER_SIZES = ("size256", "size1024", "deep")  # of the same function
+ONCE = [name for name in PARTS if name not in OTHER_SIZES]
+
+
+def test_it_runs_without_the_lab_and_goes_on_where_it_was_cut(tmp_path):
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    for name in ABSENT:
+        (absent / f"{name}.py").write_text("raise ImportError('the report needs no such package')")
+    script, given = ROOT / "experiments" / "gpu_report.py", ["--small", "--device", "cpu", "--folder", str(tmp_path / "gpu")]
+    program = f"""
+import runpy, sys
+for more in (["--minutes", "0.005", "--parts", "peaks"], ["--parts", *{ONCE!r}]):
+    sys.argv = [{str(script)!r}, *{given!r}, *more]
+    runpy.run_path({str(script)!r}, run_name="__main__")
+assert "pds.lab" not in sys.modules
+"""
+    environment = os.environ | {"PYTHONPATH": f"{absent}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
+    assert {name: part["state"] for name, part in found["parts"].items()} == dict.fromkeys(ONCE, "done")
+    assert found["parts"]["peaks"]["cut"] == [None]  # before its first row
+    failures = {key for part in found["parts"].values() for key, row in part["rows"].items() if "failed" in row}
+    assert failures and all("graph" in key for key in failures)  # which need a GPU
+    assert found["parts"]["runner"]["rows"]["two processes"]["equal"]
+    text = (tmp_path / "gpu" / "gpu.md").read_text()
+    assert all(f"## {part.title}\n\ndone" in text for part in (PARTS[name] for name in ONCE))
+    assert "float32, batch 2: 0 host waits a step" in text and "| float32 |     2 |" in text
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == ["gpu.json", "gpu.md"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A report of one part, whose second row fails."""
+
+    def rows(plan, device, place):
+        yield "first", lambda: {"value": len(taken.append("first") or taken)}
+        yield "second", lambda: torch.zeros(2) @ torch.zeros(3)
+        yield "third", lambda: {"value": len(taken.append("third") or taken)}
+
+    taken = []
+    monkeypatch.setitem(PARTS, "training", Part(1, "A part", rows))
+    write_json(
+        tmp_path / report.FILE,
+        {"machine": {}, "parts": {"training": {"state": "done", "seconds": 1.0, "rows": {}, "cut": []}}},
+    )
+    return tmp_path
+
+
+def test_a_failure_is_a_row_with_its_reason_and_a_row_is_taken_once(folder):
+    for _ in range(2):
+        report.measure("training", SMALL, CPU, folder)
+    rows = report.read(folder)["parts"]["training"]["rows"]
+    assert list(rows) == ["first", "second", "third"]
+    assert (rows["first"]["value"], rows["third"]["value"]) == (1, 2)
+    assert rows["second"]["failed"].startswith("RuntimeError: ") and "\n" not in rows["second"]["failed"]
+    assert "- failed: second: RuntimeError: " in written(report.read(folder))
+
+
+def test_a_report_is_of_one_machine(folder):
+    report.measure("training", SMALL, CPU, folder)
+    content = report.read(folder)
+    write_json(folder / report.FILE, content | {"machine": {"device": "another card"}})
+    with pytest.raises(PDSError, match="is of another card, and this is CPU: give another"):
+        report.measure("training", SMALL, CPU, folder)
+
+
+def test_a_part_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(PDSError, match="there is no part speed: choose from peaks, cifar10"):
+        report.run(tmp_path, SMALL, CPU, ["speed"])
+
+
+@pytest.mark.parametrize("name", OTHER_SIZES)
+def test_every_size_is_timed_in_every_way(name):
+    keys = {key for key, _ in PARTS[name].rows(Plan(small=True), CPU, Path())}
+    assert keys >= {f"{option}, batch 1" for option in OPTIONS}
