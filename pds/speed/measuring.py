@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from pds.score import Score
 
@@ -54,6 +53,8 @@ def operations(score: Score, x: Tensor) -> int:
 
     A multiplication with its addition is two.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads what it finds
+
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         score(x, x.new_ones(len(x)))
     return counter.get_total_flops() // len(x)
@@ -62,7 +63,9 @@ def operations(score: Score, x: Tensor) -> int:
 class _Traffic(TorchDispatchMode):
     """Bytes that operations read and write: each argument and each result once, views none."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -86,7 +86,7 @@ class Option:
             model.score.network = PlainNCSNpp(model.score.network)
         network: nn.Module = model.score.to(device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        network.to(memory_format=layout)  # type: ignore[call-overload]
+        network.to(memory_format=layout)
         if self.compile:
             torch.compiler.reset()
             model.score.network.compile(mode=self.compile, dynamic=False)

@@ -156,7 +156,9 @@ def speed(card: str, plan: Plan, device: torch.device, folder: Path) -> Rows:
     def profiled(name: str, batch: int) -> Row:
         with OPTIONS[name].precision():
             model, score = made(name)
-            return step_profile(model, score, CARDS[card].sampler, batch, device)
+            sampler = CARDS[card].sampler
+            assert isinstance(sampler, PredictorCorrector)
+            return step_profile(model, score, sampler, batch, device)
 
     batches = plan.batches(plan.model(card).shape[1])
     yield "operations and bytes of an image", counted
@@ -272,7 +274,7 @@ def _features(device: torch.device) -> Callable[[np.ndarray], dict[str, np.ndarr
     return annotate
 
 
-def processes() -> multiprocessing.context.BaseContext:
+def processes() -> Any:
     """Processes that share no CUDA context with this one, forked where that is possible from one that has imported all."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -139,7 +139,7 @@ def _part(name: str, plan: Plan, device: torch.device, folder: Path, end: float)
     """One part until `end`, in as many processes as it needs: a device that failed serves no process any longer."""
     start, state = time.monotonic(), ""
     while not state:
-        process = processes().Process(target=_alone, args=(name, plan, device, folder))  # type: ignore[attr-defined]
+        process = processes().Process(target=_alone, args=(name, plan, device, folder))
         process.start()
         process.join(max(0.0, end - time.monotonic()))
         cut = process.is_alive()

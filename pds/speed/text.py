@@ -23,7 +23,7 @@ def written(report: Mapping[str, Any]) -> str:
         rows: dict[str, Row] = {key: row for key, row in part["rows"].items() if "failed" not in row}
         lines += ["", f"## {PARTS[name].title}", "", f"{part['state']}, {part['seconds']:.0f} s, {len(rows)} rows"]
         if rows:
-            lines += ["", _TEXTS.get(name, lambda rows, peaks: speeds(rows, peaks))(rows, measured_peaks)]
+            lines += ["", _TEXTS.get(name, speeds)(rows, measured_peaks)]
         lines += [f"- failed: {key}: {row['failed']}" for key, row in part["rows"].items() if "failed" in row]
     return "\n".join(lines) + "\n"
 
