@@ -84,7 +84,7 @@ def traffic(score: Score, x: Tensor) -> int:
 
 
 def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
-    """Floating-point operations a second of an n x n matrix product, the best of five: its practical peak.
+    """Floating-point operations a second of an n x n matrix product, the best of five: the practical peak of the machine.
 
     n is 8,192 on a GPU and 2,048 on a CPU, where it is not given. float32 products round as convolutions do.
     """
