@@ -87,12 +87,15 @@ class Search:
 
     Attributes: low, high: the ends; a `Literal` has none.
         log: spread evenly in the logarithm.
+        level: whether it is a noise level. The ends are in units of the width of the data range then, and cut to the levels of
+            the process, so that they hold for any network.
         auto: whether the command line takes "auto", a first guess for the network (`pds.evaluation.first_guess`).
     """
 
     low: float = -math.inf
     high: float = math.inf
     log: bool = False
+    level: bool = False
     auto: bool = False
 
 

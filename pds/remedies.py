@@ -22,7 +22,7 @@ from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import DATA_SHARE
 from pds.models.scores import Model, NetworkScore
-from pds.options import Range, checked
+from pds.options import Range, Search, checked
 
 LEAST_MODES = 16  # the fewest modes for a measurement of the noise
 
@@ -172,7 +172,7 @@ class SeenNoise(Remedy):
 
 @checked
 def epsilon_scaling(
-    model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2)] = 1.005
+    model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2), Search(1, 1.03)] = 1.005
 ) -> Model:
     """The predicted noise divided by a number (Ning et al., ICLR 2024).
 
@@ -187,7 +187,7 @@ def time_shift(
     dataset: Dataset | None = None,
     /,
     *,
-    window: Annotated[float, Range(0, 0.9)] = 0.1,
+    window: Annotated[float, Range(0, 0.9), Search(0, 0.3)] = 0.1,
     cutoff: Annotated[float, Range(0, 1e9)] = 1.0,
 ) -> Model:
     """The network given the noise level that the state shows (Li et al., ICLR 2024).
@@ -205,7 +205,12 @@ def time_shift(
 
 @checked
 def level_shift(
-    model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.1, 10)] = 1.4, bounded: bool = True
+    model: Model,
+    dataset: Dataset | None = None,
+    /,
+    *,
+    scale: Annotated[float, Range(0.1, 10), Search(1, 2, log=True)] = 1.4,
+    bounded: bool = True,
 ) -> Model:
     """The network given a constant multiple of the noise level.
 

@@ -51,11 +51,14 @@ class NoiseResponse:
         values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma). An exact score of pure
             noise gives k. A network that does not see the excess gives the same value for every k. The values are lower where
             the data hide noise.
+        errors: (S,) mean squared error of the denoised image at k = 1, a pixel, in squared units of the data range; empty where
+            it was not measured.
     """
 
     sigmas: tuple[float, ...]
     factors: tuple[float, ...]
     values: tuple[tuple[float, ...], ...]
+    errors: tuple[float, ...] = ()
 
     def __call__(self, sigma: float, k: float) -> float:
         """r(k) at a level, in units of r(1): linear in k and in log sigma between the measured values, and linear in k above
@@ -90,11 +93,16 @@ def noise_response(score: Score, images: Tensor, sigmas: Sequence[float], seed: 
     _, channels, height, width = images.shape
     z = ImageNoise(seed, torch.arange(len(images), device=images.device), (channels, height, width)).normal()
 
+    errors = dict[float, float]()
+
     def share(sigma: float, k: float) -> float:
-        return (-sigma * (score_at(score, images + k * sigma * z, sigma) * z).sum() / z.square().sum()).item()
+        e = -sigma * score_at(score, images + k * sigma * z, sigma)
+        if k == 1:
+            errors[sigma] = sigma**2 * (z - e).square().mean().item()
+        return ((e * z).sum() / z.square().sum()).item()
 
     values = tuple(tuple(share(sigma, k) for k in FACTORS) for sigma in sigmas)
-    return NoiseResponse(tuple(sigmas), FACTORS, values)
+    return NoiseResponse(tuple(sigmas), FACTORS, values, tuple(errors[sigma] for sigma in sigmas))
 
 
 def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float = 1.0) -> Iterator[float]:

@@ -66,7 +66,7 @@ class Experiment:
 
     @classmethod
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
-        """Build the objects. `like` has the same model, data, metric, remedy, device and precision, and lends its objects."""
+        """Build the objects. `like` has the same model, data, metric, device and precision, and lends its objects."""
         asked = settings(Run, cfg)
         device = choose_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
@@ -99,11 +99,8 @@ class Experiment:
             with keyed(cfg.guidance):
                 guidance.check(model)
         labels = labels_of(model, asked.labels, guidance)
-        if like:
-            score = like.sample.score
-        else:
-            remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
-            score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile)
+        remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
+        score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile and like is None)  # a network is compiled once
         with keyed(cfg.sampler):
             sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range)
             sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))

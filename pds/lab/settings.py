@@ -153,8 +153,8 @@ class Reproduce:
 class Tune:
     """The best sampler, filter and steps for a network: python experiments/tune.py model=... budgets=[10,20] [key=value ...].
 
-    Other keys are overrides of every run. Those of sampler, filter and solenoid make the default; the winner is compared with
-    it. The same command continues a search that was killed, and several processes with one command share it.
+    Other keys are overrides of every run. Those of sampler, filter, solenoid and remedy make the default; the winner is
+    compared with it. The same command continues a search that was killed, and several processes with one command share it.
 
     Attributes:
         budgets: evaluations an image, an answer for each.

@@ -119,9 +119,11 @@ class PreconditionedSDE(KarrasLevelsSampler):
     eta: Annotated[float, Range(0, 1000), Search(0.25, 8, log=True, auto=True)] = 2.0
     eta_from: Annotated[float, Range(0, 1e9)] = 0.0
     eta_to: Annotated[float, Range(0, 1e9, infinity="no upper limit")] = math.inf
-    slope: Annotated[float, Range(0, 10)] = 1.0
-    start: Annotated[float, Range(1e-9, 1e9, infinity="the largest level of the process")] = math.inf
-    end: Annotated[float, Range(0, 1e9)] = 0.0
+    slope: Annotated[float, Range(0, 10), Search(0.7, 2)] = 1.0
+    start: Annotated[
+        float, Range(1e-9, 1e9, infinity="the largest level of the process"), Search(1, math.inf, log=True, level=True)
+    ] = math.inf
+    end: Annotated[float, Range(0, 1e9), Search(0, 0.3, log=True, level=True)] = 0.0
     prior_norm: Annotated[Literal["drawn", "exact"], Search()] = "drawn"
     data: DataLaw | None = None
 
@@ -184,6 +186,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
             return x
         if self.data is None:
             raise OptionError("start", "needs the statistics of the data: give them to `with_statistics`, or leave start out")
+        if (known := tuple(self.data.mean.shape)) != (shape := tuple(x.shape[1:])):
+            raise OptionError("start", f"needs statistics of images of the shape {shape}, and those of the data are of {known}")
         return self.data.noised(x / sigma, self.start)
 
     def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:

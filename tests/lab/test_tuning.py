@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from statistics import stdev
 from types import SimpleNamespace
 
@@ -28,9 +29,11 @@ from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured
 from pds.lab.tuning.space import Kind, Varied, kinds_of
 from pds.lab.tuning.study import storage_of
+from pds.noise import ImageNoise
 from pds.options import Search
 from pds.preconditioning.preconditioner import Identity
 from pds.processes.forward import VariancePreserving
+from pds.score import CountedScore
 
 # A Gaussian in 4 x 4 pixels: its exact denoiser, and the Fréchet distance of its pixels.
 CODE = """
@@ -65,7 +68,7 @@ def pixels(dataset, device, /):
 """
 SIZES = ["images=256", "final=512", "leaders=1", "seeds=[0,1,2]", "threads=1", "batch_size=512"]
 ETA = ["space=sde", "space.preconditioned_sde.run=['sampler=preconditioned_sde','sampler.rho=7']"]
-ETA += [f"space.preconditioned_sde.vary.sampler.{key}=null" for key in ("weight", "prior_norm")]
+ETA += [f"space.preconditioned_sde.vary.sampler.{key}=null" for key in ("weight", "slope", "start", "end", "prior_norm")]
 ETA += ["space.poor.run=['sampler=edm','sampler.order=1','sampler.rho=0.3']"]
 ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=11"]
 
@@ -152,9 +155,11 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
     states = Counter(trial.state for trial in ended)
     assert len(ended) == 11
     assert states[TrialState.PRUNED] > 0 < states[TrialState.COMPLETE]
-    # 64 images of those that were pruned, 256 of the others, 512 of the leader; the winner and the default on three seeds.
+    # 64 images of those that were pruned, 256 of the others, 512 of the leader and the default, also on three seeds more.
     of_trials = Counter(count for (_, seed), count in images.items() if seed == 10)
-    assert of_trials == {64: states[TrialState.PRUNED], 256: states[TrialState.COMPLETE] - 1, 512: 1}
+    assert of_trials == {64: states[TrialState.PRUNED], 256: states[TrialState.COMPLETE] - 2, 512: 2}
+    names = ["default", "preconditioned_sde, guessed", "preconditioned_sde"]
+    assert [trial.user_attrs.get("start") for trial in ended[:3]] == names
     assert sorted(count for (_, seed), count in images.items() if seed != 10) == [512] * 6
 
 
@@ -199,7 +204,7 @@ def test_killed_it_goes_on_and_shared_it_ends(gaussian, found, tmp_path):
     def told(where):
         return [(trial.number, trial.state, trial.params, trial.value) for trial in trials(where)]
 
-    ended = [row for row in told(folder) if row[1] != TrialState.RUNNING]
+    ended = [row for row in told(folder) if row[1].is_finished()]
     assert len(ended) >= 2
     assert command("tune.py", *arguments).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -296,12 +301,14 @@ def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
     space = {name: space[name] for name in ("preconditioned_sde_filtered", "langevin", "dpm_solver")}
     space["dpm_solver"]["vary"] = {"sampler": {"order": [1, 2], "eta": [0, 1]}}
     space["langevin"]["vary"] = {"filter.alpha": None}
-    kinds, _ = kinds_of(space, 9, lambda run: a_run(*run), VE, build(a_run().dataset))
+    kinds, _ = kinds_of(space, 9, lambda run: a_run(*run), VE, MNIST)
     varied = {kind.name: {one.key: one.tried for one in kind.varied} for kind in kinds}
+    assert all(varied["preconditioned_sde_filtered"].pop(f"sampler.{end}").level for end in ("start", "end"))
     assert varied["preconditioned_sde_filtered"] == {
         "sampler.rho": Search(2, 14, log=True),
         "sampler.weight": ("exact", "midpoint"),
         "sampler.eta": Search(0.25, 8, log=True, auto=True),
+        "sampler.slope": Search(0.7, 2),
         "sampler.prior_norm": ("drawn", "exact"),
         "filter.alpha": Search(1.3, 20, log=True),
     }
@@ -311,6 +318,76 @@ def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():
     assert all(one.starts for kind in kinds for one in kind.varied)
 
 
+PROCESSES = {
+    "VE of 50": (pds.VarianceExploding(0.01, 50, 1000), (0, 1), (1, 50), (0.01, 0.3)),
+    "VE of 348": (pds.VarianceExploding(0.01, 348, 2000), (0, 1), (1, 348), (0.01, 0.3)),
+    "VP": (VariancePreserving(0.1, 20, 1000), (-1, 1), (2, 152.167), (0.0104860, 0.6)),
+    "a short ladder": (pds.VarianceExploding(0.05, 0.9, 10), (0, 1), None, (0.05, 0.3)),
+}
+
+
+@pytest.mark.parametrize("what", PROCESSES)
+def test_the_ends_of_a_walk_are_searched_within_the_levels_of_any_process(what):
+    process, data_range, *expected = PROCESSES[what]
+    model = SimpleNamespace(process=process, shape=(1, 28, 28), data_range=data_range)
+    ((kind,), _) = kinds_of({"sde": {"run": ["sampler=preconditioned_sde"]}}, 9, lambda run: a_run(*run), model, MNIST)
+    varied = {one.key: one for one in kind.varied}
+    for name, ends in zip(("sampler.start", "sampler.end"), expected, strict=True):
+        assert (name in varied) == (ends is not None)
+        if ends:
+            assert (varied[name].tried.low, varied[name].tried.high) == pytest.approx(ends, rel=1e-4)
+    # The first trial is the default itself, and the last levels of a range are the whole walk.
+    started = optuna.trial.FixedTrial(kind.starts)
+    assert kind.suggested(started) == ["sampler=preconditioned_sde", "sampler.iterations=9"]
+    found = kind.of_guess(pds.PreconditionedSDE(9, 14.0, eta=99, start=5.5, end=0.1))
+    assert kind.suggested(optuna.trial.FixedTrial(found)) == [
+        *("sampler=preconditioned_sde", "sampler.iterations=9", "sampler.rho=14.0", "sampler.eta=8"),
+        *(["sampler.start=5.5"] if expected[0] else []),
+        "sampler.end=0.1",
+    ]
+
+
+def test_a_remedy_is_a_choice_and_what_a_line_sets_varies_from_there(tmp_path):
+    space = yaml.safe_load((CONF / "space" / "default.yaml").read_text())
+    experiment = Experiment.build(a_run("metric=none"))
+    ((kind,), _) = kinds_of(
+        {"level_shift": space["level_shift"]}, 20, lambda run: a_run(*run), experiment.model, experiment.dataset
+    )
+    varied = {one.key: one for one in kind.varied}
+    assert varied["remedy.scale"].tried == Search(1, 2, log=True) and varied["remedy.scale"].start == 1
+    assert {"sampler.start", "sampler.end", "sampler.slope"} <= varied.keys()
+    # A run that is built like another one has its own remedy and the other one's network.
+    shifted = Experiment.build(a_run("metric=none", "remedy=level_shift", "remedy.scale=1.5"), experiment)
+    assert shifted.sample.score.scale == 1.5
+    assert shifted.sample.score.network is experiment.sample.score.network
+
+
+@pytest.mark.parametrize(
+    ("sampler", "guidance"),
+    [
+        ("preconditioned_sde", "scale=3"),
+        ("edm", "scale=3 interval=[0.05,2]"),
+        ("predictor_corrector", "scale=3"),
+        ("predictor_corrector", "scale=1"),
+    ],
+)
+def test_a_budget_is_met_by_the_count_of_evaluations(sampler, guidance):
+    cfg = a_run(f"sampler={sampler}", "guidance=classifier_free", *(f"guidance.{option}" for option in guidance.split()))
+    ((kind,), _) = kinds_of({"one": {"run": []}}, 11, lambda run: cfg, VE, MNIST)
+
+    def counted(iterations):
+        made = replace(build(cfg.sampler), iterations=iterations)
+        score, noise = CountedScore(lambda x, sigma, *labels: -x / (1 + sigma[0] ** 2)), ImageNoise(0, ONE, (1, 4, 4))
+        guided = build(cfg.guidance)(score, ONE)
+        made(guided, made.prior(noise, VE.process, Identity()), made.levels(VE.process), Identity(), noise)
+        return score.nfe
+
+    iterations = int(kind.run[-1].removeprefix("sampler.iterations="))
+    assert counted(iterations) == kind.nfe <= 11 < counted(iterations + 1)
+
+
+ONE = torch.zeros(1, dtype=torch.long)
+MNIST = SimpleNamespace(statistics=pds.load("asset:mnist_ncsnpp").statistics)
 VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28), data_range=(0, 1))
 
 
@@ -322,7 +399,10 @@ def a_run(*overrides):
 SPACES = {
     "empty": ({"sde": None}, "space has no kind of sampler left"),
     "a kind without overrides": ({"sde": {"vary": {"sampler": {"eta": [1, 2]}}}}, "space.sde is no kind of sampler"),
-    "another network": ({"sde": {"run": ["model=ncsnpp_small"]}}, "space.sde.run must set sampler, filter, solenoid alone"),
+    "another network": (
+        {"sde": {"run": ["model=ncsnpp_small"]}},
+        "space.sde.run must set sampler, filter, solenoid, remedy alone",
+    ),
     "no such option": ({"sampler": {"etta": [1, 2]}}, "sampler.etta is no option of sampler=preconditioned_sde"),
     "upside down": ({"sampler.eta": [2, 1]}, "space.sde.vary.sampler.eta must have a lowest value below its highest"),
     "out of range": ({"sampler.eta": [-1, 1]}, "space.sde.vary.sampler.eta must be a number from 0 to 1000, got -1"),

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
-from pds.conditioning import CLASS_ALONE
 from pds.errors import OptionError, PDSError, escaped
-from pds.evaluation.first_guess import guess, look_at
+from pds.evaluation.first_guess import IMAGES, Look, guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
@@ -43,9 +43,10 @@ from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, write
-from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of
-from pds.lab.tuning.study import Study, locked, storage_of
+from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
+from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
 from pds.options import options_of
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ PARTS_OF_FIRST = 8
 """Blocks of a trial's first images, of whose jackknife their error is made."""
 ALIKE = 3
 """Trials in a row that fail for one reason, with which the search ends: it is no fault of theirs."""
-Look = Callable[[np.ndarray], None]
+See = Callable[[np.ndarray], None]
 """What is done with the features of the first images."""
 POLL = 1.0
 """Seconds between two looks at what other processes do."""
@@ -165,15 +166,14 @@ class Tuning:
             return
         if "fid" not in self.metric.measures:
             raise OptionError("metric.measures", "must have fid, which a search goes by")
-        if self.like.sample.guidance is not CLASS_ALONE:
-            log.warning("guidance takes up to two evaluations for each that a budget counts")
         kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
         about, o = self._claim(), self.options
         storage = storage_of(self.folder, o.storage)
         for budget, of_budget in kinds.items():
             # Kinds that a package or a new version adds begin another study, which finds what was sampled.
             digest = json_digest({**about, "kinds": list(map(repr, of_budget))})
-            study = Study(storage, f"{budget}-{digest}", self.folder, of_budget, o.trials, self._first, o.seed, o.search)
+            guess = functools.partial(self._first_guess, of_budget)
+            study = Study(storage, f"{budget}-{digest}", self.folder, of_budget, o.trials, self._first, o.seed, o.search, guess)
             self.studies[budget] = study
         self._search()
         answers, without = dict[int, Answer](), list[str]()
@@ -189,15 +189,40 @@ class Tuning:
 
     def _guess(self, budget: int) -> Answer:
         """What the network says of itself, where nothing can be measured."""
-        model = self.like.model
-        look = look_at(model, budget)
-        found = guess(model, look, budget)
+        iterations, nfe = most_iterations(self.composed(DEFAULT), budget, self.like.model, self.like.dataset)
+        look = self._look(iterations)
+        found = guess(self.like.model, look, iterations)
         sampler = found.sampler
-        run = [*DEFAULT, f"sampler.iterations={budget}", f"sampler.eta={sampler.eta:.3g}", f"sampler.rho={sampler.rho:g}"]
-        run += [f"sampler.weight={sampler.weight}"]
+        run = [*DEFAULT, f"sampler.iterations={iterations}", f"sampler.eta={sampler.eta:.3g}", f"sampler.rho={sampler.rho:g}"]
+        run += [f"sampler.weight={sampler.weight}", f"sampler.end={sampler.end:.3g}"]
+        run += [] if sampler.start == math.inf else [f"sampler.start={sampler.start:.3g}"]
         run += [] if found.alpha == math.inf else ["filter=statistics", f"filter.alpha={found.alpha:g}"]
+        # The mean of images lies in the data range.
+        run += ["remedy=level_shift", "remedy.scale=1"]
         self.sampled[f"guess {budget}"] = (look.evaluations, 0.0)
-        return Answer(Measured(run, budget), None, "a first guess of 64 images, which nothing has measured")
+        return Answer(Measured(run, nfe), None, "a first guess of 64 images, which nothing has measured")
+
+    def _look(self, iterations: int) -> Look:
+        """What a guess knows of the network: of whole walks alone where the data have no statistics to start a shorter from."""
+        compiled = self.like.sample.compiled
+        # Its batches are none of those to come, each of which is compiled for itself.
+        with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+            found = look_at(self.like.model, iterations)
+        if why := without_statistics(self.like.model, self.like.dataset):
+            log.info("the first guess is of whole walks alone: %s", why)
+        return replace(found, start=math.inf) if why else found
+
+    def _first_guess(self, kinds: Sequence[Kind]) -> tuple[PreconditionedSDE | None, int]:
+        """The guess that the trials of some kinds begin with, and its evaluations: none where it would take a tenth of all."""
+        iterations = next((kind.guessed for kind in kinds if kind.guessed and kind.varied), 0)
+        if not iterations or IMAGES * iterations > (self.options.max_evaluations or math.inf) / 10:
+            return None, 0
+        try:
+            look = self._look(iterations)
+        except PDSError as error:
+            log.info("no first guess: %s", error)
+            return None, 0
+        return guess(self.like.model, look, iterations, alphas=(math.inf,)).sampler, look.evaluations
 
     def _kinds(self, budget: int) -> list[Kind]:
         """The kinds of one budget, the default first if it is one."""
@@ -216,7 +241,7 @@ class Tuning:
 
     def _default(self, budget: int) -> Kind | None:
         """The default of a budget, if it can sample with it."""
-        return next((kind for kind in self.studies[budget].kinds if set(self.default) <= set(kind.run)), None)
+        return next((kind for kind in self.studies[budget].kinds if set(self.default) == set(kind.run[:-1])), None)
 
     def _claim(self) -> dict[str, Any]:
         """Make the group's folder this search's, or find that it is; what it is about."""
@@ -250,12 +275,14 @@ class Tuning:
         """Evaluations and seconds of sampling by all processes, as far as this one knows."""
         sizes = {TrialState.COMPLETE: self.options.images, TrialState.PRUNED: self._first, TrialState.FAIL: self._first}
         runs: dict[tuple[str, ...], tuple[int, float]] = {}
+        guesses = 0
         for study in self.studies.values():
+            guesses += study.study.user_attrs.get(GUESSED, 0)
             for trial in study.ended:
                 facts = trial.user_attrs
                 runs.setdefault(tuple(facts["overrides"]), (sizes[trial.state] * facts["nfe"], facts["seconds"]))
         found = [*runs.values(), *self.sampled.values()]
-        return sum(evaluations for evaluations, _ in found), sum(seconds for _, seconds in found)
+        return guesses + sum(evaluations for evaluations, _ in found), sum(seconds for _, seconds in found)
 
     def reached(self, part: float, ahead: int = 0) -> str:
         """Which limit is reached when `ahead` evaluations come on top; empty if none is. `part` of it is what may be used."""
@@ -334,7 +361,7 @@ class Tuning:
         parts = (FeatureStatistics.from_features(features[block_of != block]) for block in range(PARTS_OF_FIRST))
         return frechet_distance(whole, reference), jackknife_error([frechet_distance(part, reference) for part in parts])
 
-    def measured(self, overrides: Sequence[str], images: int, seed: int, look: Look | None = None) -> dict[str, Any]:
+    def measured(self, overrides: Sequence[str], images: int, seed: int, look: See | None = None) -> dict[str, Any]:
         """The result of one setting, its missing images sampled by this process."""
         here = [*overrides, f"images={images}", f"seed={seed}", f"shard_size={self._first}"]
         cfg = self.composed(overrides)
@@ -379,7 +406,10 @@ class Tuning:
     def _answer(self, budget: int, study: Study) -> Answer:
         """The answer of one budget."""
         o, why = self.options, list[str]()
-        leaders = study.best[: o.leaders]
+        best, default = study.best, self._default(budget)
+        leaders = best[: o.leaders]
+        # With as many images, so that what wins is no worse than the default on the noise of the trials.
+        leaders += [t for t in best[o.leaders :] if default and t.user_attrs["overrides"] == [*default.run]]
         if not leaders:
             ended = [trial.user_attrs.get("reason", "") for trial in study.ended]
             raise PDSError(
@@ -389,7 +419,7 @@ class Tuning:
         told = {n: self.distance(result, o.final) for n, result in self._each(jobs, why)}
         first = leaders[min(told, key=lambda n: told[n], default=0)]
         log.info("budget %d: %s leads", budget, " ".join(first.user_attrs["overrides"]))
-        winner, default = _of_trial(first), self._default(budget)
+        winner = Measured(list(first.user_attrs["overrides"]), first.user_attrs["nfe"])
         pair = [winner]
         if default is not None and list(default.run) != winner.run:
             pair.append(Measured(list(default.run), default.nfe))
@@ -425,7 +455,3 @@ class Tuning:
             show(f"report   {page}\nruns     {write_report(self.folder)}")
         except PDSError as error:  # the answer is there all the same
             log.warning("%s", error)
-
-
-def _of_trial(trial: FrozenTrial) -> Measured:
-    return Measured(list(trial.user_attrs["overrides"]), trial.user_attrs["nfe"])

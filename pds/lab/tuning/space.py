@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args, get_origin
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 from optuna.trial import Trial
 
+from pds.conditioning import ClassifierFree, Guidance
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError, spelled
 from pds.lab.config import build, keyed
 from pds.lab.tables import key
 from pds.models.scores import Model
+from pds.noise import ImageNoise
 from pds.options import Search, fitted, options_of, shown
-from pds.preconditioning.preconditioner import build_preconditioner
+from pds.preconditioning.filters import NoFilter
+from pds.preconditioning.preconditioner import Identity, build_preconditioner
+from pds.samplers.preconditioned_sde import PreconditionedSDE
+from pds.samplers.sampler import Sampler
+from pds.score import CountedScore
 
-PARTS = ("sampler", "filter", "solenoid")
+PARTS = ("sampler", "filter", "solenoid", "remedy")
 """The groups that a search varies; all else is common to its runs."""
 
 Compose = Callable[[list[str]], DictConfig]
@@ -52,17 +60,24 @@ class Varied:
             return trial.suggest_int(name, int(low), int(high), log=log)
         return trial.suggest_float(name, low, high, log=log)
 
+    def nearest(self, value: Any) -> Any:
+        """What is tried that comes nearest to a value: its start for a choice that is none."""
+        if isinstance(self.tried, tuple):
+            return value if value in self.tried else self.start
+        return min(max(value, self.tried.low), self.tried.high) if isinstance(value, (int, float)) else value
+
     @property
     def starts(self) -> bool:
-        """Whether the start is tried at all."""
+        """Whether the start is tried at all: a noise level beyond all of the process is the last of them."""
         if isinstance(self.tried, tuple):
             return self.start in self.tried
-        return isinstance(self.start, (int, float)) and self.tried.low <= self.start <= self.tried.high
+        return isinstance(self.start, (int, float)) and (self.tried.level or self.nearest(self.start) == self.start)
 
     def override(self, value: Any) -> list[str]:
         """What sets it; nothing for its start, so that equal settings are one run."""
-        value = float(f"{value:.3g}") if isinstance(value, float) else value
-        return [] if value == self.start else [f"{self.key}={spelled(value)}"]
+        short = float(f"{value:.3g}") if isinstance(value, float) else value
+        same = short == self.start or (self.starts and value == self.nearest(self.start))
+        return [] if same else [f"{self.key}={spelled(short)}"]
 
 
 @dataclass(frozen=True)
@@ -74,18 +89,26 @@ class Kind:
         run: its overrides, with the iterations.
         nfe: score evaluations an image.
         varied: its options that vary.
+        guessed: T for a first guess of them; 0 where none is known.
     """
 
     name: str
     run: tuple[str, ...]
     nfe: int
     varied: tuple[Varied, ...] = ()
+    guessed: int = 0
 
     @property
     def starts(self) -> dict[str, Any]:
         """Parameters of its first trial, as `suggested` names them."""
-        given = {f"{self.name}.{one.key}": one.start for one in self.varied if one.starts}
+        given = {f"{self.name}.{one.key}": one.nearest(one.start) for one in self.varied if one.starts}
         return {"kind": self.name, **given} if self.varied else {}
+
+    def of_guess(self, sampler: PreconditionedSDE) -> dict[str, Any]:
+        """Parameters of a trial of the first guess; none where it guesses nothing of this kind."""
+        found = {f"sampler.{name}": getattr(sampler, name) for name in ("rho", "weight", "eta", "start", "end")}
+        mine = {f"{self.name}.{one.key}": one.nearest(found[one.key]) for one in self.varied if one.key in found}
+        return {**self.starts, **mine} if self.guessed and mine else {}
 
     def suggested(self, trial: Trial) -> list[str]:
         """The overrides of a trial of this kind."""
@@ -117,16 +140,30 @@ def kinds_of(
         if wrong is not None:
             raise OptionError(f"space.{name}.run", f"must set {', '.join(PARTS)} alone, got {shown(wrong)}")
         cfg = compose(about["run"])
-        varied = tuple(_varied(name, about, cfg))
+        varied = tuple(_varied(name, about, cfg, model))
+        if any(one.key == "sampler.start" for one in varied) and (why := without_statistics(model, dataset)):
+            varied = tuple(one for one in varied if one.key != "sampler.start")
+            left_out[f"sampler.start of {name}"] = why
         try:
             iterations, nfe = most_iterations(cfg, budget, model, dataset)
         except PDSError as error:
             left_out[name] = str(error)
             continue
-        kinds.append(Kind(name, (*about["run"], f"sampler.iterations={iterations}"), nfe, varied))
+        alone = get_object(cfg.sampler._target_) is PreconditionedSDE and get_object(cfg.filter._target_) is NoFilter
+        guessed = iterations if alone else 0
+        kinds.append(Kind(name, (*about["run"], f"sampler.iterations={iterations}"), nfe, varied, guessed))
     if not kinds:
         raise PDSError(f"nothing in the space can sample with budget={budget}: {next(iter(left_out.values()))}")
     return kinds, left_out
+
+
+def without_statistics(model: Model, dataset: Dataset) -> str:
+    """Why there are no statistics of the data to start a shorter walk from; empty where there are."""
+    try:
+        shape = dataset.statistics.shape
+    except PDSError as error:
+        return str(error)
+    return "" if tuple(shape) == tuple(model.shape) else f"its statistics are of images of the shape {tuple(shape)}"
 
 
 def part_of(override: str) -> str:
@@ -140,37 +177,75 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
     Raises:
         PDSError: there are none: the sampler chooses its evaluations itself, or the process does not take it.
     """
+    guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
     with keyed(cfg.sampler):
         sampler = build(cfg.sampler).with_statistics(lambda: dataset.statistics, model.data_range)
         if sampler.nfe is None:
             raise PDSError(f"{sampler.title} chooses its evaluations itself")
         P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
+
+        def evaluations(iterations: int) -> int:
+            try:
+                return _evaluations(replace(sampler, iterations=iterations), guidance, model)
+            except PDSError:  # it needs more iterations
+                return 0
+
+        if cfg.remedy is not None:
+            build(cfg.remedy, model, dataset)
         refusal = None
-        for iterations in range(budget, 0, -1):
+        for iterations in range(bisect_right(range(1, budget + 1), budget, key=evaluations), 0, -1):
             try:
                 shorter = replace(sampler, iterations=iterations)
-                if shorter.nfe <= budget:
-                    shorter.check(shorter.levels(model.process), P)
-                    return iterations, shorter.nfe
+                shorter.check(shorter.levels(model.process), P)
+                return iterations, evaluations(iterations)
             except PDSError as error:
                 refusal = refusal or error
         raise refusal or PDSError(f"an iteration takes more than {budget} evaluations")
 
 
-def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig) -> Iterator[Varied]:
+def _evaluations(sampler: Sampler[Any], guidance: Guidance | None, model: Model) -> int:
+    """Evaluations of the network an image, as their counter counts them: classifier-free guidance asks twice where it acts."""
+    assert sampler.nfe is not None
+    if not isinstance(guidance, ClassifierFree) or guidance.scale in (0, 1):
+        return sampler.nfe
+    if guidance.interval == ClassifierFree.interval:
+        return 2 * sampler.nfe
+    # At which levels it asks is its own: it is let walk, on one pixel.
+    counted, noise = CountedScore(lambda x, sigma, *labels: -x), ImageNoise(0, torch.zeros(1, dtype=torch.long), (1, 1, 1))
+    guided = guidance(counted, torch.zeros(1, dtype=torch.long))
+    try:
+        sampler(guided, torch.zeros(1, 1, 1, 1), sampler.levels(model.process), Identity(), noise)
+    except PDSError:  # the process has fewer levels
+        return 2 * sampler.nfe
+    return counted.nfe
+
+
+def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig, model: Model) -> Iterator[Varied]:
     fixed, given = {key(override) for override in about["run"]}, dict(_flat(about.get("vary") or {}))
     for path, annotation, value in _options(cfg):
         stated = _search(annotation)
         tried = given.pop(path, None if path in fixed else stated)
+        if tried is True and stated is not None:
+            tried = stated
+        if tried is not None and not isinstance(tried, Search):
+            tried = _asked(f"space.{name}.vary.{path}", tried, annotation, stated)
+        if isinstance(tried, Search):
+            tried = _choices(annotation) or _cut(tried, model)
         if tried is not None:
-            tried = tried if isinstance(tried, Search) else _asked(f"space.{name}.vary.{path}", tried, annotation, stated)
-            choices = _choices(annotation)
-            tried = choices if choices and isinstance(tried, Search) else tried
             yield Varied(path, tried, _is_whole(annotation), value)
     if given:
         raise PDSError(
             f"space.{name}.vary.{next(iter(given))} is no option of {' '.join(about['run'])}: run.py --help lists them"
         )
+
+
+def _cut(tried: Search, model: Model) -> Search | None:
+    """The ends of noise levels in units of the data range, within those of the process; None where nothing is between them."""
+    if not tried.level:
+        return tried
+    (black, white), ladder = model.data_range, model.process.ladder
+    low, high = max(tried.low * abs(white - black), ladder[-1].item()), min(tried.high * abs(white - black), ladder[0].item())
+    return replace(tried, low=low, high=high) if low < high else None
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -231,4 +306,4 @@ def _asked(path: str, given: Any, annotation: Any, stated: Search | None) -> Sea
     low, high = given
     if not (low < high and math.isfinite(high)):
         raise OptionError(path, f"must have a lowest value below its highest, got {shown(given)}")
-    return replace(stated or Search(), low=low, high=high)
+    return replace(stated or Search(), low=low, high=high, level=False)

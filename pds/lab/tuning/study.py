@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from pds.errors import PDSError
 from pds.files import open_lock, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 
 try:
     import fcntl
@@ -41,6 +42,8 @@ DRAWN = 4
 """Trials that are drawn at random after the kinds as they are; the estimator begins with what these told."""
 UNPRUNED = 4
 """Trials that come first, and go on in any case."""
+GUESSED = "evaluations of the first guess"
+"""An attribute of a study whose first trials wait in it."""
 
 
 @contextlib.contextmanager
@@ -101,11 +104,12 @@ class Study:
         storage: where they are kept.
         name: of the study in it.
         folder: of the group; the locks of running trials lie in it.
-        kinds: that are tried; the first trials are these, as they are.
+        kinds: that are tried; the first trials are these, as they are, and after the first of them the first guess.
         trials: how many.
         first: images that a trial is judged by first.
         seed: of what is drawn next.
         search: "tpe", a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), or "random".
+        guess: makes a first guess, and tells the evaluations that it took; asked once.
     """
 
     storage: BaseStorage
@@ -116,17 +120,27 @@ class Study:
     first: int
     seed: int
     search: Literal["tpe", "random"]
+    guess: Callable[[], tuple[PreconditionedSDE | None, int]] = lambda: (None, 0)
 
     @cached_property
     def study(self) -> optuna.Study:
         """Optuna's own, with the first trials waiting in it."""
         with locked(self.folder / "locks" / "studies"):
             study = optuna.create_study(storage=self.storage, study_name=self.name, load_if_exists=True)
-            known = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
-            for kind in self.kinds[: self.trials]:
-                if kind.name not in known:
-                    study.enqueue_trial(kind.starts, user_attrs={"start": kind.name})
+            if GUESSED not in study.user_attrs:
+                known = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
+                sampler, evaluations = self.guess()
+                for start, parameters in self._starts(sampler)[: self.trials]:
+                    if start not in known:
+                        study.enqueue_trial(parameters, user_attrs={"start": start})
+                study.set_user_attr(GUESSED, evaluations)
         return study
+
+    def _starts(self, guess: PreconditionedSDE | None) -> list[tuple[str, dict[str, Any]]]:
+        """Names and parameters of the first trials."""
+        whole = [(kind.name, kind.starts) for kind in self.kinds]
+        guesses = [] if guess is None else [(f"{kind.name}, guessed", kind.of_guess(guess)) for kind in self.kinds]
+        return [*whole[:1], *((name, parameters) for name, parameters in guesses if parameters), *whole[1:]]
 
     def read(self, *states: TrialState) -> list[FrozenTrial]:
         """The trials in some states, in their order."""
@@ -194,7 +208,8 @@ class Study:
     def _made(self, trial: Trial) -> tuple[Kind, list[str]]:
         names = [kind.name for kind in self.kinds if kind.varied]
         start = trial.user_attrs.get("start")
-        name = trial.suggest_categorical("kind", names) if start is None or start in names else start
+        alone = next((kind.name for kind in self.kinds if kind.name == start and not kind.varied), None)
+        name = alone or trial.suggest_categorical("kind", names)
         kind = next(kind for kind in self.kinds if kind.name == name)
         overrides = kind.suggested(trial)
         trial.set_user_attr("overrides", overrides)
