@@ -1,4 +1,4 @@
-"""A script as its user starts it, in this process or, where that is the point, in one of its own."""
+"""A script as its user starts it, in this process or, if a test needs it, in a separate one."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def kept():
 
 
 def command(script, *arguments):
-    """What `python experiments/SCRIPT ARGUMENTS` says and how it ends, without a start of Python."""
+    """The output and the end of `python experiments/SCRIPT ARGUMENTS`, without a start of Python."""
     said, told = io.StringIO(), io.StringIO()
     with kept(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
         os.chdir(ROOT)
@@ -49,7 +49,7 @@ def environment(*folders, **variables):
 
 
 def started(*arguments, cwd=ROOT, **variables):
-    """What a Python of its own says and how it ends."""
+    """The output and the end of a separate Python."""
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment(**variables), check=False
     )

@@ -1,4 +1,4 @@
-"""What the tests share: golden files, a Gaussian target whose samplers are known exactly, recorded noise."""
+"""Shared by the tests: golden files, a Gaussian target with exactly known samplers, recorded noise."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def natural_power(size: int) -> Tensor:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data sets, where there is one."""
+    """The folder of real data sets, if there is one."""
     candidates = [os.environ.get("PDS_DATA"), Path(__file__).parents[2] / "shared" / "data"]
     for root in filter(None, candidates):
         if (Path(root) / "mnist").is_dir():

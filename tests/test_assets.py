@@ -1,4 +1,4 @@
-"""What ships is what was pinned."""
+"""The shipped files are the pinned ones."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""Models from their weights: what ships, what someone trained, published checkpoints, and diffusers folders."""
+"""Models from their weights: shipped and trained files, published checkpoints, and diffusers folders."""
 
 import json
 from dataclasses import asdict
@@ -28,7 +28,7 @@ SHIPPED = {
 def test_images_are_those_of_the_command_line_to_the_bit(tmp_path, name, sampler):
     source, choice, filter = SHIPPED[name]
     model = pds.load(source, device="cpu")
-    given = [f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"]  # which VP needs
+    given = [f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"]  # VP needs so many
     if sampler != "T=5":
         given, choice, filter = [sampler, *given], "filter=none", None
     cfg = composed(f"model={name}", *given)

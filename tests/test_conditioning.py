@@ -1,4 +1,4 @@
-"""Classes and guidance: their law, what they cost, whose label an image has, and what is refused."""
+"""Classes and guidance: their law, their cost, the label of each image, and refusals."""
 
 import json
 import math
@@ -61,7 +61,8 @@ def images(sampler, indices, labels, guidance=ClassifierFree()):
 
 
 def quantiles(q, w, label, steps=150):
-    """Of the images: the guided probability flow is monotone in one dimension, and carries those of the start along."""
+    """Quantiles of the images: the guided probability flow is monotone in one dimension, and maps the quantiles of the
+    start."""
     x, u = 20.0 * Normal(0, 1).icdf(q), math.log(20.0)
     h = (math.log(0.01) - u) / steps
 
@@ -284,7 +285,7 @@ def test_the_command_line_samples_classes_in_shards_and_resumes(tmp_path):
     own = pds.sample(model, pds.EDM(2, S_churn=10), labels=[2, 0, 1], guidance=ClassifierFree(2), images=5, batch_size=3)
     again = np.concatenate([np.load(shard)["images"] for shard in sorted(folder.glob("*.npz"))])
     assert np.array_equal(again, whole) and np.array_equal(own.images.numpy(), whole)
-    # In two processes each shard has the labels of its images' indices, whichever process makes it.
+    # In two processes each shard has the labels of its images' indices, from either process.
     two = [*rest[:-1], f"outputs={tmp_path}/two", f"labels={file}", "batch_size=2", *given]
     side_by_side(lambda: command("run.py", *two))
     shared = [np.load(shard)["images"] for shard in sorted((tmp_path / "two").glob("*/*/samples/*.npz"))]

@@ -1,4 +1,4 @@
-"""Files that several processes want, and files known by what they hold."""
+"""Files shared by several processes, and files known by their content."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def irregular(folder):
-    """Paths of everything that is no regular file, and of files that are too large."""
+    """Paths of every kind of irregular file, and of files that are too large."""
     folder.mkdir()
     os.mkfifo(folder / "fifo")
     for name, target in {"zero": "/dev/zero", "random": "/dev/urandom", "null": "/dev/null", "tty": "/dev/tty"}.items():
@@ -178,7 +178,7 @@ def test_a_file_that_rests_is_read_once_and_one_that_changed_again(tmp_path, mon
     assert len(read) == 3
     stat = path.stat()
     time.sleep(0.02)
-    path.write_bytes(b"new")  # as long, and as old by its own word
+    path.write_bytes(b"new")  # of the same length and time stamp
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert sha256(path) == digest()
     (tmp_path / "other").write_bytes(b"one")

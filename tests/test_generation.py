@@ -1,4 +1,4 @@
-"""Many images: the same ones whatever the batch size, the number of processes, a kill or a full disk."""
+"""Many images: the same for any batch size and number of processes, after a kill and after a full disk."""
 
 import dataclasses
 import errno
@@ -63,7 +63,7 @@ def test_a_batch_goes_over_the_ends_of_shards_unless_its_images_depend_on_one_an
     target, sizes = GaussianTarget(natural_power(8), mean=0.5), []
     monkeypatch.setattr(AnnealedLangevin, "mixes_batch", mixes)
     todo = shards(tmp_path, IMAGES, 5)
-    generate(image_sampler(), [todo[1], todo[3]], 5)  # what is missing is not in a row
+    generate(image_sampler(), [todo[1], todo[3]], 5)  # the missing shards are not in a row
     sample = image_sampler(lambda x, sigma: sizes.append(len(x)) or target(x, sigma))
     start = time.perf_counter()
     generate(sample, todo, 8)

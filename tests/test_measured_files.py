@@ -1,4 +1,4 @@
-"""Statistics, references and noise moments that are read back: nothing is measured with what is damaged or impossible."""
+"""Statistics, references and noise moments that are read back: damaged or impossible ones are never used."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def published_arrays(rng):
 
 
 def wrong(whole, text):
-    """Files that are none, each one change away from the whole one."""
+    """Wrong files, each one change away from the whole one."""
     for key, array in whole.items():
         yield {other: value for other, value in whole.items() if other != key}
         yield {other if other != key else f"{key}2": value for other, value in whole.items()}

@@ -1,4 +1,4 @@
-"""Options: each kind of value that does not fit its annotation is refused in one sentence, before anything is made of it."""
+"""Options: each kind of value that does not fit its annotation is refused in one sentence, before its use."""
 
 import math
 import pickle

@@ -1,4 +1,4 @@
-"""Files that are read back: whatever is not whole and right is one sentence, and nothing wrong is taken."""
+"""Files that are read back: any file that is not whole and right is refused in one sentence."""
 
 import io
 import json

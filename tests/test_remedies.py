@@ -1,4 +1,5 @@
-"""Each remedy does what its paper or its docstring says to a score, leaves an exact one alone where it should, and samples."""
+"""Each remedy changes a score as its paper or its docstring says, leaves an exact score as it is where it should, and
+samples."""
 
 import math
 from dataclasses import replace
@@ -36,7 +37,7 @@ POWER = 1e-3 * natural_power(SIZE)[None]
 
 
 class Exact(NetworkScore):
-    """The score of a Gaussian; it remembers the noise levels that it was told."""
+    """The score of a Gaussian; it records the noise levels of its calls."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +50,7 @@ class Exact(NetworkScore):
 
 
 class Blind(Exact):
-    """One that normalises its state: it predicts as much noise as its level says, whatever there is."""
+    """A score that normalises its state: it predicts the noise of its level for any state."""
 
     def forward(self, x, sigma):
         norm = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) / x[0].numel() ** 0.5
@@ -97,7 +98,7 @@ def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
     assert (noise / x * 5.0).mean().item() == pytest.approx(1, abs=0.01)
     assert (-5.0 * Blind()(x, sigma) / x * 5.0).mean().item() == pytest.approx(1 / k, abs=0.01)
     torch.testing.assert_close(SeenNoise(Exact(), POWER)(x, sigma), Exact()(x, sigma), rtol=0.01, atol=1e-4)
-    # Several levels at once are as good as each alone, and where the data are everywhere nothing changes.
+    # Several levels at once give the same as each alone, and nothing changes if all modes have data.
     mixed = torch.tensor([5.0, 0.5, 1e-4])
     together = SeenNoise(Blind(), POWER)(x[:3], mixed)
     alone = [SeenNoise(Blind(), POWER)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]

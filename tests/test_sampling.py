@@ -1,4 +1,4 @@
-"""The front door: what `pds` offers, what its import costs, and that its images are those of the command line."""
+"""The front door: the names of `pds`, the cost of its import, and its images, which are those of the command line."""
 
 import ast
 import dataclasses
@@ -23,7 +23,7 @@ TARGET = GaussianTarget(natural_power(8), mean=0.5)
 
 
 def gaussian(**about):
-    """The exact score of a Gaussian as a network that someone brings."""
+    """The exact score of a Gaussian as a user's own network."""
     given = {"predicts": "score", "process": VE, "shape": SHAPE, "data_range": (0, 1)} | about
     return pds.wrap(lambda x, sigma: TARGET(x, sigma), **given)
 
@@ -33,7 +33,7 @@ def run_python(program):
 
 
 def test_import_is_lazy():
-    # What it costs over Python itself: 0.05 s at most on a quiet machine, and no time at all in terms of torch.
+    # Its cost over Python itself: at most 0.05 s on a quiet machine, which is nothing beside the import of torch.
     program = "import sys; before = set(sys.modules); import pds; print(*sorted(set(sys.modules) - before))"
     loaded = run_python(program).split()
     assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names == {"pds"}

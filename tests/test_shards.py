@@ -1,4 +1,4 @@
-"""Shards that are read back: damaged, foreign and old ones, and those of a neighbour."""
+"""Shards that are read back: damaged, foreign and old ones, and those of another run."""
 
 import dataclasses
 import logging
@@ -43,7 +43,7 @@ def save(shard, **changed):
 
 
 def wrong(shard):
-    """Arrays that are none of this shard."""
+    """Arrays that do not belong to this shard."""
     whole = arrays(shard)
     n = len(shard.indices)
     yield from ({key: None} for key in whole)
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_a_neighbour_neither_stops_nor_enters_a_run(tmp_path)
             damaged(theirs[bad].path, draw)
         else:
             case = draw.choice(list(wrong(theirs[bad])))
-            # Of one that is measured anew, its own features do not matter.
+            # If the images are measured anew, the features in the file do not matter.
             save(theirs[bad], **case)
         assert take_over(mine, tmp_path / "theirs" / "samples", "theirs", None) == len(theirs) - 1
         assert [shard.path.exists() for shard in mine] == [shard is not theirs[bad] for shard in theirs]

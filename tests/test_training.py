@@ -1,4 +1,4 @@
-"""Training: the loss is the score's, a killed run continues as if it had not been, and it learns."""
+"""Training: the loss is that of the score, a killed run continues as if unbroken, and the network learns."""
 
 import io
 import math
@@ -250,7 +250,7 @@ def stopped(tmp_path_factory):
 
 
 def refused(path):
-    """The training is refused in one sentence, the network and the file are as they were."""
+    """The training is refused in one sentence, and the network and the file do not change."""
     score, before = tiny(1), path.read_bytes()
     weights = {name: value.clone() for name, value in score.state_dict().items()}
     with pytest.raises(PDSError, match=r"training\.pt is not .*: delete it to train from the start") as error:
@@ -307,7 +307,7 @@ def test_labels_go_with_their_images_and_are_dropped_at_random():
 
 
 class Labelled(torch.nn.Module):
-    """Predicts the mean of each class, and nothing of images without one."""
+    """Predicts the mean of each class, and zero for images without a class."""
 
     def __init__(self):
         super().__init__()

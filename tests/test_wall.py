@@ -1,4 +1,4 @@
-"""The wall: the library needs few packages, knows nothing of the lab on top of it, and speaks of no configuration."""
+"""The wall: the library needs few packages, does not import the lab on top of it, and mentions no configuration."""
 
 import ast
 import pkgutil
@@ -18,7 +18,8 @@ LIBRARY = sorted(
     for module in pkgutil.walk_packages(pds.__path__, "pds.")
     if not f"{module.name}.".startswith(tuple(f"{room}." for room in OUTSIDE))
 )
-# tqdm.contrib, torch's compiler and the like load what they find; the packages themselves and their own needs are the measure.
+# tqdm.contrib and torch's compiler load optional packages. The allowed modules are the packages themselves and their own
+# imports.
 PACKAGES = "torch, numpy, PIL.Image, safetensors.torch, tqdm"
 
 
@@ -84,7 +85,7 @@ def _for_checkers(path, name):
     return name in inside
 
 
-# A group of the configuration with one of its keys, or with what is chosen for it.
+# A group of the configuration with one of its keys, or with a choice.
 KEY = re.compile(r"\b(model|dataset|filter|solenoid|sampler|metric|tracker|trainer|published)(([./][A-Za-z_]+)+|(?==))")
 
 

@@ -1,4 +1,4 @@
-"""Readers of the data sets: published layouts, and files that are not what they should be."""
+"""Readers of the data sets: published layouts, and wrong files."""
 
 import gzip
 import pickle
@@ -60,7 +60,7 @@ def test_other_digits_in_the_files_of_mnist_are_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_damaged_idx_file_is_one_sentence(tmp_path, packed):
-    """Every mutation is seen where something can show it: the header and the length, and in gzip each byte."""
+    """Every detectable mutation is seen: those of the header and the length, and in gzip those of each byte."""
     array = np.random.default_rng(0).integers(0, 256, (40, 4, 4), dtype=np.uint8)
     raw = gzip.compress(idx(array), 1) if packed else idx(array)
     path = tmp_path / ("x.gz" if packed else "x")

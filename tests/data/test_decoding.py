@@ -1,4 +1,4 @@
-"""Images as they were meant: each way in which a file can hold one, and everything that is none."""
+"""Images as they were meant: each way of a file to hold an image, and files that hold none."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def encoded(image, format="PNG", **how):
 
 
 def ramp(rng, *shape):
-    """Values with room on both sides, so that clipping, dropping and shifting show in the mean."""
+    """Values with a margin on both sides, so that clipping, dropping and shifting show in the mean."""
     return rng.integers(20, 236, shape, dtype=np.uint8)
 
 
@@ -33,7 +33,7 @@ def turned(image, orientation):
     return encoded(image, exif=exif)
 
 
-# The eight turns of EXIF: what a viewer does to the stored pixels.
+# The eight orientations of EXIF, as a viewer applies them to the stored pixels.
 TURNS = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -102,7 +102,7 @@ def test_pictures_without_8_bits_of_their_own_are_refused(seed):
 
 
 def test_formats_that_data_sets_do_not_come_in_are_not_opened(tmp_path, monkeypatch):
-    """Pillow starts Ghostscript for PostScript, and has had holes in the decoders that nobody uses."""
+    """Pillow starts Ghostscript for PostScript, and has had holes in decoders of rare formats."""
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail(f"a program was started: {a}"))
     Image.init()
     tried = 0

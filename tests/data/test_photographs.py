@@ -1,4 +1,4 @@
-"""LSUN, FFHQ and CelebA: the authors' preprocessing stated a second time, the published layouts, and what is refused."""
+"""LSUN, FFHQ and CelebA: the authors' preprocessing stated a second time, the published layouts, and refusals."""
 
 import hashlib
 from functools import partial
@@ -132,7 +132,7 @@ def test_the_published_lmdb_is_read_in_the_order_of_its_keys(tmp_path, cache, mo
     expected = [np.asarray(Image.open(BytesIO(value)))[:, 2:18].transpose(2, 0, 1) for value in ordered]
     assert np.array_equal(images.read([5, 0, 5]).numpy(), np.stack([expected[5], expected[0], expected[5]]))
 
-    # Listed once: what was listed lies in the cache, and is made again only when it is damaged.
+    # Listed once: the list lies in the cache, and is made again only when it is damaged.
     lists = []
     ask = lsun_module.Database.ask
     monkeypatch.setattr(
@@ -244,7 +244,7 @@ def test_damaged_pages_are_one_sentence_whatever_they_do_to_the_process_that_rea
             outcomes.append(str(error))
     assert all(said.isprintable() or not said for said in outcomes)
     assert 10 < sum(map(bool, outcomes)) <= 50
-    # Whatever ends the reader, as an abort in LMDB does, is told as well.
+    # Any end of the reader, such as an abort in LMDB, is reported as well.
     images = church(tmp_path / "whole")
     images.database.process.kill()
     with pytest.raises(PDSError, match=r"key \w+, cannot be read \(its pages are damaged\): fetch it again"):

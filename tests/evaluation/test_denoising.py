@@ -1,4 +1,4 @@
-"""The error of denoised images: known for a Gaussian, and lowered where a network cannot see the noise."""
+"""The error of denoised images: known for a Gaussian, and lowered for a network that cannot see the noise."""
 
 import pytest
 import torch
@@ -33,6 +33,6 @@ def test_the_errors_are_those_of_the_law_and_a_blind_network_has_more_than_its_n
         expected = (POWER * row.sigma**2 / (POWER + row.sigma**2)).mean().item()
         assert row.network == pytest.approx(row.linear, rel=1e-3) == pytest.approx(expected, rel=0.08)
         assert row.bounded <= row.network * (1 + 1e-6)
-    # |z|^2 differs from d by its own spread, which such a network takes for the image.
+    # |z|^2 differs from d by its own spread. Such a network takes this for the image.
     first = blind[0]
     assert first.network > 20 * exact[0].network and first.seen < 0.05 * first.network

@@ -1,4 +1,4 @@
-"""Noise that a network does not see: responses that are known, and the recursion against real sampling."""
+"""Noise that a network does not see: known responses, and the recursion against real sampling."""
 
 import math
 import re
@@ -38,7 +38,7 @@ def half_blind(x, sigma):
 
 
 def blind(x, sigma):
-    """The same direction, always as much as the level says."""
+    """The same direction, always with the strength of the level."""
     return -x / x.square().mean((1, 2, 3), keepdim=True).sqrt() / sigma[:, None, None, None]
 
 
@@ -57,7 +57,7 @@ def test_the_response_is_told_in_units_of_that_at_its_own_level():
 
 
 class UnitNoise:
-    """Draws whose standard deviation is 1 to the bit: what the start has more of would be amplified, too."""
+    """Draws with a standard deviation of 1 to the bit: an excess of the start would be amplified as well."""
 
     def __init__(self):
         self.draws = ImageNoise(0, torch.arange(32), SHAPE)
@@ -96,7 +96,7 @@ def test_without_a_filter_what_is_not_seen_grows_and_the_derived_gain_bounds_it(
     for T in (50, 100):
         levels = PredictorCorrector(T, ReverseDiffusion(), None).levels(VE)
         assert list(excess_noise(levels, response))[-1] > 10 > 1.3 > list(excess_noise(levels, exact))[-1]
-        # sigma_i^2 / sigma_{i+1}^2 is where it stays bounded for ever; a run that ends may do with a little less.
+        # From sigma_i^2 / sigma_{i+1}^2 on it stays bounded for ever; a run has an end and may need a little less.
         threshold = (VE.sigma_max / VE.sigma_min) ** (2 / (T - 1))
         assert 1 < least_gain(levels, response) <= 1.01 * threshold
         assert least_gain(levels, response) > threshold**0.6

@@ -56,7 +56,7 @@ class StandInLayers(nn.Module):
 
 
 class StandIn(nn.Module):
-    """Has what clean-fid uses of the published Inception file: `layers`, (n, 3, 299, 299) to (n, 2048)."""
+    """Has the part of the published Inception file that clean-fid uses: `layers`, (n, 3, 299, 299) to (n, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def write_digits(folder: Path, count: int) -> ImageFolder:
 
 
 def test_a_reference_is_made_of_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept under what it depends on: found again without decoding, made anew when files or choices differ."""
+    """Kept under all that it depends on: found again without decoding, made anew when files or choices differ."""
     folder, cache, features = tmp_path / "digits", tmp_path / "cache", ClassifierFeatures()
     folder.mkdir()
     images, maker = write_digits(folder, 80), MadeReference(60)

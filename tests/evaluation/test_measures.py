@@ -1,4 +1,4 @@
-"""Measures: equal to torch-fidelity's on the same features, and to what their definitions give directly."""
+"""Measures: equal to torch-fidelity's on the same features, and to their definitions written out."""
 
 import numpy as np
 import pytest

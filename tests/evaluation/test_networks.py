@@ -1,4 +1,4 @@
-"""The paths of the large networks, with stand-in weights: no published file was ever here. And anyone's own features."""
+"""The code of the large networks, with stand-in weights: no published file was ever here. Also anyone's own features."""
 
 import sys
 import urllib.error

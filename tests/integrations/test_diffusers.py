@@ -103,7 +103,7 @@ def test_without_a_filter_it_is_the_scheduler_of_diffusers(pipe, correct_steps):
     assert_same_path(our_path, path, 1e-5)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
-    # diffusers leaves out of a config what was not given, and whoever reads it takes its own defaults.
+    # diffusers leaves options that were not given out of a config, and its reader takes its own defaults.
     defaults = {key: value for key, value in ScoreSdeVeScheduler().config.items() if not key.startswith("_")}
     assert defaults.items() <= PDSVeScheduler().config.items()
     one, other = pipe.scheduler, ScoreSdeVeScheduler.from_config(pipe.scheduler.config)
@@ -113,7 +113,7 @@ def test_without_a_filter_it_is_the_scheduler_of_diffusers(pipe, correct_steps):
         scheduler.set_sigmas(T, sigma_max=5.0)
     for levels in ("timesteps", "sigmas", "discrete_sigmas"):
         torch.testing.assert_close(getattr(one, levels), getattr(other, levels))
-    # So large a last time that levels are stepped from more than once, and the smallest is not reached.
+    # The last time is so large that steps start from one level more than once, and do not reach the smallest.
     x, s = torch.rand(2, *SHAPE), torch.rand(2, *SHAPE)
     for scheduler in (one, other):
         scheduler.set_timesteps(T, sampling_eps=0.37)
@@ -163,7 +163,7 @@ def test_pipelines_that_call_step_alone(folder, name):
     scheduler, P = PDSVeScheduler(**SIGMAS, **keys(name, folder)), operator(name)
     score = GaussianTarget(natural_power(16))
     if name == "parametric":
-        # Made for other images and another device first: what it keeps for them must not be taken for these.
+        # Made for other images and another device first: the operator kept for those must not be used for these.
         assert (torch.ones(1, 3, 8, 8) * scheduler.init_noise_sigma).shape == (1, 3, 8, 8)
         assert (torch.ones(1, 3, 16, 16, device="meta") * scheduler.init_noise_sigma).device.type == "meta"
     noise = Replayed((2, *SHAPE))

@@ -39,7 +39,7 @@ TARGET = GaussianTarget(natural_power(8), mean=0.2)
 
 
 def output(kind, x, sigma):
-    """What a network that knows the Gaussian says of a VP state."""
+    """The output for a VP state of a network that knows the Gaussian."""
     now = (1 + sigma**2) ** 0.5
     s = TARGET((now * x).double(), torch.full((len(x),), sigma, dtype=torch.float64)).float()
     noise, image = -sigma * s, now * x + sigma**2 * s
@@ -127,7 +127,7 @@ def test_on_the_whole_step_it_is_the_rule_of_pds():
 
 
 def random(model):
-    """A network whose output is not nothing."""
+    """A network whose output is not zero."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

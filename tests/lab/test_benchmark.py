@@ -75,7 +75,7 @@ def test_it_measures_any_sampler_and_filter(tmp_path, capsys, overrides, sampler
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_operations_are_counted_by_hand(compile):
-    # Eagerly even where the network is to be compiled: 2 channels to 5, 3 x 3, then a product over the channels.
+    # Eagerly even for a network that will be compiled: 2 channels to 5, 3 x 3, then a product over the channels.
     layers = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 2, 1, bias=False))
     network = LadderScore(SeesNoLevel(layers), torch.tensor([1.0, 0.1]))
     score, x = for_sampling(network, torch.device("cpu"), compile=compile), torch.zeros(3, 2, 4, 4)
@@ -165,7 +165,7 @@ def test_peak_memory_sees_what_a_block_needs_for_a_while():
     def small_tensors():
         return [torch.ones(2**14) for _ in range(320)]
 
-    # Once a large block was freed, the C library keeps the small ones.
+    # After a large block is freed, the C library keeps the small ones.
     torch.ones(30 * 2**18)
     small_tensors()
     with peak_memory(device) as peak:

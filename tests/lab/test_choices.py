@@ -1,4 +1,4 @@
-"""Every choice of every group, and every program: what an option cannot be is refused by name, at once, whatever it is."""
+"""Every choice of every group, and every program: an invalid value of any kind is refused by name, at once."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from pds.lab.schema import CHOICES, PROGRAMS, Part, is_plain
 from pds.options import Length, Range, fitted, options_of
 from pds.processes.forward import VarianceExploding
 
-# Of options that have no default, and small ones of networks.
+# Values of options without a default, and small values of networks.
 VALID: dict[str, Any] = {
     "shape": [1, 8, 8],
     "process": VarianceExploding(),
@@ -63,7 +63,7 @@ def valid(target):
 
 
 def wrong_values(rng):
-    """At least fifty values of every kind that people and programs put where something else is due."""
+    """At least fifty wrong values, of every kind that people and programs give."""
     fixed = [True, False, None, "", "abc", "\x1b[2J", "1", "nan", b"1", 1j, object(), {}, {1: 2}, set(), lambda: 0]
     numbers = [math.nan, math.inf, -math.inf, 1e308, -1e308, 1e-320, -1e-320, 0, -0.0, 0.5]
     numbers += [10**12, -(10**12), 10**400, -(10**400)]
@@ -74,7 +74,7 @@ def wrong_values(rng):
 
 
 def by_position(target):
-    """Stand-ins for what a caller gives: a data set, a model."""
+    """Stand-ins for the arguments of a caller: a data set, a model."""
     parameters = inspect.signature(target).parameters.values()
     return [object() for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
 
@@ -88,7 +88,7 @@ def fits(name, value, annotation):
 
 
 def refusal(target, arguments):
-    """The error with which a target refuses its arguments, if it does."""
+    """The error by which a target refuses its arguments, if it does."""
     try:
         target(*by_position(target), **arguments)
     except PDSError as error:
@@ -131,7 +131,7 @@ def test_plain_data_are_no_object(target, name):
 
 
 def limits(annotation, found=()):
-    """Every number type in an annotation, with the limits that stand around it."""
+    """Every number type in an annotation, with the limits around it."""
     if get_origin(annotation) is Annotated:
         kind, *more = get_args(annotation)
         yield from limits(kind, (*found, *more))

@@ -1,4 +1,4 @@
-"""What every script does around its work, by kind: streams, letters, refusals of a command line, failures, starts."""
+"""The frame of every script, by kind: streams, letters, refusals of a command line, failures, starts."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ def test_any_text_is_shown_in_any_locale(seed, tmp_path):
 
 @contextlib.contextmanager
 def lost(how):
-    """A text stream whose bytes go nowhere: to a full disk, or to a reader that is gone."""
+    """A text stream whose bytes are lost: its disk is full, or its reader is gone."""
     if how == "full":
         target = "/dev/full"
     else:
@@ -194,7 +194,7 @@ def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed,
     draw, cfg = random.Random(seed), configuration.copy()
     grammar.require_known(cfg)
     found = {key: OmegaConf.select(cfg, key) for key in grammar._keys(OmegaConf.to_container(cfg, resolve=False))}
-    # Other tables are options themselves, whose keys are free.
+    # Other tables are options themselves, with free keys.
     nodes = ["", *(key for key, node in found.items() if dataclasses.is_dataclass(OmegaConf.get_type(node)))]
     key = draw.choice([f"{node}.x{draw.randrange(9)}".lstrip(".") for node in nodes])
     OmegaConf.update(cfg, key, draw.choice([1, "x", None, {"y": 1}, [1]]), force_add=True)
@@ -243,7 +243,7 @@ FAILURES = [PDSError("no"), MissingError("no"), OptionError("rho", "must be posi
 def test_a_failure_is_one_sentence_with_the_place_and_a_status(seed, capsys):
     draw = random.Random(seed)
     code = draw.choice(list(errno.errorcode))
-    # pytest-xdist cannot send half a character, which pytest keeps of the log.
+    # pytest keeps the log, and pytest-xdist cannot send half a character in it.
     path = f"/{text(draw)}\x1b\n".encode("utf-8", "ignore").decode() if draw.random() < 0.8 else None
     failure = draw.choice([OSError(code, os.strerror(code), path), OSError("closed"), draw.choice(FAILURES)])
     assert cli.status(_raises(failure), []) == 1

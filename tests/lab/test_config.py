@@ -1,4 +1,4 @@
-"""From configuration nodes to objects: whoever refuses a value, the sentence names its key; our own defects stay tracebacks."""
+"""From configuration nodes to objects: every refusal of a value names its key; our own defects stay tracebacks."""
 
 import pytest
 from omegaconf import OmegaConf

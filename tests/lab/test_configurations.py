@@ -1,4 +1,4 @@
-"""Every experiment composes and builds; what is misspelt or impossible fails before any sampling, in one sentence."""
+"""Every experiment composes and builds. A misspelt or impossible setting fails before any sampling, in one sentence."""
 
 import json
 from pathlib import Path
@@ -81,7 +81,7 @@ def test_a_row_of_the_papers_is_what_its_name_and_its_rule_say(name):
     assert len(sampler.levels(model.process)) == T
     if name.startswith("ncsnv2"):
         card = CARDS[pds.published.card]
-        # The published step, times as much as there are fewer iterations.
+        # The published step times the ratio of the iterations.
         speed_up = sampler.step_size / card.sampler.step_size
         assert int(card.sampler.iterations / speed_up + 1e-6) == T
     else:
@@ -96,7 +96,7 @@ def plain(network):
     return {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, float, str))}
 
 
-# What the authors published for a model and a data set: parameters (tests/golden/keys), N, step or snr, data range.
+# The authors' published values for a model and a data set: parameters (tests/golden/keys), N, step or snr, data range.
 PUBLISHED = {
     "ncsn mnist": ("ncsn_mnist", 1000, 0.2, 28),
     "ncsn cifar10": ("ncsn_cifar10", 1000, 0.2, 32),
@@ -162,7 +162,7 @@ def test_model_and_data_set_choose_what_was_published(choice):
 
 GROUPS = ["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug"]
 GROUPS += ["model/process", "dataset/reference", "sampler/predictor", "sampler/corrector", "sampler/schedule"]
-# Where a nested group is to be found, and what is given by what builds the target, never by a configuration.
+# The place of a nested group, and the arguments that the builder gives, never a configuration.
 BESIDE = {"sampler/schedule": ["sampler=ddim"], "sampler/corrector": ["model=ncsnpp_small"]}
 BESIDE |= {"sampler/predictor": BESIDE["sampler/corrector"], "model/process": BESIDE["sampler/corrector"]}
 
@@ -215,7 +215,7 @@ CHOSEN = ["filter=parametric", "solenoid=fft", "metric=clean_fid", "model=ncsnpp
 
 @pytest.mark.parametrize("group", MISSPELT)
 def test_a_misspelt_key_in_a_file_fails_at_composition(tmp_path, group):
-    # On a command line Hydra refuses it by itself; in a file only the schema does.
+    # On a command line Hydra itself refuses it; in a file only the schema does.
     (tmp_path / "experiment").mkdir()
     *outer, inner = group.split(".")
     content = {inner: {MISSPELT[group]: 1}}
@@ -352,7 +352,7 @@ def test_tensorfloat_is_what_was_asked_for_or_as_torch_has_it(monkeypatch):
 
 
 class StandInFeatures:
-    """Takes the place of Inception, whose weights no test downloads."""
+    """Replaces Inception, so that no test downloads its weights."""
 
     name, dimension, provenance = "inception", 2048, {"features": "inception", "resize": "clean", "weights_sha256": "0"}
 
@@ -475,7 +475,7 @@ def test_the_training_configuration_builds():
     assert choose_device("cpu", None).type == "cpu"
 
 
-# What auto makes of the published pairs; at 256 pixels nobody published one for FFHQ.
+# The value of auto for the published pairs; no pair was published for FFHQ at 256 pixels.
 @pytest.mark.parametrize(
     ("choice", "alpha"),
     [
@@ -490,7 +490,7 @@ def test_auto_scales_alpha_with_the_iterations(choice, alpha):
     assert build(cfg.filter).alpha == pytest.approx(alpha, rel=2e-3)
 
 
-# Files of data: what was published, what experiments and tables are, and what goes beside a run.
+# Files of data: published values, experiments and tables, and additions to a run.
 DATA = {"published", "experiment", "table", "debug", "hydra", "local"}
 GROUP_FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.relative_to(CONF).parts[0] not in DATA)
 
@@ -502,7 +502,7 @@ def merged(outer, inner):
 
 
 def stated(group, name):
-    """The values that a choice has, of its file and of all that the file builds on, as far as they stand in this group."""
+    """The values of a choice, from its file and from all files that it builds on in this group."""
     file = CONF / group / f"{name}.yaml"
     if not file.exists():
         prefix, nested = (
@@ -553,7 +553,7 @@ def test_no_file_repeats_a_default_and_the_file_of_a_constructor_contradicts_non
     program = PROGRAMS.get(name) if group == "." else None
     base = {key: option.default for key, option in options_of(program[0]).items()} if program else inherited(group, content)
     own = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
-    # The one file of a constructor says nothing of what has a default; a variant of it departs.
+    # The one file of a constructor does not set options with a default; a variant of it departs from defaults.
     only = name in CHOICES.get(f"schema/{group}", {}) or program
     for place, value in literals(own):
         default = at(base, place)

@@ -255,7 +255,7 @@ def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def stand_in_for_wandb(received):
-    """A server that answers what saving a report asks of W&B, on this machine."""
+    """A server on this machine that answers the requests of saving a report to W&B."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

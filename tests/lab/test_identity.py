@@ -1,4 +1,4 @@
-"""What a run is: the same whatever version names it. tests/golden/runs holds runs made at 718bc09, without their images."""
+"""The identity of a run: the same in every version. tests/golden/runs holds runs made at 718bc09, without their images."""
 
 import copy
 import json

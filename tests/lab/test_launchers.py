@@ -1,4 +1,4 @@
-"""The points of a sweep through Hydra's launchers: what one process does in turn, several do side by side."""
+"""The points of a sweep through Hydra's launchers: several processes give the same as one."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     assert f"report   {tmp_path}/debug/report.html" in first.stdout
     assert launcher == "joblib" or f"logs     {tmp_path}/.submitit/*/*_log.err" in first.stdout
 
-    if launcher == "joblib":  # and again, in one process: there is nothing left to do but what failed
+    if launcher == "joblib":  # and again, in one process: only the failed point is left
         stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
         again = swept("filter.alpha=0.5,2,4,5", f"outputs={tmp_path}")
         assert (again.returncode, again.stderr.count("is done already"), again.stderr.count("error: ")) == (1, 3, 1)
@@ -64,7 +64,7 @@ def torchrun(folder, script, *arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(folder), check=False, timeout=300)
 
 
-# A tracker whose making fails once, in the second process alone, with what is no refusal.
+# A tracker whose making fails once, in the second process alone, with an error that is no refusal.
 BREAKS_ONCE = """
 import os
 from pds.lab.tracking import NoTracker
@@ -85,16 +85,16 @@ def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp
     points = Points(tmp_path / "debug").read()
     assert [point.state for point in points] == ["failed", "failed", "done"]
     assert "of ours" in points[1].message
-    assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process in which it went wrong
+    assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process with the error
     assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
-    # The first process to fail ends the others, so this may be only the one that writes.
+    # The first process that fails ends the others, so only the writing process may fail.
     assert "(exitcode: 1) local_rank: 0" in done.stderr
     assert "(exitcode: 1) local_rank: 1" not in done.stderr
     assert f"report   {tmp_path}/debug/report.html" in done.stdout
 
 
 def test_one_process_of_torchrun_decides_for_all_and_what_it_cannot_write_stops_all(tmp_path, monkeypatch):
-    # The second process sees a disk of its own: a result that is not there. The first one's file of metrics fails once.
+    # The second process sees another disk, without the result. The file of metrics fails once in the first process.
     cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=8", "sampler.iterations=2", "metric=none")
 
     def work():
@@ -165,7 +165,7 @@ def test_each_process_has_a_gpu_of_its_own_until_it_ends(tmp_path, monkeypatch, 
             process.kill()
 
 
-# Does what SLURM does with a job array, on this machine and at once.
+# Runs a job array as SLURM does, on this machine and at once.
 SLURM = """#!{python}
 import os, re, subprocess, sys
 program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]

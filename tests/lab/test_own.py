@@ -1,4 +1,4 @@
-"""A network that someone brings to the command line, from a file of their own and without one in the checkout."""
+"""A user's own network on the command line, from the user's file and without a file in the checkout."""
 
 import json
 import sys
@@ -78,7 +78,7 @@ def test_a_network_of_ones_own_is_sampled_from_the_command_line(network):
         done = command("run.py", *overrides(network, weights), *rest)
         assert done.returncode == 0, done.stderr
     results = sorted((network / "out" / "debug").glob("*/result.json"))
-    assert len(results) == 2  # of two weights; the third command found its run done
+    assert len(results) == 2  # for two weights files; the third command found its run done
     sampler = pds.PredictorCorrector(3, pds.ReverseDiffusion(), None)
     for weights in ("w1.pt", "w2.pt"):
         model = pds.wrap(

@@ -1,4 +1,4 @@
-"""Points of a sweep: what they are called, what becomes of them, how long the rest takes."""
+"""Points of a sweep: their names, their outcomes, the time left."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_what_becomes_of_points(tmp_path):
     assert found[3].run == "other-folder"
     assert found[3].ended > 0
 
-    # The same sweep again, one point longer and one shorter: all wait until their runs say that they are done.
+    # The same sweep again, one point longer and one shorter: all points wait until their runs are found done.
     points.plan([*asked[:4], Point.of(["seed=9"], number=5)])
     again = {point.overrides[0]: (point.number, point.state, point.run) for point in points.read()}
     assert again == {f"seed={seed}": (number, "waiting", "") for seed, number in ((0, 1), (1, 2), (2, 3), (3, 4), (9, 5))}
@@ -96,7 +96,7 @@ def test_the_time_left_goes_by_the_work_of_what_this_sweep_did(tmp_path, monkeyp
         pass
     points.plan([early, first, second, third])
     assert points.time_left(since=100.0) is None
-    # Found done: says nothing of the pace.
+    # A point found done does not count for the pace.
     times[:] = [101.0, 102.0]
     with points.running(points.planned(early.overrides)) as started:
         started("folder", True)

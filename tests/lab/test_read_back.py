@@ -140,7 +140,7 @@ def test_a_damaged_neighbour_neither_stops_nor_enters_a_run(tmp_path):
         assert RunFolder.of(tmp_path, overrides, config).path != neighbour.path
         restore(path, whole)
     assert RunFolder.of(tmp_path, overrides, config).path == neighbour.path
-    # The first line says other images than the configuration has.
+    # The first line has the digest of other images than the configuration's.
     path.write_bytes(f"# samples {runs.samples_digest(more)}\n".encode() + whole.replace(b"seed: 0", b"seed: 1"))
     assert list(mine.alike(more)) == []
 

@@ -1,4 +1,4 @@
-"""What the command line and the reference page tell of options is what their signatures and docstrings say."""
+"""The command line and the reference page show the options as their signatures and docstrings state them."""
 
 import re
 

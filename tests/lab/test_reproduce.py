@@ -29,7 +29,7 @@ from pds.lab.text import significant
 
 @functools.cache
 def full(name):
-    """The table, and the configuration of each cell in turn, where every checkpoint is at hand."""
+    """The table, and the configuration of each cell in turn, with every checkpoint present."""
     with tempfile.TemporaryDirectory() as folder:
         for checkpoint in CHECKPOINTS:
             (Path(folder) / f"{checkpoint}.pth").touch()
@@ -49,7 +49,7 @@ def chosen(*choices):
 
 
 def configurations(points):
-    """The configuration of each point: what is chosen is composed once, the values are put in by Hydra as ever."""
+    """The configuration of each point: the choices are composed once, and Hydra puts the values in as usual."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made = []
@@ -165,7 +165,7 @@ def test_tables_of_samplers_have_equal_evaluations_and_build_on_one_another():
 
 
 def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
-    # One checkpoint is there, but is none: that cell fails and says so, the cells without a checkpoint are skipped.
+    # One checkpoint file is no checkpoint: its cell fails and says so. The cells without a checkpoint are skipped.
     (tmp_path / "ncsnv2_tower.pth").write_bytes(b"no weights")
     arguments = ["table=clean_fid", f"outputs={tmp_path}", f"checkpoints={tmp_path}", "images=2", "tracker=none"]
     result = command("reproduce.py", *arguments)

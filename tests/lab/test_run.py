@@ -89,7 +89,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert [point.state for point in points.read()][::2] == ["done", "waiting"]
     before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
     assert 5 <= len(before) < 9
-    sweep += ["batch_size=2"]  # what a GPU without memory asks for: the same sweep, smaller batches
+    sweep += ["batch_size=2"]  # the advice for a GPU with too little memory: the same sweep, smaller batches
     again = started("experiments/run.py", *sweep)
     assert again.returncode == 0
     assert [point.state for point in points.read()] == ["done"] * 3
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_p
     cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2")
     run(cfg, [])
     (folder,) = (path.parent for path in tmp_path.glob("debug/*/result.json"))
-    # Killed between result.json and status.json, the run is found done, and said to be.
+    # A run killed between result.json and status.json is found done, and its status is mended.
     (folder / "status.json").write_text('{"state": "running", "message": ""}')
     capsys.readouterr()
     run(cfg, [])
@@ -185,7 +185,7 @@ def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_
         Experiment.build(composed(*chosen, "filter=parametric", "sampler.training_images=3"))
     with pytest.raises(PDSError, match="the DDIM sampler needs no moments: give sampler=analytic_ddim"):
         make_moments(composed("model=ncsnpp_small", "sampler=ddim"))
-    # What has no moments is named as ever.
+    # A sampler without moments has the same name as before.
     assert list(Experiment.build(composed()).fingerprint) == ["weights", "filters", "reference", "batch"]
 
 
@@ -345,7 +345,7 @@ def test_more_images_and_another_metric_take_what_was_sampled_before(tmp_path):
     # The third shard had one image, which is not the two that it should have.
     assert ["taken_from" in shard for shard in shards] == [True, True, False, False]
     assert np.array_equal(images[:5], first)
-    # As a kill between the two leaves it.
+    # The state after a kill between the two.
     for file in ("result.json", "samples/shard-00001.npz"):
         (tmp_path / "debug" / more["name"] / file).unlink()
     assert ["taken_from" in shard for shard in ran(tmp_path, "images=8")[2]] == [True, True, False, False]

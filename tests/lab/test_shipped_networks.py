@@ -27,7 +27,7 @@ def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
     for sigma in (0.1, 1.0):
         with torch.inference_mode():
             losses.append(denoising_loss(network.score, x, torch.full((len(x),), sigma, dtype=torch.float64), z).item())
-    # Half the variance of what is left of the noise: 0.5 for a network that sees nothing.
+    # Half the variance of the noise that is left: 0.5 for a network that sees nothing.
     assert max(losses) < 0.13
     assert losses == sorted(losses, reverse=True)
 

@@ -1,4 +1,5 @@
-"""What trackers are told is read back with their own readers; one that hangs, refuses or fills the disk costs a warning."""
+"""The records of trackers are read back with their own readers. A tracker that hangs, refuses or fills the disk costs a
+warning."""
 
 import errno
 import json
@@ -83,7 +84,7 @@ def test_a_run_that_is_killed_and_resumed_is_one_entry_with_all_its_numbers(tmp_
         assert drawn["fid_mnist_classifier_8"] == [(8, distance)]
         assert drawn["against_NFE/fid_mnist_classifier_8"] == [(3, distance)]
         steps = [metric.step for metric in client.get_metric_history(entries[name].info.run_id, "images_per_second")]
-        # One of each shard, at the images that are there when it is told: by then the next shard may be written.
+        # One for each shard, at the number of images present when it is reported: by then the next shard may be written.
         for told in ([step for step, _ in drawn["images_per_second"]], sorted(step for step in steps if step)):
             assert all(step in range(due, 9, 2) for step, due in zip(told, (2, 4, 6, 8), strict=True)), told
         assert events.Tags()["images"] == ["samples"]

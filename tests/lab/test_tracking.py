@@ -76,7 +76,7 @@ def table(found: dict[str, list[dict[str, Any]]], name: str) -> tuple[dict[str, 
 
 
 def test_two_points_of_a_sweep_read_back_as_two_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Vanilla and PDS, both open at once in one process, the second one failing: each has what was logged to it, no more."""
+    """Vanilla and PDS, both open at once in one process, and the second fails: each has its own records alone."""
     caplog.set_level(logging.INFO, logger="pds")
     Image.new("L", (8, 8)).save(tmp_path / "grid.png")
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), np.uint8)
@@ -191,7 +191,7 @@ def test_modes(tmp_path: Path) -> None:
         assert not (tmp_path / "none").exists()
 
 
-# Each way to be offline in turn, in a fresh W&B, and at the end the only one that is not: what the server heard of each.
+# Each way to be offline in turn, in a fresh W&B, and at the end the online one: the requests that the server got for each.
 COUNTED = """
 import json, os, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

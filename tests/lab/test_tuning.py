@@ -1,4 +1,5 @@
-"""The search: what is known exactly is found, nothing is sampled twice, a kill costs nothing, wrong input is one sentence."""
+"""The search: it finds the known optimum, samples nothing twice, loses nothing to a kill, and refuses wrong input in one
+sentence."""
 
 import functools
 import os
@@ -75,7 +76,7 @@ ETA += ["sampler=preconditioned_sde", "sampler.eta=4", "budgets=[6]", "trials=11
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """No report and no page, whose charts take longer than a search here, and trials that may be pruned early."""
+    """No report and no page, because their charts take longer than a search here; trials may be pruned early."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "write_page", lambda folder, *rest: folder / "tuning.html")
         patch.setattr(search, "write_report", lambda folder: folder / "report.html")
@@ -98,7 +99,7 @@ def gaussian(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(gaussian, tmp_path_factory):
-    """A search over eta alone that nothing disturbed: its folder, what it said, and each (sampler, seed, image) it sampled."""
+    """An undisturbed search over eta alone: its folder, its output, and each (sampler, seed, image) that it sampled."""
     sampled, call = Counter(), ImageSampler.__call__
 
     def counted(self, indices, *rest):
@@ -178,7 +179,7 @@ def test_run_composes_a_recommendation(found):
 
 
 def forked(*arguments):
-    """A process of its own that searches; without the start of a Python."""
+    """A separate process that searches, without a start of Python."""
     if (child := os.fork()) == 0:
         status = 99
         try:
@@ -210,7 +211,7 @@ def test_killed_it_goes_on_and_shared_it_ends(gaussian, found, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert told(folder)[: len(ended)] == ended
     assert told(folder) == told(found[0])
-    # Two processes share what two more trials take, and both have the answer.
+    # Two processes share two more trials, and both have the answer.
     children = [forked(*(a for a in arguments if a != "trials=11"), "trials=13") for _ in range(2)]
     assert [os.waitpid(one, 0)[1] for one in children] == [0, 0]
     numbers = [trial.number for trial in trials(folder)]
@@ -254,7 +255,7 @@ def test_without_a_metric_the_network_itself_is_asked(gaussian, tmp_path):
 def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
     experiment = Experiment.build(composed(*gaussian, "sampler=preconditioned_sde", "sampler.eta=auto"))
     assert experiment.fingerprint["sampler.eta"] == f"{experiment.sample.sampler.eta:g}"
-    # An exact score sees all noise, so that no filter has anything to remove.
+    # An exact score sees all noise, so a filter has nothing to remove.
     filtered = ["filter=statistics", "filter.alpha=auto", "sampler=predictor_corrector", "sampler/corrector=none"]
     statistics = ["dataset=folder", "dataset.shape=[1,4,4]", "dataset.source.root=nowhere"]
     with pytest.raises(PDSError, match=r"filter.alpha must be a number, or filter=none: .* no filter is needed"):

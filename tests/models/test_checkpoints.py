@@ -1,4 +1,4 @@
-"""Weights files as their authors write them, and files that are not what they should be."""
+"""Weights files as their authors write them, and wrong files."""
 
 import contextlib
 import json
@@ -321,7 +321,7 @@ def weights():
 
 
 def diffusers_folder(folder, weights, scheduler=None, **changed):
-    """What `save_pretrained` writes: of the network, or of the pipeline if there is a scheduler."""
+    """The files of `save_pretrained`: of the network, or of the pipeline if there is a scheduler."""
     unet = folder / "unet" if scheduler else folder
     unet.mkdir(parents=True, exist_ok=True)
     (unet / "config.json").write_text(json.dumps(SKIP.json("config") | changed))

@@ -1,4 +1,4 @@
-"""Weights as people have them: whatever nests or wraps them, the average is found, or refused by name."""
+"""Weights in the layouts of practice: with any nesting or wrapper, the average is found, or refused by name."""
 
 import argparse
 import re

@@ -44,7 +44,7 @@ def test_a_ladder_score_picks_the_level_of_each_sigma():
     score = LadderScore(torch.nn.Identity(), sigmas)
     assert score.label(sigmas.float()).tolist() == list(range(10))
     assert score.label(torch.tensor([0.97, 0.0101, 5.0])).tolist() == [0, 9, 0]
-    # Nearest on a logarithmic scale: 0.79 is nearer to 1 there, and to 0.599 on a linear one it is not (0.21 against 0.19).
+    # Nearest on a logarithmic scale: there 0.79 is nearer to 1; on a linear scale it is nearer to 0.599 (0.19 against 0.21).
     assert score.label(torch.tensor([0.79])).tolist() == [0]
 
 

@@ -87,7 +87,7 @@ def test_a_class_adds_its_column_to_the_features_of_the_noise_as_in_edm(embeddin
             plain.get_parameter(name).data.copy_(parameter)
     x, condition, labels = torch.randn(3, 1, 8, 8), torch.tensor([1.0, 3.0, 2.0]), torch.tensor([4, -1, 0])
     weight, bias = labelled.class_embedding.weight, labelled.class_embedding.bias
-    # EDM multiplies the one-hot label by sqrt(classes) and shows zeros for no class, to which its bias is added.
+    # EDM multiplies the one-hot label by sqrt(classes). No class is zeros, plus the bias.
     shift = bias + 5**0.5 * torch.stack([weight[:, 4], torch.zeros(features), weight[:, 0]])
     first = plain._dense[0]
     expected = first.bias + shift @ first.weight.T

@@ -1,4 +1,4 @@
-"""Our own weights files: what they say, that it is whole, and what others make them say."""
+"""Our own weights files: their content, its integrity, and hostile content."""
 
 import json
 import struct
@@ -50,7 +50,7 @@ def test_every_flipped_bit_of_our_own_files_is_refused_or_changes_nothing(tmp_pa
                 tensors, metadata = read_safetensors(path)
             except PDSError:
                 continue
-            # A space of the padding, or the name of the digest, which is then text like another.
+            # A space of the padding, or the name of the digest, which then is ordinary text.
             assert state_digest(tensors) == state_digest(expected[0])
             assert metadata == expected[1] or expected[1].items() < metadata.items()
         else:

@@ -18,7 +18,7 @@ def small_score():
     torch.manual_seed(0)
     process = VarianceExploding(0.01, 16.0, 10)
     network = NCSNpp(channels=1, size=8, width=8, multipliers=(1, 2), blocks=1, attention=(4,), sigmas=process.ladder)
-    for parameter in network.parameters():  # those that start as nothing as well
+    for parameter in network.parameters():  # also those that start at zero
         parameter.data += 0.05 * torch.randn_like(parameter)
     return ScorePrediction(network.eval(), process, "sigma").requires_grad_(False)
 

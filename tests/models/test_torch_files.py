@@ -75,7 +75,7 @@ def test_all_that_is_plain_is_read_as_torch_reads_it(tmp_path, protocol, new):
 
 
 def outcome(path):
-    """What is read, or the sentence that refuses it."""
+    """The content, or the sentence that refuses it."""
     try:
         return read_torch(path)
     except PDSError as error:
@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_refused_and_the_entry_is_named(tmp_path):
             refused += 1
             entry = "data/0" if 1000 < position < 8000 else "is not a whole file|checksum"
             assert re.search(entry, found)
-        else:  # what no checksum covers (dates, padding) changes nothing
+        else:  # bytes without a checksum (dates, padding) change nothing
             assert_same(found, saved)
     assert refused > 80
 
@@ -154,7 +154,7 @@ def test_other_bytes_give_tensors_or_one_sentence(tmp_path, new):
 
 
 class Call:
-    """What calls a function when it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, *call):
         self.call = call

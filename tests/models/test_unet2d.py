@@ -1,4 +1,4 @@
-"""DDPM networks as diffusers saves them: the score, the chain, and folders that are not what they should be."""
+"""DDPM networks as diffusers saves them: the score, the chain, and wrong folders."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def unet():
 
 
 def saved(folder, state, scheduler=DDPM, **config):
-    """What `save_pretrained` writes: of the pipeline, or of the network alone."""
+    """The files of `save_pretrained`: of the pipeline, or of the network alone."""
     network = folder / "unet" if scheduler else folder
     network.mkdir(parents=True, exist_ok=True)
     (network / "config.json").write_text(json.dumps(CONFIG | config))

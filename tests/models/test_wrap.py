@@ -1,4 +1,5 @@
-"""Networks that someone brings: exact ones of every kind give the exact score, and one that does not fit is told why."""
+"""Users' own networks: exact networks of every kind give the exact score, and a network that does not fit is refused with the
+reason."""
 
 import itertools
 import math
@@ -158,9 +159,9 @@ WRONG_ARGUMENTS = [
     ({"label": "index"}, "label must be a function of sigma or one of sigma, log_sigma/4, t, 999t, Nt-1, got 'index'"),
     (
         {"label": lambda sigma: sigma.mean()},
-        r"label must give a tensor of shape \(2,\) .* gives a float64 tensor of shape \(\)",
+        r"label must give a tensor of shape \(2,\) .* got a float64 tensor of shape \(\)",
     ),
-    ({"label": lambda sigma: 3}, "label must give .* gives a int"),
+    ({"label": lambda sigma: 3}, "label must give .* got a int"),
     ({"process": "ve"}, r"process must be a Process, got 've'"),
 ]
 

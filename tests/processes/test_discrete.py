@@ -1,4 +1,4 @@
-"""The discrete VP chain: DDPM's own when every level is visited, respaced when not, continuous in between."""
+"""The discrete VP chain: DDPM's own if every level is visited, else respaced, and continuous in between."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_as_many_iterations_as_levels_are_the_chain(chain):
         "noise": noise,
     }
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
-    # The rate of a level is that of the step that ends there.
+    # The rate at a level is that of the step that ends at it.
     torch.testing.assert_close(chain.rates(t)[1] / chain.levels, -(1 - betas).log(), rtol=1e-8, atol=0)
 
 
@@ -127,7 +127,7 @@ def test_diffusers_takes_the_same_steps(count):
     for t in theirs.timesteps:
         x = theirs.step(x.tanh(), t, x, generator=seed).prev_sample
         if t == 0:
-            # There they leave out the noise.
+            # In the last step they leave out the noise.
             x = x + chain.betas[0] ** 0.5 * draws[-1]
     torch.testing.assert_close(ours.float(), x, rtol=1e-3, atol=1e-3)
 

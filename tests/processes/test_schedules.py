@@ -1,4 +1,4 @@
-"""Noise levels by the learning rates of [LI], written out, and within what a network knows."""
+"""Noise levels by the learning rates of [LI], written out, and within the levels of a network."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_uniform_times_are_those_of_the_process():
 def test_impossible_schedules_are_refused():
     process = VariancePreserving()
     for schedule, T in ((LearningRates(), 10), (LearningRates(c1=20.0), 50), (LearningRates(c0=9.0), 50)):
-        with pytest.raises(PDSError, match=rf"iterations must be above {T} .* must be below 1: use more, or smaller c0 and c1"):
+        with pytest.raises(PDSError, match=rf"iterations must be above {T} .* must be below 1; use more, or smaller c0 and c1"):
             schedule.sigmas(process, T)
     with pytest.raises(PDSError, match="iterations must be at least 2"):
         LearningRates().sigmas(process, 1)

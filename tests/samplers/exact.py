@@ -15,7 +15,7 @@ SHAPE = (1, SIZE, SIZE)
 
 
 class Impulses:
-    """Draw d is 1 at one pixel of image d and 0 elsewhere; the last image gets none."""
+    """Draw d is 1 at one pixel of image d and 0 elsewhere; the last image gets no draw."""
 
     def __init__(self, draws):
         self.total, self.draws = draws, 0
@@ -30,7 +30,8 @@ class Impulses:
 def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity()):
     """(mean, (H, W) variance of every mode) that the sampler has on N(mean, power), which must draw `draws` times.
 
-    On a Gaussian target a sampler is affine in its noise: its answers to impulses, of flat spectrum, add up to its covariance.
+    On a Gaussian target a sampler is affine in its noise: its responses to impulses, of flat spectrum, add up to its
+    covariance.
     """
     noise = Impulses(draws)
     x = sampler.prior(noise, process, preconditioner)

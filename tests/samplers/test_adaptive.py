@@ -17,7 +17,7 @@ TARGET = GaussianTarget(natural_power(SIZE) / 4, 0.4)
 
 
 class CountedImages:
-    """How many images, not batches, a target was asked about."""
+    """A target that counts its evaluated images, not its batches."""
 
     def __init__(self):
         self.images = 0
@@ -66,7 +66,7 @@ def test_every_image_follows_algorithm_1_whatever_its_neighbours():
         torch.testing.assert_close(final[row : row + 1], expected, rtol=0, atol=1e-8)
         attempts.append(tried)
         rejected += failed
-    # Rejections are met, images differ in their steps, and nothing is evaluated for those that have arrived.
+    # There are rejections, images differ in their steps, and images that have arrived are not evaluated.
     assert rejected > 0
     assert len(set(attempts)) > 1
     assert counted.images == 2 * sum(attempts) + len(indices)

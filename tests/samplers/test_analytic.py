@@ -48,7 +48,7 @@ def test_white_noise_is_drawn_exactly_at_any_T(c, T, schedule):
     levels = sampler.levels(VP)
     kept = math.prod((c + level.sigma * level.below) / (c + level.sigma**2) for level in levels) ** 2
     mean, variance = exact_moments(sampler, VP, power, MEAN, draws=T + 1)
-    # The start has the variance 1 + sigma_T² instead of c + sigma_T²: what is left of that is the only error.
+    # The start has the variance 1 + sigma_T² instead of c + sigma_T². The rest of this difference is the only error.
     exact = c + levels[-1].below ** 2
     torch.testing.assert_close(variance, exact + (1 - c) * kept * torch.ones_like(power), rtol=1e-9, atol=0)
     assert mean == pytest.approx(MEAN * (1 - kept**0.5), rel=1e-9)
@@ -119,7 +119,7 @@ def test_the_estimate_agrees_with_a_gaussian_within_its_error_in_batches_of_any_
 
 
 class Scaled(torch.nn.Module):
-    """The score of a network that predicts `factor` times as much noise as there is per unit of variance; counts its images."""
+    """The score of a network that predicts `factor` times the noise per unit of variance; it counts its images."""
 
     def __init__(self, factor=1.0):
         super().__init__()

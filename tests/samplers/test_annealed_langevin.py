@@ -65,7 +65,7 @@ TURNS = {
 
 
 def gains(name):
-    """(H, W) m^2 and omega h of a preconditioner, from the filters it was made of."""
+    """(H, W) m^2 and omega h of a preconditioner, from its filters."""
     m2 = R[0].double() ** -2 if name.startswith("P") else torch.ones(SIZE, SIZE, dtype=torch.float64)
     return m2, TURNS.get(name, torch.zeros(SIZE, SIZE, dtype=torch.float64))
 
@@ -110,7 +110,7 @@ def test_small_steps_converge_to_the_target(name):
 
 
 def test_a_biased_rule_would_be_seen():
-    # P on the drift alone, without P on the noise, has another law: the test above must be able to tell.
+    # P on the drift alone, without P on the noise, has another law: the test above must see the difference.
     class Wrong(FourierPreconditioner):
         def step(self, x, f, g, z, score_part=None):
             return x + self.drift(f) + g * z

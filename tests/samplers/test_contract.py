@@ -1,6 +1,6 @@
-"""What every sampler of `pds.samplers` promises, whatever its loop: its images are their own, and its facts are true.
+"""The contract of every sampler of `pds.samplers`: each image depends on its own noise alone, and the sampler's facts are true.
 
-The samplers are found, and varied over their options one at a time, so a new one is in here without a line.
+The samplers are found, and varied over their options one at a time. So a new sampler is tested here without a new line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VE = VarianceExploding(0.05, 4.0, 30)
 ONES = FourierPreconditioner(SHAPE, torch.ones(SHAPE))
 FILTER = FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.9).frequency(SHAPE))
 
-# The first value of each is the one that the others are tried beside.
+# The first value of each option is the base of all variations.
 TRIED = {
     "iterations": [10],
     "step_size": [0.4],
@@ -143,7 +143,7 @@ def test_evaluations_and_callbacks_are_what_it_says(sampler):
     assert sigmas == sorted(sigmas, reverse=True) or isinstance(sampler, Restart)
     assert max(sigmas) == sigmas[0] and min(sigmas) == sigmas[-1] > 0
     assert images.shape == (2, *SHAPE) and images.isfinite().all()
-    # A sampler may denoise after the last callback, from the state that it was told.
+    # A sampler may denoise after the last callback, from the state of that callback.
     last = seen[-1][2]
     assert torch.equal(images, last) or torch.equal(images, last + sigmas[-1] ** 2 * score(last, torch.full((2,), sigmas[-1])))
 

@@ -157,7 +157,7 @@ def test_every_choice_visits_the_ladder_from_its_largest_level_to_zero(choice, k
 
 
 def flow(levels, power):
-    """Variance of every mode where the exact ODE brings it, from 1 + sigma_T^2."""
+    """Variance of every mode after the exact ODE, from 1 + sigma_T^2."""
     start, end = levels[0].sigma, levels[-1].below
     return (1 + start**2) * (power + end**2) / (power + start**2)
 
@@ -224,7 +224,7 @@ def test_neighbours_and_calls_before_change_nothing(name):
 
 
 def test_images_do_not_share_their_noise():
-    # Of 32 bits, which is what torch takes of a seed: 20,000 of them share one with a probability of 5%, these do not.
+    # Torch takes 32 bits of a seed. Two of 20,000 seeds agree with a probability of 5%; these do not.
     generators = image_generators(ImageNoise(0, torch.arange(20_000), (1, 1, 2)))
     assert len({generator.initial_seed() % 2**32 for generator in generators}) == 20_000
 
@@ -252,7 +252,7 @@ def test_what_it_refuses(monkeypatch):
             DiffusersScheduler(*arguments).levels(VP)
         assert "\n" not in str(error.value)
     with pytest.raises(PDSError, match="cannot walk down"), pytest.warns(RuntimeWarning):
-        solver(20, **KARRAS).levels(SubVariancePreserving())  # whose smallest level is 0 in float32
+        solver(20, **KARRAS).levels(SubVariancePreserving())  # its smallest level is 0 in float32
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(
         PDSError, match=r"^DDIM \(diffusers\) needs diffusers: install it with pip install 'pds-lab\[diffusers\]'$"

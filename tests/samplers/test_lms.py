@@ -26,7 +26,7 @@ def test_the_first_order_is_ddim(process):
 
 
 def test_on_an_even_grid_it_has_the_weights_of_adams_and_bashforth():
-    # The answers to an e that is 1 in the evaluation of one level alone.
+    # The responses to an e that is 1 in the evaluation of one level alone.
     levels = [Interval(5.0 - i, 4.0 - i) for i in range(4)]
     found = []
     for i in range(4):
@@ -47,7 +47,7 @@ def test_steps_with_all_their_history_are_of_their_order(order):
     errors = []
     for count in (40, 80, 160):
         h = math.log(40) / count
-        # The first steps have less history, and are made small.
+        # The first steps have less history, so they are made small.
         lambdas = np.cumsum([-math.log(4.0), h**3, h**2, h**1.5, *[h] * count])
         levels = [Interval(math.exp(-a), math.exp(-b)) for a, b in itertools.pairwise(lambdas)]
         final = LMS(9, order=order)(MixtureTarget(), START, levels, Identity(), None)

@@ -1,4 +1,4 @@
-"""MILD against its published trajectories, the exact Gaussian recursion of (x, v), and the law it really has."""
+"""MILD against its published trajectories, the exact Gaussian recursion of (x, v), and its true law."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The preconditioned reverse SDE: exact where D is constant, of its orders between fixed ends, stable as it says."""
+"""The preconditioned reverse SDE: exact for constant D, of its orders between fixed ends, stable within its stated bounds."""
 
 import itertools
 import math
@@ -46,7 +46,7 @@ def operator(R, h, omega):
 
 
 def eigenvalues(R, h, omega):
-    """(H, W) of P P^T and of omega S, from what they are made of."""
+    """(H, W) eigenvalues of P P^T and of omega S, from their makers."""
     gain = torch.ones(SIZE, SIZE, dtype=torch.float64) if R is None else R[0].double() ** -2
     return gain, torch.zeros_like(gain) if h is None else omega * h.double()
 

@@ -27,7 +27,7 @@ from pds.score import CountedScore
 
 
 class Network(torch.nn.Module):
-    """The closed-form networks of the golden files, by the rule each names."""
+    """The closed-form networks of the golden files, by the rule that each names."""
 
     def __init__(self, golden, rule, c):
         super().__init__()
@@ -75,7 +75,7 @@ def golden_sampler(hyper):
 
 
 def golden_filters(golden, hyper):
-    """R and A of the masks that a golden file has, by the library's own filter."""
+    """R and A of the masks in a golden file, by the library's own filter."""
     shape = tuple(golden.json("meta")["shape"][1:])
     # The released masks are log(1 + E|F x|^2) and E[x^2].
     power, second_moment = (golden.arrays.get(f"mask/{name}_raw", np.ones(shape)) for name in ("freq", "space"))
@@ -122,7 +122,7 @@ def test_published_trajectories(case):
     with torch.no_grad():
         final = sampler(score, x, levels, P, noise, lambda i, sigma, x: states.append(x))
     key = "pred/x" if sampler.predictor is not None else "corr/x"
-    # After the last step there is no noise to remove in ours, so the last state is compared as `final`.
+    # After the last step our sampler has no noise to remove, so its last state is compared as `final`.
     for state, expected in zip(states[:-1], golden[key][:-1], strict=True):
         torch.testing.assert_close(state, expected, rtol=0, atol=1e-3 * expected.abs().max().item())
     final = (final + 1) / 2 if hyper["centered"] else final
@@ -217,8 +217,8 @@ def test_the_variance_of_every_frequency_follows_the_exact_recursion(process, pr
 @pytest.mark.parametrize("P", [Identity(), FourierPreconditioner(SHAPE, R)], ids=["vanilla", "P"])
 @pytest.mark.parametrize("process", [VE, VP])
 def test_many_small_steps_reach_the_data(process, P):
-    # The reverse equation has the data as its end; with P on drift and noise alike, a preconditioned one has too when a
-    # corrector lets every level settle.
+    # The reverse equation ends at the data. With P on drift and noise, a preconditioned equation does so too if a corrector
+    # lets every level settle.
     power, T = natural_power(SIZE), 150
     sampler = PredictorCorrector(T, ReverseDiffusion(), AnnealedLangevinSteps(0.25, 4), end=1e-4)
     noise = ImageNoise(6, torch.arange(600), SHAPE)

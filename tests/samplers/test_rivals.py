@@ -56,7 +56,7 @@ def test_restart_is_the_released_code(case):
     T, restarts, steps, low, high = golden["options"].tolist()
     sampler = Restart(int(T), restarts=int(restarts), steps=int(steps), low=low, high=high)
     levels = sampler.levels(VE)
-    # It draws in every step, churn or not; the draws that count are those of the restarts.
+    # The released code draws in every step, with or without churn; only the draws of the restarts count.
     grid = sampler.iterations - sampler.restarts * sampler.steps
     at = next(i for i, level in enumerate(levels) if level.raised_from < level.sigma)
     draws = [golden["noise"][at + k * (sampler.steps + 1)] for k in range(sampler.restarts)]
@@ -92,7 +92,7 @@ def test_the_flow_of_a_mixture_is_reached_with_the_order(sampler, order):
     ids=lambda sampler: sampler.title,
 )
 def test_steps_with_all_their_history_are_of_order_3(sampler):
-    # The first two steps have less, and the last two of SA-Solver take less: those are made small, and not looked at.
+    # The first two steps have less history, and the last two of SA-Solver take less: these steps are small and not compared.
     errors, x = [], 4 * ImageNoise(0, torch.arange(32), (1, 1, 2)).normal().double()
     for count in (20, 40, 80):
         h, states = math.log(40) / count, []

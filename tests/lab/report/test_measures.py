@@ -1,4 +1,4 @@
-"""Measures side by side: the best and what is level with it, whichever way is better, from seeds or from errors of one seed."""
+"""Measures side by side: the best and those level with it, for either direction, from seeds or from errors of one seed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs are read whatever state they are in: ordered, told apart, and a damaged one hides no other."""
+"""Runs are read in any state: ordered and told apart, and a damaged one hides no other."""
 
 import json
 

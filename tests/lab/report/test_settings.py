@@ -1,4 +1,4 @@
-"""Sweeps: what was swept is found from the configurations, and what may not be compared stays apart."""
+"""Sweeps: swept keys are found from the configurations, and settings that must not be compared stay apart."""
 
 import pytest
 from made_runs import parametric, statistics, write_run
