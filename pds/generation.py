@@ -242,11 +242,11 @@ class ImageSampler:
         """Make one evaluation, so that a GPU and a compiled network do their one-time work for batches of `count` images
         now."""
         if self.device.type == "cuda" or self.compiled:
-            score_at(
-                self._conditioned(self.score, range(count)),
-                torch.zeros(count, *self.shape, device=self.device),
-                self.process.ladder[0].item(),
-            )
+            noise = ImageNoise(self.seed, torch.arange(count, device=self.device), self.shape)
+            # Of the shape that the sampler's states have.
+            x = self.sampler.prior(noise, self.process, self.preconditioner)
+            largest = self.process.sigma(torch.ones(1, dtype=torch.float64)).item()
+            score_at(self._conditioned(self.score, range(count)), x, largest)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

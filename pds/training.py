@@ -31,22 +31,25 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def denoising_loss(score: nn.Module, x: Tensor, sigma: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Denoising score matching weighted by sigma squared ([NCSN] Eq. 6), averaged over pixels: ½ mean (sigma s + z)².
+def denoising_loss(score: NetworkScore, x: Tensor, sigma: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Denoising score matching weighted by the variance of the noise ([NCSN] Eq. 6), averaged over pixels.
+
+    It is ½ mean (deviation s + noise)², with the state, the noise and its deviation of `NetworkScore.noised`: ½ mean (sigma s +
+    z)², or the hybrid objective of a network with a velocity.
 
     Args:
-        score: score network, `score(x, sigma)`.
+        score: the network, compiled or not.
         x: (batch, C, H, W) clean images.
         sigma: (batch,) noise levels.
-        z: standard normal noise like x.
+        z: standard normal noise like the state.
         labels: (batch,) int64 class of each image, -1 for none; for networks that take them.
 
     Returns:
         Scalar; 0.5 for a network that predicts nothing, 0 for a network that knows the noise.
     """
-    scale = sigma.to(x.dtype)[:, None, None, None]
+    state, noise, deviation = score.noised(x, sigma, z)
     given = () if labels is None else (labels,)
-    return 0.5 * (scale * score(x + scale * z, sigma, *given) + z).square().mean()
+    return 0.5 * (deviation * score(state, sigma, *given) + noise).square().mean()
 
 
 def check_labels(images: ImageSource, classes: int) -> None:
@@ -157,7 +160,7 @@ class Trainer:
         clock = time.perf_counter() - spent
         with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:
-                x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score.draw_sigma, classes))
+                x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score, classes))
                 x = data_range[0] + (data_range[1] - data_range[0]) * x
                 torch.manual_seed(self._seed(iteration))  # of dropout
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
@@ -186,17 +189,15 @@ class Trainer:
                     self._save(checkpoint, progress, parameters, ema, optimizer)
         return {name: value.cpu() for name, value in ema.items()}, time.perf_counter() - clock
 
-    def _batch(
-        self, iteration: int, images: ImageSource, draw_sigma: Callable[[int, torch.Generator], Tensor], classes: int = 0
-    ) -> tuple[Tensor, ...]:
+    def _batch(self, iteration: int, images: ImageSource, score: NetworkScore, classes: int = 0) -> tuple[Tensor, ...]:
         """Images in [0, 1], noise levels, noise and, for a network with classes, labels."""
         epoch, position = divmod(iteration, len(images) // self.batch_size)
         order = _order(self.seed, epoch, len(images))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         x = to_unit(images.read(chosen))
         generator = torch.Generator().manual_seed(self._seed(iteration))
-        sigma = draw_sigma(len(x), generator)
-        z = torch.randn(x.shape, generator=generator)
+        sigma = score.draw_sigma(len(x), generator)
+        z = torch.randn((len(x), score.halves * x.shape[1], *x.shape[2:]), generator=generator)
         if self.flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
         if not classes or images.labels is None:

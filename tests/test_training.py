@@ -12,7 +12,7 @@ import torch
 from pds.data.images import ArrayImages
 from pds.errors import OptionError, PDSError
 from pds.models.ncsn import ncsn
-from pds.models.scores import DataPrediction, LadderScore, NoisePrediction, ScorePrediction
+from pds.models.scores import DataPrediction, LadderScore, NetworkScore, NoisePrediction, ScorePrediction
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.training import Trainer, denoising_loss
 
@@ -31,7 +31,7 @@ def trained(**options):
     return Trainer(**{"compile": False, **options})
 
 
-class Exact(torch.nn.Module):
+class Exact(NetworkScore):
     """The score of N(0, p) plus noise."""
 
     def __init__(self, p):
@@ -145,7 +145,7 @@ def test_training_shows_the_noise_that_the_network_is_for():
 
 def test_flips_mirror_about_half_of_the_images():
     source = ArrayImages("ramp", "train", np.tile(np.arange(8, dtype=np.uint8), (400, 1, 8, 1)))
-    x, *_ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small().draw_sigma)
+    x, *_ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small())
     mirrored = (x[:, 0, 0, 0] > x[:, 0, 0, -1]).sum().item()
     assert abs(mirrored - 200) < 50  # five standard deviations
     assert torch.equal(x.sort(dim=-1).values, torch.arange(8).expand(400, 1, 8, 8) / 255)
@@ -298,12 +298,12 @@ def test_labels_go_with_their_images_and_are_dropped_at_random():
     shades = np.arange(200, dtype=np.uint8)
     source = ArrayImages("shades", "train", np.tile(shades[:, None, None, None], (1, 1, 2, 2)), shades)
     trainer = trained(iterations=2, batch_size=200, label_dropout=0.3)
-    x, sigma, z, labels = trainer._batch(1, source, small().draw_sigma, 200)
+    x, sigma, z, labels = trainer._batch(1, source, small(), 200)
     kept = labels >= 0
     assert torch.equal(labels[kept], (255 * x[kept, 0, 0, 0]).round().long())
     assert abs(int(kept.sum()) - 140) < 33  # five standard deviations
     # The labels change no other draw.
-    assert all(map(torch.equal, (x, sigma, z), trainer._batch(1, source, small().draw_sigma)))
+    assert all(map(torch.equal, (x, sigma, z), trainer._batch(1, source, small())))
 
 
 class Labelled(torch.nn.Module):

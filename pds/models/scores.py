@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Classes = Annotated[int, Range(0, 1_000_000)]
 """How many classes a network takes; 0 for one that takes none."""
 
-TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] appendix C)
+TRAINING_END = 1e-5  # smallest training time of continuous models ([SDE] appendix C, [CLD] appendix E)
+
+
+def _training_times(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) uniform times, float64."""
+    return TRAINING_END + (1 - TRAINING_END) * torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 class NetworkScore(nn.Module):
@@ -30,13 +35,32 @@ class NetworkScore(nn.Module):
 
     The score of a network with classes also takes labels, `score(x, sigma, labels)`: (batch,) int64, -1 for no class. Without
     labels it is the unconditional score, if its training dropped labels.
+
+    Attributes:
+        network: the network.
+        halves: how many images a state is made of: 1, or 2 for data and velocity.
     """
 
     network: nn.Module
+    halves: ClassVar[int] = 1
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) random noise levels, float64."""
         raise NotImplementedError
+
+    def noised(self, x: Tensor, sigma: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A state of training, and the score that it asks for, -noise / deviation.
+
+        Args:
+            x: (batch, C, H, W) clean images.
+            sigma: (batch,) noise levels.
+            z: (batch, halves C, H, W) standard normal noise.
+
+        Returns:
+            The state, like z; the noise, like x; and its deviation, (batch, 1, 1, 1).
+        """
+        deviation = sigma.to(x.dtype)[:, None, None, None]
+        return x + deviation * z, z, deviation
 
 
 class LadderScore(NetworkScore):
@@ -100,8 +124,7 @@ class Prediction(NetworkScore):
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) noise levels at uniform times."""
-        t = TRAINING_END + (1 - TRAINING_END) * torch.rand(count, generator=generator, dtype=torch.float64)
-        return self.process.sigma(t)
+        return self.process.sigma(_training_times(count, generator))
 
     def label(self, sigma: Tensor, t: Tensor) -> Tensor:
         """(batch,) noise label of the noise level sigma, the level of time t."""

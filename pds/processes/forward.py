@@ -88,7 +88,8 @@ class Process(Protocol):
 @checked
 def integration_times(process: Process, iterations: Annotated[int, Range(2, MOST)], end: Time | None = None) -> Tensor:
     """(T,) times from 1 to `end`, both included; `end` as in the published code for N / T times fewer iterations."""
-    end = process.end(process.levels / iterations) if end is None else end
+    published = process.end(process.levels / iterations)
+    end = published if end is None else end
     if not 0 < end < 1:
         raise OptionError(
             "end", f"must be given: the published last time of {iterations} iterations would be {end:g}, not below 1"
