@@ -20,6 +20,7 @@ from pds.models.ncsnv2 import ncsnv2
 from pds.models.safetensors_files import read_configuration
 from pds.models.scores import Model
 from pds.models.unet2d import unet2d
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
@@ -27,7 +28,7 @@ from pds.samplers.sampler import Sampler
 
 MAKERS: dict[str, Callable[..., Model]] = {maker.__name__: maker for maker in (ncsn, ncsnv2, ncsnpp)}
 """The networks of this library by name, as `model=NAME` and in weights files."""
-PROCESSES = {kind.title: kind for kind in (VarianceExploding, VariancePreserving, SubVariancePreserving)}
+PROCESSES = {kind.title: kind for kind in (VarianceExploding, VariancePreserving, SubVariancePreserving, CriticallyDamped)}
 
 
 @dataclass(frozen=True)

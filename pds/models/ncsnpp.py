@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from pds.errors import OptionError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
-from pds.models.scores import Classes, LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction
+from pds.models.scores import Classes, LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction, VelocityScore
 from pds.options import Length, Range, Shape, checked
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process, VarianceExploding
 
 Embedding = Literal["fourier", "positional"]
@@ -242,7 +243,7 @@ class NCSNpp(nn.Module):
         multipliers: width of each level in units of `width` (`ch_mult`).
         blocks: residual blocks a level (`num_res_blocks`); one more on the way up.
         attention: heights at which there is attention (`attn_resolutions`).
-        embedding: "fourier" (of log sigma) or "positional" (of a label).
+        embedding: "fourier" (of log sigma, or log t) or "positional" (of a label).
         block: "biggan" or "ddpm" (`resblock_type`).
         fir: resample with the filter [1, 3, 3, 1] instead of means and nearest neighbours.
         resample_conv: DDPM blocks: a convolution after each resampling (`resamp_with_conv`).
@@ -255,7 +256,9 @@ class NCSNpp(nn.Module):
         centred: images come in [-1, 1]; else they come in [0, 1] and the network maps them to [-1, 1].
         dropout: dropout of training.
         fourier_scale: standard deviation of the Fourier frequencies W.
-        sigmas: (L,) descending noise levels; a positional network with `scale_by_sigma` looks its level up here.
+        sigmas: (L,) descending noise levels, None for a network that sees times; a positional network with `scale_by_sigma`
+            looks its level up here.
+        velocity: the input is data and velocity, 2 `channels`; the output is the velocity's half.
         classes: number of its classes, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features
             of the noise level, as in `SongUNet` of Karras et al., NeurIPS 2022 (EDM).
     """
@@ -270,7 +273,7 @@ class NCSNpp(nn.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention: Sequence[int],
-        sigmas: Tensor,
+        sigmas: Tensor | None,
         embedding: Embedding = "fourier",
         block: Block = "biggan",
         fir: bool = True,
@@ -285,6 +288,7 @@ class NCSNpp(nn.Module):
         dropout: float = 0.0,
         fourier_scale: float = 16.0,
         classes: int = 0,
+        velocity: bool = False,
     ) -> None:
         super().__init__()
         if fir and (output == "residual" or (block == "ddpm" and resample_conv)):
@@ -300,7 +304,7 @@ class NCSNpp(nn.Module):
         self.output, self.input, self.fir, self.width = output, input, fir, width
         self.size, self.skip_rescale, self.classes = size, skip_rescale, classes
         self.pyramid_scale = 1 / math.sqrt(2) if skip_rescale else 1.0
-        self.register_buffer("sigmas", sigmas.double())
+        self.register_buffer("sigmas", None if sigmas is None else sigmas.double())
         self.all_modules = nn.ModuleList()
 
         # Plain lists refer to modules that `all_modules` owns. So each parameter has one name, the published one.
@@ -318,10 +322,11 @@ class NCSNpp(nn.Module):
         self._fourier = add(FourierFeatures(width, fourier_scale)) if embedding == "fourier" else []
         features = 2 * width if embedding == "fourier" else width
         self._dense = add(_linear(features, 4 * width), _linear(4 * width, 4 * width)) if conditional else []
-        self._stem = add(_conv(channels, width))
+        seen = 2 * channels if velocity else channels
+        self._stem = add(_conv(seen, width))
 
         self._down: list[DownLevel] = []
-        widths, c, pyramid_channels, height = [width], width, channels, size
+        widths, c, pyramid_channels, height = [width], width, seen, size
         for level, multiplier in enumerate(multipliers):
             pairs = []
             for _ in range(blocks):
@@ -368,9 +373,9 @@ class NCSNpp(nn.Module):
         """Network output: the score where `scale_by_sigma` is set, else (for VP) the predicted noise.
 
         Args:
-            x: (batch, C, H, W) noisy images.
-            condition: (batch,) sigma for Fourier embeddings; a label for positional ones: 999 t for continuous VP, the
-                integer index of the noise level, 0 = the LARGEST, for discrete VE.
+            x: (batch, C, H, W) noisy images, or (batch, 2 C, H, W) with their velocity.
+            condition: (batch,) sigma, or t of CLD, for Fourier embeddings; a label for positional ones: 999 t for continuous
+                VP, the integer index of the noise level, 0 = the LARGEST, for discrete VE.
             labels: (batch,) int64 class of each image, -1 for none; None is none for all.
 
         Returns:
@@ -470,12 +475,13 @@ def ncsnpp(
 
     Args:
         shape: (C, H, W) of its images, square.
-        process: the forward process it is trained on. VE networks divide by sigma; VP and sub-VP networks predict the noise.
+        process: the forward process it is trained on. VE networks divide by sigma; VP and sub-VP networks predict the noise,
+            CLD networks that of the velocity (`VelocityScore`).
         width: channels of the first level (`nf`); the defaults are those of CIFAR-10.
         multipliers: width of each level in units of `width` (`ch_mult`).
         blocks: residual blocks a level (`num_res_blocks`).
         attention: heights with self-attention (`attn_resolutions`).
-        embedding: fourier (of log sigma), positional (of a label; VP, discrete VE).
+        embedding: fourier (of log sigma, of log t for CLD), positional (of a label; VP, discrete VE).
         block: kind of residual block (`resblock_type`).
         fir: resample with the filter [1, 3, 3, 1].
         resample_conv: ddpm blocks: a convolution after each resampling (`resamp_with_conv`).
@@ -483,8 +489,8 @@ def ncsnpp(
         input: how the image enters the levels (`progressive_input`).
         combine: how input_skip joins the image and the features (`progressive_combine`).
         skip_rescale: residual sums divided by sqrt(2).
-        scale_by_sigma: output divided by sigma: true for VE, false for VP.
-        centred: images in [-1, 1] (VP) instead of [0, 1] (VE).
+        scale_by_sigma: output divided by sigma: true for VE, false for others.
+        centred: images in [-1, 1] (VP, CLD) instead of [0, 1] (VE).
         dropout: dropout of training.
         fourier_scale: standard deviation of the Fourier frequencies.
         classes: number of classes of its labels; 0 for none.
@@ -496,7 +502,7 @@ def ncsnpp(
     """
     if shape[1] != shape[2]:
         raise OptionError("shape", f"must be square, (C, H, H), for NCSN++, got {list(shape)}")
-    exploding = process.title == "VE"
+    exploding, damped = process.title == "VE", isinstance(process, CriticallyDamped)
     if scale_by_sigma != exploding:
         made, due = ("VE", "false") if scale_by_sigma else ("VP", "true")
         raise OptionError(
@@ -504,14 +510,17 @@ def ncsnpp(
             f"must be {due} for a {process.title} process; {str(scale_by_sigma).lower()} makes a {made} network: choose the "
             "process that the network was trained on",
         )
-    if embedding == "fourier" and not exploding:
+    if damped and not (centred and embedding == "fourier"):
+        name, value = ("embedding", "fourier") if centred else ("centred", "true")
+        raise OptionError(name, f"must be {value} for a CLD network, which sees log t and images in [-1, 1]", {name: value})
+    if embedding == "fourier" and not (exploding or damped):
         raise OptionError(
             "embedding", f"must be positional for a {process.title} network, which sees t: a Fourier embedding is of log sigma"
         )
     network = NCSNpp(
         channels=shape[0],
         size=shape[1],
-        sigmas=process.ladder,
+        sigmas=None if damped else process.ladder,
         width=width,
         multipliers=multipliers,
         blocks=blocks,
@@ -529,6 +538,7 @@ def ncsnpp(
         dropout=dropout,
         fourier_scale=fourier_scale,
         classes=classes,
+        velocity=damped,
     ).eval()
     loaded = None
     if checkpoint is not None:
@@ -536,13 +546,15 @@ def ncsnpp(
         # Networks of LSUN and FFHQ have the same shapes and other noise. VP networks do not use the levels in their files.
         levels = ("process.sigma_max", "process.sigma_min") if exploding else None
         loaded = load_weights(network, checkpoint, weights, {"shape": list(shape)} | noise, levels)
-    if not exploding:
-        score: NetworkScore = NoisePrediction(network, process, "999t")
+    if isinstance(process, CriticallyDamped):
+        score: NetworkScore = VelocityScore(network, process, shape[0])
+    elif not exploding:
+        score = NoisePrediction(network, process, "999t")
     elif embedding == "positional":
         score = LadderScore(network, process.ladder)
     else:
         score = ScorePrediction(network, process, "sigma")
-    name = "NCSN++" if exploding else "DDPM++"
+    name = "NCSN++" if exploding or damped else "DDPM++"
     taken = f", {classes} classes" if classes else ""
     title = f"{name} ({process.title}, width {network.width}{taken}) {shape[0]}x{shape[1]}x{shape[2]}"
     channels, height, width = shape

@@ -21,7 +21,12 @@ from pds.files import MOST_YAML, DamagedError, atomic_path, locate, open_regular
 MOST = 1 << 42  # bytes of a weights file
 DIGEST = "sha256"  # key of the digest in the metadata
 # Files before 0.3 hold the paths of classes; the names of these have changed since.
-TITLES = {"VarianceExploding": "VE", "VariancePreserving": "VP", "SubVariancePreserving": "sub-VP"}
+TITLES = {
+    "VarianceExploding": "VE",
+    "VariancePreserving": "VP",
+    "SubVariancePreserving": "sub-VP",
+    "CriticallyDamped": "CLD",
+}
 
 
 def state_digest(state: Mapping[str, Tensor], facts: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -69,7 +74,7 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     """Return the configuration that a file of this project was made with, as nested plain values; empty if the file has none.
 
     "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and the arguments of that
-    function. Its "process" has "kind" ("VE", "VP", "sub-VP") and the arguments of the process. "dataset" has "name", "shape"
+    function. Its "process" has "kind" ("VE", "VP", "sub-VP", "CLD") and the arguments of the process. "dataset" has "name", "shape"
     (C, H, W), and "statistics_file".
 
     Args:

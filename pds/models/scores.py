@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pds.errors import OptionError
+from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import Checkpoint
 from pds.options import Range
+from pds.processes.critically_damped import VELOCITY, CriticallyDamped
 from pds.processes.forward import Process
 from pds.score import Labelled
 
@@ -175,6 +176,50 @@ class DataPrediction(Prediction):
 
     def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
         return -((x - output) / sigma) / sigma
+
+
+class VelocityScore(NetworkScore):
+    """A network of critically-damped Langevin diffusion, as the score by the velocity ([CLD] section 3.2, the mixed score).
+
+    It predicts what the score of a Gaussian velocity leaves: s = -v / Sigma_vv - l_t network(u, t), where Sigma_vv and l_t are
+    of the law of u_t given x_0 = 0. So the network learns noise of unit variance at every level.
+
+    Args:
+        network: `network(u, t) -> (batch, C, H, W)`, u being (batch, 2 C, H, W).
+        process: the forward process that it was trained on.
+        channels: C.
+    """
+
+    halves: ClassVar[int] = 2
+
+    def __init__(self, network: nn.Module, process: CriticallyDamped, channels: int) -> None:
+        super().__init__()
+        self.network, self.process, self.channels = network, process, channels
+
+    def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count,) noise levels at uniform times."""
+        return self.process.sigma(_training_times(count, generator))
+
+    def noised(self, x: Tensor, sigma: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hybrid score matching ([CLD] section 3.1): u_t given x_0, whatever the initial velocity was.
+
+        The score by v_t of that law is -z_v / deviation, z_v being the half of z that v_t alone has.
+        """
+        mean, root = (value.to(x.dtype)[..., None, None, None] for value in self.process.kernel(self.process.time(sigma)))
+        z_x, z_v = z.chunk(2, dim=1)
+        state_x = mean[:, 0] * x + root[:, 0, 0] * z_x
+        state_v = mean[:, 1] * x + root[:, 1, 0] * z_x + root[:, 1, 1] * z_v
+        return torch.cat([state_x, state_v], dim=1), z_v, root[:, 1, 1]
+
+    def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        if x.shape[1] != 2 * self.channels:
+            wanted, given = 2 * self.channels, x.shape[1]
+            raise PDSError(f"the state of CLD is data and velocity, of {wanted} channels, and this one has {given}: {VELOCITY}")
+        t = self.process.time(sigma)
+        root = self.process.kernel(t)[1].to(x.dtype)[..., None, None, None]
+        output: Tensor = self.network(x, t.to(x.dtype), *labels)
+        variance = root[:, 1, 0] ** 2 + root[:, 1, 1] ** 2
+        return -x[:, self.channels :] / variance - output.float() / root[:, 1, 1]
 
 
 class Bfloat16Score:
