@@ -50,6 +50,7 @@ from pds.samplers.accelerated import DDIM, AcceleratedDeterministic, Accelerated
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.analytic import AnalyticDDIM
 from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.critically_damped import SSCS, CLDEulerMaruyama, CLDFlow
 from pds.samplers.diffusers_schedulers import DiffusersScheduler
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.edm import EDM
@@ -130,6 +131,9 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "analytic_ddim": AnalyticDDIM,
         "accelerated_deterministic": AcceleratedDeterministic,
         "accelerated_stochastic": AcceleratedStochastic,
+        "cld_em": CLDEulerMaruyama,
+        "sscs": SSCS,
+        "cld_flow": CLDFlow,
     },
     "schema/sampler": {"predictor_corrector": PredictorCorrector, "diffusers": DiffusersScheduler},
     "sampler/schedule": {"process": ProcessTimes, "learning_rates": LearningRates},

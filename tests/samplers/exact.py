@@ -27,7 +27,7 @@ class Impulses:
         return z
 
 
-def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity()):
+def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity(), target=None):
     """(mean, (H, W) variance of every mode) that the sampler has on N(mean, power), which must draw `draws` times.
 
     On a Gaussian target a sampler is affine in its noise: its responses to impulses, of flat spectrum, add up to its
@@ -35,7 +35,7 @@ def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity(
     """
     noise = Impulses(draws)
     x = sampler.prior(noise, process, preconditioner)
-    final = sampler(GaussianTarget(power, mean), x, sampler.levels(process), preconditioner, noise)
+    final = sampler(target or GaussianTarget(power, mean), x, sampler.levels(process), preconditioner, noise)
     assert noise.draws == draws
     response = torch.fft.fft2((final[:-1] - final[-1:])[:, 0])
     return final[-1].mean().item(), response.abs().square().sum(0)

@@ -22,10 +22,12 @@ from pds.noise import ImageNoise
 from pds.options import Range, fitted
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import VarianceExploding
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.analytic import NoiseMoments
+from pds.samplers.critically_damped import VelocitySampler
 from pds.samplers.preconditioned_sde import DataLaw, PreconditionedSDE
 from pds.samplers.predictor_corrector import Ancestral, AnnealedLangevinSteps, EulerMaruyama, Langevin, ReverseDiffusion
 from pds.samplers.restart import Restart
@@ -34,6 +36,7 @@ from pds.score import CountedScore
 
 SHAPE = (2, 4, 4)
 VE = VarianceExploding(0.05, 4.0, 30)
+CLD = CriticallyDamped()
 ONES = FourierPreconditioner(SHAPE, torch.ones(SHAPE))
 FILTER = FourierPreconditioner(SHAPE, ParametricFilter(0.2, 0.9).frequency(SHAPE))
 
@@ -57,16 +60,18 @@ TRIED = {
     "moments": [NoiseMoments((0.05, 4.0), (0.1, 0.99))],
 }
 OF_A_CLASS = {AdaptiveSDE: {"iterations": [2000], "eps_rel": [0.1]}, PreconditionedSDE: {"end": [0.0, 0.1]}}
+OF_A_VELOCITY = {"end": [1e-3, 0.02]}
 
 
 def classes() -> list[type[Sampler]]:
     modules = [importlib.import_module(f"pds.samplers.{found.name}") for found in pkgutil.iter_modules(pds.samplers.__path__)]
     found = {one for module in modules for _, one in inspect.getmembers(module, inspect.isclass) if issubclass(one, Sampler)}
-    return sorted((one for one in found if one.walk is not Sampler.walk), key=lambda one: one.__name__)
+    return sorted((one for one in found if one.title is not Sampler.title), key=lambda one: one.__name__)
 
 
 def tried(cls: type[Sampler], name: str, annotation: typing.Any, default: typing.Any) -> list:
-    if name in (given := TRIED | OF_A_CLASS.get(cls, {})):
+    own = OF_A_VELOCITY if issubclass(cls, VelocitySampler) else OF_A_CLASS.get(cls, {})
+    if name in (given := TRIED | own):
         return given[name]
     while typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
@@ -93,16 +98,24 @@ SAMPLERS = variants()
 every = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: f"{type(s).__name__}-{s.title}-{s.detail}".replace(" ", "_"))
 
 
+def process_of(sampler):
+    return CLD if isinstance(sampler, VelocitySampler) else VE
+
+
 def score(x, sigma):
+    if x.shape[1] == 2 * SHAPE[0]:
+        x, v = x.chunk(2, dim=1)
+        return -(v - 0.1 * torch.sin(3 * x)) / CLD.mass
     return -(x - 0.5 - 0.2 * torch.sin(x)) / (0.1 + sigma.square())[:, None, None, None]
 
 
 def sample(sampler, *indices, preconditioner=None, callback=lambda i, sigma, x: None):
     """The images, the counted score and the noise."""
     counted, noise, P = CountedScore(score), ImageNoise(1, torch.tensor(indices), SHAPE), preconditioner or Identity()
-    x = sampler.prior(noise, VE, P)
-    assert noise.draws == 1
-    return sampler(counted, x, sampler.levels(VE), P, noise, callback), counted, noise
+    process = process_of(sampler)
+    x = sampler.prior(noise, process, P)
+    assert noise.draws == (1 if process is VE else 2)
+    return sampler(counted, x, sampler.levels(process), P, noise, callback), counted, noise
 
 
 def test_the_samplers_are_found():
@@ -119,7 +132,7 @@ def test_an_image_is_its_own(sampler):
     assert torch.allclose(together[1:2], alone, rtol=1e-4, atol=1e-5) != sampler.mixes_batch
     others, _, _ = sample(sampler, 1, 2, 3)
     assert not torch.allclose(together, others, atol=1e-3)
-    assert (noise.draws > 1) == sampler.stochastic
+    assert (noise.draws > (1 if process_of(sampler) is VE else 2)) == sampler.stochastic
     if sampler.nfe is not None:
         assert noise.draws == noise_alone.draws
 
@@ -128,7 +141,7 @@ def test_an_image_is_its_own(sampler):
 def test_evaluations_and_callbacks_are_what_it_says(sampler):
     seen = []
     images, counted, _ = sample(sampler, 4, 7, callback=lambda i, sigma, x: seen.append((i, sigma, x.clone())))
-    levels = sampler.levels(VE)
+    levels = sampler.levels(process_of(sampler))
     assert len(levels) == sampler.iterations
     most = sampler.iterations * sampler.nfe_per_iteration + 1
     if sampler.nfe is None:
@@ -143,6 +156,8 @@ def test_evaluations_and_callbacks_are_what_it_says(sampler):
     assert sigmas == sorted(sigmas, reverse=True) or isinstance(sampler, Restart)
     assert max(sigmas) == sigmas[0] and min(sigmas) == sigmas[-1] > 0
     assert images.shape == (2, *SHAPE) and images.isfinite().all()
+    if isinstance(sampler, VelocitySampler):  # it denoises from the velocity, which the callback is not given
+        return
     # A sampler may denoise after the last callback, from the state of that callback.
     last = seen[-1][2]
     assert torch.equal(images, last) or torch.equal(images, last + sigmas[-1] ** 2 * score(last, torch.full((2,), sigmas[-1])))
@@ -152,21 +167,21 @@ def test_evaluations_and_callbacks_are_what_it_says(sampler):
 def test_a_filter_is_refused_or_taken(sampler):
     plain = sample(sampler, 4, 7)[0]
     if sampler.takes_filter:
-        doubts = sampler.check(sampler.levels(VE), FILTER)
+        doubts = sampler.check(sampler.levels(process_of(sampler)), FILTER)
         torch.testing.assert_close(sample(sampler, 4, 7, preconditioner=ONES)[0], plain, rtol=1e-3, atol=1e-4)
         idle = torch.allclose(sample(sampler, 4, 7, preconditioner=FILTER)[0], plain, atol=1e-3)
         assert idle == any("the filter changes nothing" in doubt for doubt in doubts)
     else:
         counted, noise = CountedScore(score), ImageNoise(0, torch.arange(2), SHAPE)
         for refusing in (
-            lambda: sampler.check(sampler.levels(VE), ONES),
-            lambda: sampler(counted, torch.zeros(2, *SHAPE), sampler.levels(VE), ONES, noise),
+            lambda: sampler.check(sampler.levels(process_of(sampler)), ONES),
+            lambda: sampler(counted, torch.zeros(2, *SHAPE), sampler.levels(process_of(sampler)), ONES, noise),
         ):
             with pytest.raises(PDSError, match="takes no filter and no solenoid: leave both out") as error:
                 refusing()
             assert str(error.value).startswith(sampler.title) and "\n" not in str(error.value)
         assert (counted.nfe, noise.draws) == (0, 0)
-    assert sampler.check(sampler.levels(VE), Identity()) == []
+    assert sampler.check(sampler.levels(process_of(sampler)), Identity()) == []
 
 
 @every

@@ -1,0 +1,270 @@
+"""Samplers of critically-damped Langevin diffusion: Dockhorn, Vahdat & Kreis, ICLR 2022 ([CLD]).
+
+All step in the phase y of the process, with the velocity w = v / sqrt(M) and s_w its score: beta and M drop out. From y down to
+0, in r = -y, the reverse equations are
+
+    dx = -w dr        dw = (x + 2 w + 2 s_w) dr + [2 G s_w dr + 2 sqrt(G) dW]        G >= 0
+
+and have the marginals of the model for every constant G: the bracket, Langevin dynamics of the velocity at a fixed level, keeps
+any law whose score by w is s_w. G = 0 is the probability flow, G = 1 the reverse equation of [CLD], and a filter gives
+G = P P^T: PDS on the Langevin half alone. The equation of the data has neither a score nor noise, so PDS finds nothing to
+precondition there: its P P^T before -w dr would change the law.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pds.errors import PDSError
+from pds.noise import NoiseSource
+from pds.options import Count, options
+from pds.preconditioning.preconditioner import Preconditioner, Spectrum
+from pds.processes.critically_damped import CriticallyDamped
+from pds.processes.forward import Process, Time
+from pds.samplers.sampler import Sampler, Steps, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Number = float | Tensor
+
+
+class Step(NamedTuple):
+    """One iteration.
+
+    Attributes:
+        sigma: level where it starts.
+        below: level where it ends.
+        length: h, how far the phase falls.
+        left: phase where it ends.
+        scale: m(t) there.
+        root: sqrt(M).
+    """
+
+    sigma: float
+    below: float
+    length: float
+    left: float
+    scale: float
+    root: float
+
+
+@options
+class VelocitySampler(Sampler[list[Step]]):
+    """One that walks a grid of times of a CLD process.
+
+    Attributes:
+        iterations: T.
+        striding: "quadratic", t = end + (1 - end) (i / T)^2, or "linear".
+        end: last time of the grid.
+        denoise: end with the step of the data to t = 0, x - y(end) w. The authors evaluate the network for it, which only the
+            velocity depends on, and count that evaluation among their steps.
+    """
+
+    iterations: Count = 50
+    striding: Literal["quadratic", "linear"] = "quadratic"
+    end: Time = 1e-3
+    denoise: bool = True
+
+    @property
+    def detail(self) -> str:
+        ended = "" if self.end == type(self).end else f", to t={self.end:g}"
+        return f"{self.striding} striding{ended}" + ("" if self.denoise else ", not denoised")
+
+    def without_denoising(self) -> Self:
+        return replace(self, denoise=False)
+
+    def levels(self, process: Process) -> list[Step]:
+        if not isinstance(process, CriticallyDamped):
+            raise PDSError(f"{self.title} samples networks of CLD, and this one is of {process.title}: choose another sampler")
+        share = torch.linspace(1, 0, self.iterations + 1, dtype=torch.float64)
+        t = self.end + (1 - self.end) * (share**2 if self.striding == "quadratic" else share)
+        y, root = process.phase(t), torch.full_like(t, math.sqrt(process.mass))
+        columns = [process.sigma(t[:-1]), process.sigma(t[1:]), y[:-1] - y[1:], y[1:], process.scale(t[1:]), root[1:]]
+        return [Step(*row) for row in torch.stack(columns, 1).tolist()]
+
+    def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
+        """(batch, 2 C, H, W) data and velocity at t = 1, independent; neither goes through P."""
+        x = noise.normal()
+        mass = process.mass if isinstance(process, CriticallyDamped) else 1.0
+        return torch.cat([x, math.sqrt(mass) * noise.normal()], dim=1)
+
+    def walk(self, x: Tensor, task: Task[list[Step]]) -> Steps:
+        root = task.levels[0].root
+        x, w = x.chunk(2, dim=1)
+        w = w / root
+        for iteration, step in enumerate(task.levels):
+
+            def score(x: Tensor, w: Tensor, sigma: float) -> Tensor:
+                return root * task.score(torch.cat([x, root * w], dim=1), sigma)
+
+            x, w = self.advanced(x, w, step, score, task.preconditioner.at(iteration), task.noise.normal)
+            yield step.sigma, x / step.scale
+        return x - step.left * w if self.denoise else None
+
+    def advanced(
+        self,
+        x: Tensor,
+        w: Tensor,
+        step: Step,
+        score: Callable[[Tensor, Tensor, float], Tensor],
+        preconditioner: Preconditioner,
+        draw: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Data and velocity after a step; `score(x, w, sigma)` is s_w."""
+        raise NotImplementedError
+
+
+@options
+class CLDEulerMaruyama(VelocitySampler):
+    """Euler-Maruyama on the reverse equation of critically-damped Langevin diffusion.
+
+    x <- x - h w, w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z. The law of the equation is the model's for every
+    P and S (S adds a flow of the velocity along which its density does not change), that of its steps as h goes to 0, with
+    order 1. One evaluation and one draw an iteration.
+    """
+
+    source: ClassVar[str] = "Dockhorn et al., ICLR 2022, appendix B"
+    title: ClassVar[str] = "CLD Euler-Maruyama"
+    takes_filter: ClassVar[bool] = True
+
+    def advanced(
+        self,
+        x: Tensor,
+        w: Tensor,
+        step: Step,
+        score: Callable[[Tensor, Tensor, float], Tensor],
+        preconditioner: Preconditioner,
+        draw: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        h, s = step.length, score(x, w, step.sigma)
+        flowed = w + h * (x + 2 * w + 2 * s)
+        return x - h * w, preconditioner.step(flowed, 2 * h * s, 2 * math.sqrt(h), draw())
+
+
+class Exact(NamedTuple):
+    """(x, w) <- mean (x, w) + root z; entries by row, each a number, or a tensor of one a Fourier mode."""
+
+    xx: Number
+    xw: Number
+    wx: Number
+    ww: Number
+    root_x: Number
+    root_both: Number
+    root_w: Number
+
+    def moved(self, x: Tensor, w: Tensor, z_x: Tensor, z_w: Tensor) -> tuple[Tensor, Tensor]:
+        """The halves after the step."""
+        return (
+            self.xx * x + self.xw * w + self.root_x * z_x,
+            self.wx * x + self.ww * w + self.root_both * z_x + self.root_w * z_w,
+        )
+
+
+@options
+class SSCS(VelocitySampler):
+    """The symmetric splitting CLD sampler, with a friction of its own for each Fourier mode.
+
+    dx = -w dr, dw = (x - 2 c w) dr + 2 sqrt(g) dW is solved exactly for half a step, then w <- w + 2 h (1 + c) (s_w + w), then
+    the other half. g is the eigenvalue of P P^T in a mode and c - g, imaginary, that of omega S. Vanilla is c = g = 1, the
+    critical damping. Both parts together are the reverse equation for every c: the first keeps N(0, I), which s_w = -w is the
+    score of, and the second leaves it alone. So the prior is sampled exactly at any step size and with any filter.
+
+    The score is taken at the level where the step starts, as the authors do. One evaluation and four draws an iteration.
+    """
+
+    source: ClassVar[str] = "Dockhorn et al., ICLR 2022, Algorithm 1"
+    title: ClassVar[str] = "SSCS"
+    takes_filter: ClassVar[bool] = True
+
+    def check(self, levels: list[Step], preconditioner: Preconditioner) -> list[str]:
+        self._spectrum(preconditioner)
+        return super().check(levels, preconditioner)
+
+    def _spectrum(self, preconditioner: Preconditioner) -> Spectrum:
+        spectrum = preconditioner.spectrum
+        if spectrum is None:
+            raise PDSError(f"{self.title} needs a filter that keeps the frequencies apart: leave the space filter out")
+        return spectrum
+
+    def advanced(
+        self,
+        x: Tensor,
+        w: Tensor,
+        step: Step,
+        score: Callable[[Tensor, Tensor, float], Tensor],
+        preconditioner: Preconditioner,
+        draw: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        spectrum = self._spectrum(preconditioner)
+        into, back = spectrum.transforms(x)
+        half, c = exact_step(step.length / 2, spectrum, x)
+        X, W = half.moved(into(x), into(w), into(draw()), into(draw()))
+        x, w = back(X), back(W)
+        W = W + 2 * step.length * (1 + c) * into(score(x, w, step.sigma) + w)
+        X, W = half.moved(X, W, into(draw()), into(draw()))
+        return back(X), back(W)
+
+
+def exact_step(h: float, spectrum: Spectrum, like: Tensor) -> tuple[Exact, Number]:
+    """dx = -w dr, dw = (x - 2 c w) dr + 2 sqrt(g) dW over h, exactly, and c: numbers, or tensors for the device of `like`."""
+    g, turn = (torch.as_tensor(part, dtype=torch.complex128) for part in spectrum)
+    c = g + 1j * turn
+    delta = (c**2 - 1).sqrt()
+    near = delta.abs() * h < 1e-4
+    ratio = torch.where(near, h * (1 + (delta * h) ** 2 / 6), (delta * h).sinh() / torch.where(near, 1, delta))
+    decay, even = (-c * h).exp(), (delta * h).cosh()
+    xx, xw, wx, ww = decay * (even + c * ratio), -decay * ratio, decay * ratio, decay * (even - c * ratio)
+    # It keeps N(0, I), so that the covariance of its noise is I - mean mean^H.
+    root_x = (1 - xx.abs() ** 2 - xw.abs() ** 2).clamp(min=1e-30).sqrt()
+    root_both = -(wx * xx.conj() + ww * xw.conj()) / root_x
+    root_w = (1 - wx.abs() ** 2 - ww.abs() ** 2 - root_both.abs() ** 2).clamp(min=0).sqrt()
+    entries = (xx, xw, wx, ww, root_x.to(c.dtype), root_both, root_w.to(c.dtype), c)
+    if c.ndim == 0:
+        *exact, friction = (entry.real.item() for entry in entries)
+        return Exact(*exact), friction
+    kind = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+    *tensors, friction_here = (entry.to(like.device, kind) for entry in entries)
+    return Exact(*tensors), friction_here
+
+
+@options
+class CLDFlow(VelocitySampler):
+    """Heun's method on the probability flow of critically-damped Langevin diffusion, G = 0.
+
+    Its order is 2. Two evaluations an iteration, and no draw.
+    """
+
+    source: ClassVar[str] = "Dockhorn et al., ICLR 2022, appendix B"
+    title: ClassVar[str] = "CLD probability flow"
+
+    iterations: Count = 25
+
+    @property
+    def stochastic(self) -> bool:
+        return False
+
+    @property
+    def nfe_per_iteration(self) -> int:
+        return 2
+
+    def advanced(
+        self,
+        x: Tensor,
+        w: Tensor,
+        step: Step,
+        score: Callable[[Tensor, Tensor, float], Tensor],
+        preconditioner: Preconditioner,
+        draw: Callable[[], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        h = step.length
+        rate_x, rate_w = -w, x + 2 * w + 2 * score(x, w, step.sigma)
+        x_end, w_end = x + h * rate_x, w + h * rate_w
+        last = x_end + 2 * w_end + 2 * score(x_end, w_end, step.below)
+        return x + h / 2 * (rate_x - w_end), w + h / 2 * (rate_w + last)
