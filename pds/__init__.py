@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pds.preconditioning.solenoids import FourierSolenoid as FourierSolenoid
     from pds.preconditioning.solenoids import NoSolenoid as NoSolenoid
     from pds.preconditioning.solenoids import ShiftSolenoid as ShiftSolenoid
+    from pds.processes.critically_damped import CriticallyDamped as CriticallyDamped
     from pds.processes.discrete import DiscreteVariancePreserving as DiscreteVariancePreserving
     from pds.processes.discrete import beta_schedule as beta_schedule
     from pds.processes.forward import SubVariancePreserving as SubVariancePreserving
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from pds.samplers.adaptive import AdaptiveSDE as AdaptiveSDE
     from pds.samplers.analytic import AnalyticDDIM as AnalyticDDIM
     from pds.samplers.annealed_langevin import AnnealedLangevin as AnnealedLangevin
+    from pds.samplers.critically_damped import SSCS as SSCS
+    from pds.samplers.critically_damped import CLDEulerMaruyama as CLDEulerMaruyama
+    from pds.samplers.critically_damped import CLDFlow as CLDFlow
     from pds.samplers.diffusers_schedulers import DiffusersScheduler as DiffusersScheduler
     from pds.samplers.dpm_solver import DPMSolver as DPMSolver
     from pds.samplers.edm import EDM as EDM
@@ -78,6 +82,7 @@ _HOMES = {
     "pds.pictures": "grid",
     "pds.preconditioning.filters": "NoFilter ParametricFilter StatisticsFilter",
     "pds.preconditioning.solenoids": "FourierSolenoid NoSolenoid ShiftSolenoid",
+    "pds.processes.critically_damped": "CriticallyDamped",
     "pds.processes.discrete": "DiscreteVariancePreserving beta_schedule",
     "pds.processes.forward": "SubVariancePreserving VarianceExploding VariancePreserving",
     "pds.processes.schedules": "LearningRates ProcessTimes",
@@ -86,6 +91,7 @@ _HOMES = {
     "pds.samplers.adaptive": "AdaptiveSDE",
     "pds.samplers.analytic": "AnalyticDDIM",
     "pds.samplers.annealed_langevin": "AnnealedLangevin",
+    "pds.samplers.critically_damped": "CLDEulerMaruyama CLDFlow SSCS",
     "pds.samplers.diffusers_schedulers": "DiffusersScheduler",
     "pds.samplers.dpm_solver": "DPMSolver",
     "pds.samplers.edm": "EDM",

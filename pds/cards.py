@@ -23,6 +23,7 @@ from pds.models.unet2d import unet2d
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.critically_damped import SSCS
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
 from pds.samplers.sampler import Sampler
 
@@ -112,6 +113,17 @@ CARDS: dict[str, Card] = {
         {"shape": (3, 32, 32), "process": VariancePreserving(), **_DDPMPP},
         PredictorCorrector(1000, EulerMaruyama(), None),
     ),
+    "cld_cifar10": Card(
+        ncsnpp,
+        {
+            "shape": (3, 32, 32),
+            "process": CriticallyDamped(),
+            "blocks": 8,
+            "scale_by_sigma": False,
+            "centred": True,
+        },
+        SSCS(),
+    ),
 }
 """Published checkpoints by network and data set; `deep` has twice the blocks."""
 
@@ -172,8 +184,11 @@ def _of_ours(path: Path) -> Model:
     if process is not None:
         options["process"] = PROCESSES[process.pop("kind")](**process)
     model = MAKERS[kind](**options, checkpoint=str(path))
-    one_evaluation = PredictorCorrector(50, ReverseDiffusion(), None)
-    sampler = one_evaluation if kind == "ncsnpp" else AnnealedLangevin(2 * model.process.levels, 1.0)
+    sampler: Sampler[Any] = PredictorCorrector(50, ReverseDiffusion(), None)
+    if isinstance(model.process, CriticallyDamped):
+        sampler = SSCS()
+    elif kind != "ncsnpp":
+        sampler = AnnealedLangevin(2 * model.process.levels, 1.0)
     file = dataset.get("statistics_file")
     known = DatasetStatistics.load(file) if file and locate(file).is_file() else None
     return replace(model, statistics=known, sampler=sampler)

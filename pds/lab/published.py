@@ -27,6 +27,7 @@ NETWORKS: dict[str, list[str]] = {
     "ncsnpp_cifar10": ["model=ncsnpp", "dataset=cifar10"],
     "ncsnpp_cifar10_deep": ["model=ncsnpp", "dataset=cifar10", "model.blocks=8"],
     "ddpmpp_cifar10": ["model=ddpmpp", "dataset=cifar10"],
+    "cld_cifar10": ["model=cld", "dataset=cifar10", "sampler=sscs"],
     "ncsnpp_church": ["model=ncsnpp", "dataset=lsun", "dataset.category=church"],
     "ncsnpp_bedroom": ["model=ncsnpp", "dataset=lsun", "dataset.category=bedroom"],
     "ncsnpp_ffhq256": ["model=ncsnpp", "dataset=ffhq", "dataset.resolution=256"],
@@ -100,7 +101,7 @@ def write_as_authors(network: nn.Module, path: Path, family: str) -> str:
     """A checkpoint as its authors save it, in training under `DataParallel`.
 
     Args:
-        family: "ncsn" (a list without averages), "ncsnv2" (a list), "ncsnpp" or "ddpmpp" (a dictionary).
+        family: "ncsn" (a list without averages), "ncsnv2" (a list), "ncsnpp", "ddpmpp" or "cld" (a dictionary).
 
     Returns:
         The fingerprint of the expected weights: the averages, which are half of the others, if the file has any.

@@ -214,4 +214,4 @@ def test_every_published_network_composes():
     shapes = {
         name: resolved(composed(*given, config="benchmark"))["model"]["shape"] for name, given in published.NETWORKS.items()
     }
-    assert [size for _, _, size in shapes.values()] == [32, 32, 32, 256, 256, 256, 32, 32, 64, 96, 128, 256, 1024]
+    assert [size for _, _, size in shapes.values()] == [32, 32, 32, 32, 256, 256, 256, 32, 32, 64, 96, 128, 256, 1024]

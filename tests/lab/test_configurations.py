@@ -113,6 +113,7 @@ PUBLISHED = {
     "ncsnpp ffhq": ("ncsnpp_ve_ffhq1024_ncsnpp_continuous", 2000, 0.15, 1024),
     "ncsnpp ffhq dataset.resolution=256": ("ncsnpp_ve_ffhq_256_ncsnpp_continuous", 2000, 0.075, 256),
     "ddpmpp cifar10": ("ncsnpp_vp_cifar10_ddpmpp_continuous", 1000, None, 32),
+    "cld cifar10 sampler=sscs": ("cld_cifar10", 50, None, 32),
 }
 
 
@@ -137,6 +138,12 @@ def test_model_and_data_set_choose_what_was_published(choice):
         assert model.process.sigma_max == sigma_max
         assert model.process.sigma_min == 0.01
         assert model.process.levels == published.get("num_scales", published.get("num_classes"))
+    elif model.process.title == "CLD":
+        names = {"beta_0": "beta0", "beta_1": "beta1", "gamma": "gamma", "numerical_eps": "numerical_eps"}
+        assert vars(model.process) == {name: published[theirs] for name, theirs in names.items()} | {
+            "mass": 1 / published["m_inv"]
+        }
+        assert model.data_range == (-1, 1)
     else:
         assert (model.process.beta_min, model.process.beta_max) == (published["beta_min"], published["beta_max"])
         assert model.data_range == (-1, 1)
@@ -148,7 +155,7 @@ def test_model_and_data_set_choose_what_was_published(choice):
         assert sampler.step_size == step
         assert sampler.denoise == model_name.startswith("ncsnv2")
     else:
-        assert (sampler.corrector.snr if sampler.corrector else None) == step
+        assert (sampler.corrector.snr if getattr(sampler, "corrector", None) else None) == step
     card = CARDS[CARD[choice]]
     with torch.device("meta"):
         carried = card.make(**card.options)
