@@ -74,8 +74,8 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     """Return the configuration that a file of this project was made with, as nested plain values; empty if the file has none.
 
     "model" has "kind", the name of the function that makes the network ("ncsn", "ncsnv2", "ncsnpp"), and the arguments of that
-    function. Its "process" has "kind" ("VE", "VP", "sub-VP", "CLD") and the arguments of the process. "dataset" has "name", "shape"
-    (C, H, W), and "statistics_file".
+    function. Its "process" has "kind" ("VE", "VP", "sub-VP", "CLD") and the arguments of the process. "dataset" has "name",
+    "shape" (C, H, W), and "statistics_file".
 
     Args:
         path: a file in any format, or "asset:NAME".
