@@ -36,7 +36,8 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
     """Call `make` to write `path` unless the file is there. Among this user's processes on a machine, one makes it and the
     others wait.
 
-    Raises: PDSError: there is no folder for the lock. Errors of `make` come through.
+    Raises:
+        PDSError: there is no folder for the lock. Errors of `make` come through.
     """
     if path.is_file():
         return
@@ -63,7 +64,10 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
 def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:
     """`path`, downloaded from `url` if it is absent. The file appears only when it is whole and right.
 
-    Args: url: address of the published file. path: place of the file here. what: its name in messages.
+    Args:
+        url: address of the published file.
+        path: place of the file here.
+        what: its name in messages.
         checksum: hexadecimal SHA-256, checked at every call; None if the publisher gives none.
 
     Raises:

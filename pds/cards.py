@@ -140,7 +140,8 @@ def load(
         shape: (C, H, W) of its images, for a diffusers network that does not say it.
         device: where to put the network, as "cuda"; None for a GPU if there is one.
 
-    Raises: PDSError: the file is absent, damaged or of another network, or it does not name its network and there is no card.
+    Raises:
+        PDSError: the file is absent, damaged or of another network, or it does not name its network and there is no card.
     """
     path = _found(source)
     if card is not None:

@@ -62,7 +62,8 @@ class Guided:
 
     With w = 0 or 1 for all images, only one half is evaluated.
 
-    Args: score: s, the score of a class.
+    Args:
+        score: s, the score of a class.
         unconditional: s_u.
         scale: w within the interval; outside it w = 1.
         interval: (low, high), for low < sigma <= high, in units of the data range.
@@ -208,8 +209,9 @@ CLASS_ALONE = ClassifierFree()
 def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = None) -> Tensor | None:
     """(n,) int64 classes of images 0 to n - 1; later images begin again at the first. None for images without classes.
 
-    Raises: OptionError: a network without classes gets labels, a network that needs labels gets none, or a label is out of
-    range. PDSError: a file of labels is absent or holds something else than whole numbers.
+    Raises:
+        OptionError: a network without classes gets labels, a network that needs labels gets none, or a label is out of range.
+        PDSError: a file of labels is absent or holds something else than whole numbers.
     """
     classes = guidance.classes if isinstance(guidance, ClassifierGuidance) else model.classes
     if labels is None:

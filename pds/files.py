@@ -52,7 +52,8 @@ def writing(path: Path) -> Iterator[None]:
 def appending(path: Path) -> Iterator[None]:
     """Make the folder of a file that the block opens to append to.
 
-    Raises: PDSError: the file cannot be written, or it is a pipe or a device; opening such a file may never end.
+    Raises:
+        PDSError: the file cannot be written, or it is a pipe or a device; opening such a file may never end.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,8 @@ ASSETS = Path(__file__).parent / "assets"
 def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
     """A path as the user wrote it, with `~` and `~name` replaced by the home folder.
 
-    Raises: PDSError: there is no such home folder, or no file can have this name.
+    Raises:
+        PDSError: there is no such home folder, or no file can have this name.
     """
     try:
         os.fsencode(path)
@@ -150,7 +152,10 @@ DIGITS = 25  # of a whole number: more than 64 bits have
 def reading(path: Path, what: str, fix: str) -> Iterator[None]:
     """Report any error in the block, which reads `path` or checks its content, as one `DamagedError`.
 
-    Args: path: the file. what: the expected content, as in "a statistics file". fix: advice to the user.
+    Args:
+        path: the file.
+        what: the expected content, as in "a statistics file".
+        fix: advice to the user.
     """
     try:
         yield
@@ -172,7 +177,9 @@ def open_regular(path: Path, most: int = MOST) -> BinaryIO:
         path: the file, or a link to one.
         most: the largest size, in bytes.
 
-    Raises: MissingError: there is no such file. DamagedError: it is something else, has more bytes, or may not be read.
+    Raises:
+        MissingError: there is no such file.
+        DamagedError: it is something else, has more bytes, or may not be read.
     """
     with reading(path, "a file that can be read here", "give another"):
         return _open(path, most)

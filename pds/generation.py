@@ -62,7 +62,8 @@ class Processes:
     def check() -> None:
         """Refuse wrong numbers in the environment; with these `join` would wait for processes that never come.
 
-        Raises: PDSError: the environment has a RANK without the other variables of `torchrun`, or a RANK that is too large.
+        Raises:
+            PDSError: the environment has a RANK without the other variables of `torchrun`, or a RANK that is too large.
         """
         if "RANK" not in os.environ:
             return

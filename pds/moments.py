@@ -134,8 +134,10 @@ def noise_moments(
 ) -> NoiseMoments:
     """The moments of a model: those beside its weights if they fit, else those in the cache, else measured and kept there.
 
-    Args: model: the model, its score on `device`. dataset: its training data; the files are not needed if there are moments
-    beside the weights. training_images: number of images to measure on.
+    Args:
+        model: the model, its score on `device`.
+        dataset: its training data; the files are not needed if there are moments beside the weights.
+        training_images: number of images to measure on.
         device: where to evaluate.
         batch_size: images evaluated at once.
 

@@ -20,7 +20,8 @@ from pds.options import shown
 def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
     """The named object, and its module.
 
-    Raises: OptionError: for `option`: there is no such file, module or name, or its import fails.
+    Raises:
+        OptionError: for `option`: there is no such file, module or name, or its import fails.
     """
     source, _, name = text.rpartition(":")
     if not source or not name:

@@ -85,10 +85,10 @@ class Length:
 class Search:
     """The values of an option that a search tries: numbers between two ends, or every choice of a `Literal`.
 
-    Attributes: low, high: the ends; a `Literal` has none.
-        log: spread evenly in the logarithm.
-        level: whether it is a noise level. The ends are in units of the width of the data range then, and cut to the levels of
-            the process, so that they hold for any network.
+    Attributes:
+        low, high: the ends; a `Literal` has none.
+        log: spread evenly in the logarithm. level: whether it is a noise level. The ends are in units of the width of the data
+            range then, and cut to the levels of the process, so that they hold for any network.
         auto: whether the command line takes "auto", a first guess for the network (`pds.evaluation.first_guess`).
     """
 
@@ -204,7 +204,8 @@ class _UnfitError(Exception):
 def fitted(name: str, value: Any, annotation: Any) -> Any:
     """`value` if it fits its annotation; a whole number becomes a float if the annotation is float.
 
-    Raises: OptionError: the value does not fit; the sentence has the valid values.
+    Raises:
+        OptionError: the value does not fit; the sentence has the valid values.
     """
     if get_origin(annotation) in (dict, Mapping) and isinstance(value, Mapping):
         return {key: fitted(f"{name}.{key}", item, get_args(annotation)[1]) for key, item in value.items()}

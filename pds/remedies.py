@@ -97,7 +97,9 @@ class LevelShift(Remedy):
     on the shipped VE network at few steps; experiments/RESULTS.md has the numbers. The mean of images lies in the data range.
     So a D outside is moved to the nearest value inside, which lowers the error of any network.
 
-    Args: score: score of a model. scale: given level over true level; 1 gives the true level.
+    Args:
+        score: score of a model.
+        scale: given level over true level; 1 gives the true level.
         bounds: black and white in the data range, lower first; None leaves D as it is.
     """
 
@@ -120,8 +122,10 @@ class BandCorrection(Remedy):
     This shrinks the noise that the step takes out. A score does not know the next state. So here each evaluation moves D by a
     part of x - D: D + c (x - D). In the low band c = low sigma / sigma_max, above it c = high (1 - sigma / sigma_max).
 
-    Args: score: score of a model. sigma_max: largest noise level of the process. low, high: parts of the two bands; 0 and 0
-    change nothing. The predicted noise of a band is multiplied by 1 - c.
+    Args:
+        score: score of a model.
+        sigma_max: largest noise level of the process.
+        low, high: parts of the two bands; 0 and 0 change nothing. The predicted noise of a band is multiplied by 1 - c.
     """
 
     def __init__(self, score: NetworkScore, sigma_max: float, low: float, high: float) -> None:
@@ -145,7 +149,8 @@ class SeenNoise(Remedy):
     to the extent sigma^2 / (sigma^2 + p) that the mode is noise. For an exact score k = 1 up to p / sigma^2 <= 0.01. If fewer
     than 16 modes are without data, at small sigma, nothing changes.
 
-    Args: score: score of a model.
+    Args:
+        score: score of a model.
         power: (C, H, W) variance p of the data in each mode of the orthonormal DFT, in squared units of the data range.
     """
 
@@ -176,7 +181,8 @@ def epsilon_scaling(
 ) -> Model:
     """The predicted noise divided by a number (Ning et al., ICLR 2024).
 
-    Args: scale: the divisor; 1 changes nothing.
+    Args:
+        scale: the divisor; 1 changes nothing.
     """
     return replace(model, score=EpsilonScaling(model.score, scale))
 
@@ -214,7 +220,8 @@ def level_shift(
 ) -> Model:
     """The network given a constant multiple of the noise level.
 
-    Args: scale: given level over true level; 1 gives the true level.
+    Args:
+        scale: given level over true level; 1 gives the true level.
         bounded: keep the denoised image in the data range, where the mean of images lies.
     """
     low, high = sorted(model.data_range)

@@ -108,7 +108,9 @@ def shards(folder: Path, images: int, shard_size: int, contents: Contents = Cont
 def read_all(todo: Sequence[Shard], make: Callable[[Shard], None]) -> Iterator[dict[str, np.ndarray]]:
     """The arrays of each shard in turn. A damaged shard is set aside and made again, and a log line says so.
 
-    Args: todo: the shards of a run, which were made before. make: samples a shard whose file is absent.
+    Args:
+        todo: the shards of a run, which were made before.
+        make: samples a shard whose file is absent.
     """
     for shard in todo:
         try:
@@ -163,9 +165,11 @@ class ShardWriter:
 
     Leaving the block waits for all of them. So sampled images are kept, even if the next shard fails.
 
-    Args: annotate: arrays to keep beside a shard's images. aside: annotate in that thread as well. on_written: called with each
-    written shard and the seconds of its sampling, outside of that thread. most: number of unwritten shards, whose images are
-    held in memory, at which `write` waits for the first.
+    Args:
+        annotate: arrays to keep beside a shard's images.
+        aside: annotate in that thread as well.
+        on_written: called with each written shard and the seconds of its sampling, outside of that thread.
+        most: number of unwritten shards, whose images are held in memory, at which `write` waits for the first.
     """
 
     def __init__(

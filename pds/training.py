@@ -108,8 +108,8 @@ class Trainer:
     def check(self, images: ImageSource, classes: int = 0) -> None:
         """Read a batch, so that unsuitable images are refused at once.
 
-        Raises: PDSError: there are fewer images than a batch, an image cannot be read, or label_dropout is given without
-        labels.
+        Raises:
+            PDSError: there are fewer images than a batch, an image cannot be read, or label_dropout is given without labels.
         """
         if not classes and self.label_dropout:
             raise OptionError("label_dropout", "must be 0 for a network without classes: give classes")

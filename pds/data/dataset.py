@@ -72,8 +72,8 @@ def form_of_dataset(
 ) -> Dataset:
     """A data set that comes in several forms.
 
-    Args: source: called with the form, it checks the form at once and returns an opener of the files, e.g.
-    `pds.data.lsun.LSUN`.
+    Args:
+        source: called with the form, it checks the form at once and returns an opener of the files, e.g. `pds.data.lsun.LSUN`.
         name: its name.
         shape: (C, H, W) of its images.
         resolution: height and width, in pixels.

@@ -90,7 +90,8 @@ def to_uint8(images: Tensor) -> Tensor:
 def as_uint8(images: Tensor) -> Tensor:
     """(n, C, H, W) images in memory as uint8, from uint8 or from floats from 0 (black) to 1 (white).
 
-    Raises: PDSError: they are neither.
+    Raises:
+        PDSError: they are neither.
     """
     if images.ndim != 4 or not len(images):
         raise PDSError(f"images must have the shape (n, C, H, W) with n at least 1, got {tuple(images.shape)}")

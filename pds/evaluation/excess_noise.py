@@ -244,7 +244,8 @@ class Excess:
 class Diagnosis:
     """Whether a network sees excess noise, and the filter that it needs at each T. Printed, it is a table.
 
-    Attributes: response: the noise that the network predicts in a state with k times as much noise as its level says.
+    Attributes:
+        response: the noise that the network predicts in a state with k times as much noise as its level says.
         excess: an entry for each T.
     """
 
@@ -282,7 +283,8 @@ def diagnose(
 
     This takes 35 evaluations an image.
 
-    Args: model: from `load` or `wrap`. Its statistics give alpha; without them, those of `images` do.
+    Args:
+        model: from `load` or `wrap`. Its statistics give alpha; without them, those of `images` do.
         images: (n, C, H, W) real images of the model's shape, uint8 or floats in [0, 1]; 16 are enough.
         iterations: values of T.
         predictor: the predictor of the sampler, which has no corrector.

@@ -28,7 +28,8 @@ INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e9
 class FeatureExtractor(Protocol):
     """Images to features. Each image is treated alone, so features do not depend on the grouping of images.
 
-    Attributes: name: name of the features in metric names.
+    Attributes:
+        name: name of the features in metric names.
         dimension: D, the length of a feature vector.
         provenance: facts that a feature depends on besides the image: "features" (the name), "resize", "weights_sha256".
     """
@@ -263,8 +264,9 @@ def _require_pictures(name: str, images: Tensor) -> None:
 class OwnFeatures:
     """Features of anyone's function or TorchScript file. Both are code, and are run.
 
-    Args: source: FILE.py:NAME or module:NAME of a function, or a TorchScript file. It takes (n, C, H, W) uint8 images and
-    returns (n, D) floats.
+    Args:
+        source: FILE.py:NAME or module:NAME of a function, or a TorchScript file. It takes (n, C, H, W) uint8 images and returns
+            (n, D) floats.
         shape: (C, H, W) of the images.
         device: where the images are when it is called, and where a TorchScript network runs.
 

@@ -78,7 +78,8 @@ def sampled_law(
 ) -> StationaryGaussian:
     """Return the law of the images that `sampler` makes with the exact score of `target`.
 
-    Args: sampler: a sampler whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
+    Args:
+        sampler: a sampler whose steps do not depend on the images: not the Langevin corrector, not adaptive steps.
         target: the law of the data.
         process: the forward process of a network that knew it.
         preconditioner: P and S without a space filter, which mixes the modes.

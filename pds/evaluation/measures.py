@@ -25,7 +25,9 @@ BLOCKS = 20  # blocks of images, for a jackknife
 class Estimate(NamedTuple):
     """A number and its uncertainty.
 
-    Attributes: value: the number. error: its spread, as defined by the function that returns it.
+    Attributes:
+        value: the number.
+        error: its spread, as defined by the function that returns it.
     """
 
     value: float
@@ -217,7 +219,9 @@ def inception_score(logits: np.ndarray, splits: Count = 10) -> Estimate:
 def class_accuracy(logits: np.ndarray, labels: np.ndarray) -> list[float | None]:
     """The share of the samples of each class that a classifier assigns to it; None for a class without samples.
 
-    Args: logits: (N, classes) logits of the samples. labels: (N,) class that each sample should have.
+    Args:
+        logits: (N, classes) logits of the samples.
+        labels: (N,) class that each sample should have.
     """
     _require(logits, at_least=1, what="an accuracy")
     seen = logits.argmax(1) == labels

@@ -37,7 +37,8 @@ def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu",
 def clean_fid_metric(dataset: Dataset, device: str = "cpu", /, *, cache: str | Path | None = None) -> Panel:
     """Clean-FID to the reference of a data set, which is found or made at once.
 
-    Args: dataset: names its reference, and has the images to make it from.
+    Args:
+        dataset: names its reference, and has the images to make it from.
         device: where the Inception network runs.
         cache: folder of downloaded and made files; the project's by default.
     """

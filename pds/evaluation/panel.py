@@ -191,7 +191,9 @@ class Panel:
     def measure(self, features: np.ndarray, progress: bool = False) -> Measured:
         """All measures of (N, D) features. The Fréchet distance is biased upwards, the more so the smaller N.
 
-        Args: features: features of the samples, in their order. progress: show bars for measures that take more than a second.
+        Args:
+            features: features of the samples, in their order.
+            progress: show bars for measures that take more than a second.
         """
         self.require(len(features))
         found = Measured({}, {}, {}, {})

@@ -263,7 +263,8 @@ class MadeReference:
     """Statistics of the data set's own images, made once and kept under `references/`. The file name has all that they depend
     on.
 
-    Attributes: images: number of images, chosen at random; all if there are fewer.
+    Attributes:
+        images: number of images, chosen at random; all if there are fewer.
     """
 
     images: MadeOf = 50_000
@@ -286,9 +287,12 @@ class MadeReference:
 def published_or_made(name: str, resolution: Resolution, split: str | None = None, images: MadeOf = 50_000) -> ReferenceMaker:
     """Clean-FID's own statistics of a data set, if it has them at this resolution; else a `MadeReference`.
 
-    Args: name: the data set's name in clean-fid. resolution: resolution of its images, in pixels. split: split of the published
-    statistics. None takes the split of clean-fid's comparisons: train (cifar10, lsun_church), trainval70k (ffhq). images:
-    number of images, if statistics must be made.
+    Args:
+        name: the data set's name in clean-fid.
+        resolution: resolution of its images, in pixels.
+        split: split of the published statistics. None takes the split of clean-fid's comparisons: train (cifar10, lsun_church),
+            trainval70k (ffhq).
+        images: number of images, if statistics must be made.
 
     Raises:
         PDSError: clean-fid has statistics of this data set, but not of this split.

@@ -451,8 +451,9 @@ def latent_statistics(
 ) -> DatasetStatistics:
     """Statistics of latents, for `PDSScheduler`: those of images whose black and white are their least and largest value.
 
-    Args: vae: the VAE of the pipeline, as `AutoencoderKL`. Images from -1 to 1 become `latent_dist`. Its samples less
-    `config.shift_factor` are multiplied by `config.scaling_factor`.
+    Args:
+        vae: the VAE of the pipeline, as `AutoencoderKL`. Images from -1 to 1 become `latent_dist`. Its samples less
+            `config.shift_factor` are multiplied by `config.scaling_factor`.
         images: a folder of image files of one size; or (n, C, H, W) images, uint8 or floats in [0, 1].
         count: number of images, chosen at random; None for 200, or all if there are fewer.
         seed: seed of the choice and of the latents.

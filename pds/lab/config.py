@@ -40,8 +40,9 @@ OmegaConf.register_new_resolver(
 def build(node: DictConfig, *given: Any) -> Any:
     """The object that a configuration node describes; `given` are the positional-only arguments of its target.
 
-    Raises: OptionError: an argument has an invalid value; the message has its key. PDSError: the library's refusals, unchanged;
-    refusals of values by Python or torch, with the node's key.
+    Raises:
+        OptionError: an argument has an invalid value; the message has its key.
+        PDSError: the library's refusals, unchanged; refusals of values by Python or torch, with the node's key.
     """
     try:
         made = instantiate(node, _convert_="all", _partial_=bool(given))

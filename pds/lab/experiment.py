@@ -254,9 +254,12 @@ def measured(
 ) -> dict[str, Any]:
     """The result of one configuration, sampled by this process alone if it is not done.
 
-    Args: cfg, overrides: as in `run`. command: the command that makes it again. like: as in `Experiment.build`. look: called
-    with the features of the first shard, before any other is sampled, also for a run that is done. Its exceptions end the run;
-    a `StoppedError` gives the reason.
+    Args:
+        cfg, overrides: as in `run`.
+        command: the command that makes it again.
+        like: as in `Experiment.build`.
+        look: called with the features of the first shard, before any other is sampled, also for a run that is done. Its
+            exceptions end the run; a `StoppedError` gives the reason.
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
@@ -335,7 +338,8 @@ def take_from_others(experiment: Experiment, config: dict[str, Any], folder: Run
 class ShardLog:
     """Reports each shard to the metrics file and the tracker; called with the shard and the seconds of its sampling.
 
-    Attributes: sampling: seconds of sampling in all.
+    Attributes:
+        sampling: seconds of sampling in all.
     """
 
     def __init__(self, todo: list[Shard], metrics_file: MetricsFile, tracked: TrackedRun) -> None:

@@ -138,7 +138,8 @@ def _refused(error: ConfigCompositionException) -> str:
 def require_known(node: DictConfig) -> None:
     """Refuse keys that Hydra adds by a + and that no option has, and options that were removed by a ~.
 
-    Raises: PDSError: there is such a key; the message names the first.
+    Raises:
+        PDSError: there is such a key; the message names the first.
     """
     kind: Any = OmegaConf.get_type(node)
     if dataclasses.is_dataclass(kind):

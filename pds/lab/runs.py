@@ -164,7 +164,8 @@ def group_folder(outputs: str, group: str, key: str = "group") -> Path:
         group: name of the folder in it.
         key: the option that gave the name, for messages.
 
-    Raises: PDSError: the folder would not be inside `outputs`, or the name is not valid.
+    Raises:
+        PDSError: the folder would not be inside `outputs`, or the name is not valid.
     """
     parts = Path(group).parts
     if not parts or not group.isprintable() or Path(group).is_absolute() or ".." in parts:

@@ -76,8 +76,10 @@ from pds.training import Trainer
 class Part(NamedTuple):
     """A target with only some of its options in the configuration.
 
-    Attributes: given: options that the configuration does not have. asked: options that it must have, whatever their default.
-    opened: whether another object calls the target, when it needs the result.
+    Attributes:
+        given: options that the configuration does not have.
+        asked: options that it must have, whatever their default.
+        opened: whether another object calls the target, when it needs the result.
     """
 
     target: Callable[..., Any]

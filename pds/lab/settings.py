@@ -20,7 +20,8 @@ Iterations = Annotated[Sequence[int], Range(2, MOST), Length(1, 100)]
 class Machine:
     """The device of a program, and its output folder.
 
-    Attributes: device: auto (a GPU if there is one), cpu, cuda, cuda:N.
+    Attributes:
+        device: auto (a GPU if there is one), cpu, cuda, cuda:N.
         threads: CPU threads of torch; null leaves its default (beside other busy processes, OMP_WAIT_POLICY=passive helps).
         outputs: where run folders go.
     """
@@ -118,8 +119,10 @@ class Gaussian:
 class ExcessNoise(Machine):
     """The excess noise that a network sees, and that a sampler leaves: python experiments/tools/excess_noise.py.
 
-    Attributes: iterations: T, a line each. images: number of images of the data set for the response, and of the sampler for
-    the noise in its images. seed: seed of the sampled images.
+    Attributes:
+        iterations: T, a line each.
+        images: number of images of the data set for the response, and of the sampler for the noise in its images.
+        seed: seed of the sampled images.
     """
 
     iterations: Iterations = (25, 50, 100)

@@ -30,7 +30,8 @@ def steady(stream: TextIO | None, mode: str = "w") -> TextIO:
 
     A letter outside of its encoding is written as its escape.
 
-    Args: stream: one of Python's own; None for one that was closed before the program began.
+    Args:
+        stream: one of Python's own; None for one that was closed before the program began.
         mode: "r" or "w".
     """
     if stream is None:

@@ -91,7 +91,9 @@ class Tracker(Protocol):
     ) -> AbstractContextManager[TrackedRun]:
         """Open a run for the length of a `with` block. A run that was opened for this folder before goes on.
 
-        Args: folder: run directory; the tracker writes into it, or beside the groups. name: name of the run, within its group.
+        Args:
+            folder: run directory; the tracker writes into it, or beside the groups.
+            name: name of the run, within its group.
             group: the comparison that the run belongs to.
             job_type: "vanilla" or "pds".
             config: resolved plain Python values (not a DictConfig).
@@ -232,8 +234,11 @@ def warning(title: str, action: str, warned: set[str] | None = None) -> Iterator
 def entry(folder: Path, tracker: str, usable: Callable[[str], bool], make: Callable[[], str]) -> str:
     """A tracker's name of the run of a folder, kept in the folder, so that a resumed run also goes on in the tracker.
 
-    Args: folder: the run folder. tracker: the tracker. usable: whether the tracker still has the run of a name. make: returns a
-    new name.
+    Args:
+        folder: the run folder.
+        tracker: the tracker.
+        usable: whether the tracker still has the run of a name.
+        make: returns a new name.
     """
     file = folder / f"{tracker}.json"
     if file.exists():

@@ -83,8 +83,12 @@ def save_network(
 ) -> None:
     """Write averaged weights as safetensors, with the configuration of their training.
 
-    Args: score: the network; its buffers belong to the file as well. ema: its averaged parameters by name. path: the file.
-    config: the resolved configuration of the training. iterations: iterations of the training so far.
+    Args:
+        score: the network; its buffers belong to the file as well.
+        ema: its averaged parameters by name.
+        path: the file.
+        config: the resolved configuration of the training.
+        iterations: iterations of the training so far.
         half: write the parameters that training changes as float16. The others may be frequencies, which must stay exact.
     """
     trained = {name for name, parameter in score.named_parameters() if parameter.requires_grad}
@@ -101,7 +105,8 @@ def save_network(
 def ship(folder: Path, output: Path) -> None:
     """Write the network of a training's last checkpoint into `output` in half precision, as it ships with this package.
 
-    Args: folder: folder of the training, finished or not: outputs/train/<name>.
+    Args:
+        folder: folder of the training, finished or not: outputs/train/<name>.
         output: the folder for <name>.safetensors.
 
     Raises:

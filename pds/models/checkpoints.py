@@ -95,7 +95,8 @@ class DiffusersFolder(NamedTuple):
     def find(cls, path: Path) -> DiffusersFolder:
         """Find the parts, from the folder of the pipeline, from the folder of the network, or from its weights file.
 
-        Raises: PDSError: a part is absent or cannot be read.
+        Raises:
+            PDSError: a part is absent or cannot be read.
         """
         if not path.exists():
             raise MissingError(f"checkpoint {path} does not exist: give a diffusers folder")

@@ -254,7 +254,8 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
 class Model:
     """A network ready to sample: the score and the facts of its training.
 
-    Attributes: title: its name in tables.
+    Attributes:
+        title: its name in tables.
         score: `score(x, sigma)`, in evaluation mode.
         process: the forward process that it was trained on.
         shape: (C, H, W) of its images.

@@ -69,7 +69,8 @@ def offline() -> Iterator[None]:
 def within(seconds: float, call: Callable[[], T]) -> T:
     """Return or raise as `call` does. A call that does not return in time is given up, and the service is ended.
 
-    Raises: TimeoutError: the call did not return in time.
+    Raises:
+        TimeoutError: the call did not return in time.
     """
     asked, service = _Asked(call), _process()
     asked.join(seconds)
