@@ -558,7 +558,7 @@ def ncsnpp(
     taken = f", {classes} classes" if classes else ""
     title = f"{name} ({process.title}, width {network.width}{taken}) {shape[0]}x{shape[1]}x{shape[2]}"
     channels, height, width = shape
-    unconditional = loaded is None or loaded.label_dropout != 0
+    unconditional = not classes or loaded is None or loaded.label_dropout != 0
     data_range = (-1.0, 1.0) if centred else (0.0, 1.0)
     return Model(
         title, score, process, (channels, height, width), loaded, data_range, classes=classes, unconditional=unconditional

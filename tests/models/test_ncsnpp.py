@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import GOLDEN, Golden
 
-from pds.models.ncsnpp import NCSNpp
+from pds.models.ncsnpp import NCSNpp, ncsnpp
+from pds.models.safetensors_files import save_weights
 from pds.processes.ladders import geometric_ladder
 from pds.speed.plain import PlainNCSNpp
 
@@ -95,3 +96,20 @@ def test_a_class_adds_its_column_to_the_features_of_the_noise_as_in_edm(embeddin
     with torch.no_grad():
         torch.testing.assert_close(labelled(x, condition, labels), plain(x, condition))
         assert torch.equal(labelled(x, condition), labelled(x, condition, torch.full((3,), -1)))
+
+
+@pytest.mark.parametrize(("classes", "dropout", "known"), [(0, 0.0, True), (3, 0.0, False), (3, 0.1, True)])
+def test_what_training_dropped_matters_to_networks_with_classes_alone(tmp_path, classes, dropout, known):
+    options = {
+        "width": 4,
+        "multipliers": [1, 1],
+        "blocks": 1,
+        "attention": [],
+        "fir": False,
+        "input": "none",
+        "classes": classes,
+    }
+    about = {"model": {"kind": "ncsnpp", "shape": [1, 8, 8], **options}, "trainer": {"label_dropout": dropout}}
+    path = tmp_path / "w.safetensors"
+    save_weights(ncsnpp((1, 8, 8), **options).score.network.state_dict(), path, {"config": json.dumps(about)})
+    assert ncsnpp((1, 8, 8), **options, checkpoint=path).unconditional == known
