@@ -70,3 +70,34 @@ def test_a_response_is_measured_on_the_networks_own_images_at_the_cost_of_64():
     assert at_16 == pytest.approx(FACTORS, rel=0.02)  # exact for a Gaussian of variance 1
     with pytest.raises(pds.PDSError, match="at least 2 iterations"):
         look_at(model, 1)
+
+
+def test_a_walk_starts_where_the_network_is_worse_than_the_linear_guess_and_ends_where_little_is_lost():
+    def two_images(x, sigma):
+        """Exact for images that are 0.2 or 0.8 everywhere; above a noise level of 3 it removes little noise."""
+        s = sigma.double()[:, None, None, None]
+        odds = (0.6 * (x.double() - 0.5).sum((1, 2, 3), keepdim=True) / s**2).sigmoid()
+        return torch.where(s > 3, 0.9 * x, 0.2 + 0.6 * odds).to(x.dtype)
+
+    found = {}
+    for white in (1, 2):  # the same network in another unit
+        process = pds.VarianceExploding(0.01 * white, 16 * white, 1000)
+        network = wrap(
+            lambda x, sigma, white=white: white * two_images(x / white, sigma / white),
+            **{"predicts": "data", "process": process, "shape": (1, SIZE, SIZE), "data_range": (0, white)},
+        )
+        found[white] = look_at(network, 10)
+        best = guess(network, found[white], 10).sampler
+        assert (best.start, best.end) == (found[white].start, found[white].end)
+        assert guess(network, replace(found[white], start=math.inf), 10).sampler.start == math.inf
+    # The levels asked are 2.5 and 16 there, and below 0.4 next to nothing of the images is lost.
+    assert 2 * 2.5 < found[1].start < 2 * 16
+    assert 0.4 < found[1].end < 2.5
+    assert found[2].start == pytest.approx(2 * found[1].start, rel=1e-2)
+    assert found[2].end == pytest.approx(2 * found[1].end, rel=1e-2)
+
+
+def test_a_network_that_predicts_no_noise_is_refused():
+    network = wrap(lambda x, sigma: x, predicts="data", process=PROCESS, shape=(1, SIZE, SIZE), data_range=(0, 1))
+    with pytest.raises(pds.PDSError, match="there is none"):
+        look_at(network, 10)

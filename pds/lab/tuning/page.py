@@ -15,7 +15,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from pds.lab.report.pictures import Picture, grid_of
 from pds.lab.report.runs import Run
 from pds.lab.text import write_text
-from pds.lab.tuning.recommendation import Answer, Measured
+from pds.lab.tuning.recommendation import FILE, Answer, Measured
 from pds.lab.tuning.study import Study
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Stu
     page = {
         "title": f"Search for a sampler: {folder.name}",
         **about,
+        "recommendation": folder / FILE,
         "answers": answers,
         "sides": {budget: _sides(answer) for budget, answer in answers.items()},
         "chart": _chart(studies),
@@ -92,4 +93,4 @@ def _importance(study: optuna.Study) -> list[tuple[str, str]]:
     except (ValueError, RuntimeError) as error:
         log.debug("no importance: %s", error)
         return []
-    return [(name, f"{share:.0%}") for name, share in found.items()]
+    return [(name, f"{share:.0%}") for name, share in found.items() if share >= 0.01]
