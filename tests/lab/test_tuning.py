@@ -498,3 +498,13 @@ def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_dra
         return [trial.params for trial in made.ended]
 
     assert drawn("ended", 5) == drawn("undisturbed", None)
+
+
+def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
+    def opened(url):
+        with study.locked(tmp_path / "locks" / "storage", wait=False) as free:
+            assert not free
+        return optuna.storages.InMemoryStorage()
+
+    monkeypatch.setattr(study, "get_storage", opened)
+    storage_of(tmp_path, "sqlite:///study.db")

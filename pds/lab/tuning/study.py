@@ -87,7 +87,8 @@ def storage_of(folder: Path, url: str | None) -> BaseStorage:
     """
     if url is not None:
         try:
-            return get_storage(url)
+            with locked(folder / "locks" / "storage"):  # two processes at once cannot make its tables
+                return get_storage(url)
         except Exception as error:  # whatever a driver raises
             raise PDSError(f"storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
     journal, lock = folder / "study.journal", folder / "locks" / "journal"
