@@ -128,6 +128,19 @@ class CriticallyDamped:
         rows = [torch.stack([x, torch.zeros_like(x)], -1), torch.stack([both, v], -1)]
         return self.transition(t)[..., 0], torch.stack(rows, -2)
 
+    def data_score(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., 3) factors a, b, c of the score by the data, s_x = a s_v + b x + c v; (...,) variance of x_t given v_t and x_0.
+
+        Given x_0, u_t is N(x_0 k, S) with k the mean of `kernel`. So the score is S^-1 (k D - u), D being the expected image.
+        s_v gives D, and D gives s_x, exactly.
+        """
+        mean, root = self.kernel(t)
+        inverse = torch.cholesky_inverse(root)
+        along = (inverse @ mean[..., None])[..., 0]
+        a = along[..., 0] / along[..., 1]
+        b, c = (a * inverse[..., 1, i] - inverse[..., 0, i] for i in (0, 1))
+        return torch.stack([a, b, c], -1), 1 / inverse[..., 0, 0]
+
     def _refused(self) -> NoReturn:
         raise PDSError(f"the state of CLD is data and velocity, which this does not know: {VELOCITY}")
 

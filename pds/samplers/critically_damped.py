@@ -3,12 +3,12 @@
 All step in the phase y of the process, with the velocity w = v / sqrt(M) and s_w its score: beta and M drop out. From y down to
 0, in r = -y, the reverse equations are
 
-    dx = -w dr        dw = (x + 2 w + 2 s_w) dr + [2 G s_w dr + 2 sqrt(G) dW]        G >= 0
+    dx = -w dr + [H s_x dr + sqrt(2 H) dW']        dw = (x + 2 w + 2 s_w) dr + [2 G s_w dr + 2 sqrt(G) dW]
 
-and have the marginals of the model for every constant G: the bracket, Langevin dynamics of the velocity at a fixed level, keeps
-any law whose score by w is s_w. G = 0 is the probability flow, G = 1 the reverse equation of [CLD], and a filter gives
-G = P P^T: PDS on the Langevin half alone. The equation of the data has neither a score nor noise, so PDS finds nothing to
-precondition there: its P P^T before -w dr would change the law.
+and have the marginals of the model for all G, H >= 0 that do not depend on the state. The brackets are Langevin dynamics at a
+fixed level, which keep any law of these scores. G = H = 0 is the probability flow, and G = 1, H = 0 the reverse equation of
+[CLD]. A filter gives G and H the factor P P^T: PDS on the Langevin parts alone. P P^T on the whole drift, the papers' form,
+changes the law. s_x follows from s_w exactly (`CriticallyDamped.data_score`), so it costs no evaluation.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pds.errors import PDSError
 from pds.noise import NoiseSource
-from pds.options import Count, options
+from pds.options import Count, Range, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process, Time
@@ -45,6 +45,8 @@ class Step(NamedTuple):
         left: phase where it ends.
         scale: m(t) there.
         root: sqrt(M).
+        spread: variance of x given w and x_0, at `sigma`.
+        by_score, by_data, by_velocity: s_x in s_w, x and w there.
     """
 
     sigma: float
@@ -53,6 +55,10 @@ class Step(NamedTuple):
     left: float
     scale: float
     root: float
+    spread: float
+    by_score: float
+    by_data: float
+    by_velocity: float
 
 
 @options
@@ -87,6 +93,9 @@ class VelocitySampler(Sampler[list[Step]]):
         t = self.end + (1 - self.end) * (share**2 if self.striding == "quadratic" else share)
         y, root = process.phase(t), torch.full_like(t, math.sqrt(process.mass))
         columns = [process.sigma(t[:-1]), process.sigma(t[1:]), y[:-1] - y[1:], y[1:], process.scale(t[1:]), root[1:]]
+        factors, spread = process.data_score(t[:-1])
+        a, b, c = factors.unbind(-1)
+        columns += [spread, a / root[1:], b, c * root[1:]]
         return [Step(*row) for row in torch.stack(columns, 1).tolist()]
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
@@ -125,14 +134,24 @@ class VelocitySampler(Sampler[list[Step]]):
 class CLDEulerMaruyama(VelocitySampler):
     """Euler-Maruyama on the reverse equation of critically-damped Langevin diffusion.
 
-    x <- x - h w, w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z. The law of the equation is the model's for every
-    P and S (S adds a flow of the velocity along which its density does not change), that of its steps as h goes to 0, with
-    order 1. One evaluation and one draw an iteration.
+    w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z, x <- x - h w + r P P^T s_x + sqrt(2 r) P z' with r = data_eta
+    log(sigma / sigma') times the variance of x given w and x_0. The law of the equation is the model's for every P,
+    S and data_eta (S adds flows along which the density does not change), that of its steps as h goes to 0, with order 1. One
+    evaluation an iteration, and one draw, or two with Langevin dynamics of the data.
+
+    Attributes:
+        data_eta: strength of the Langevin dynamics of the data; 0 is the published equation.
     """
 
     source: ClassVar[str] = "Dockhorn et al., ICLR 2022, appendix B"
     title: ClassVar[str] = "CLD Euler-Maruyama"
     takes_filter: ClassVar[bool] = True
+
+    data_eta: Annotated[float, Range(0, 1000)] = 0.0
+
+    @property
+    def detail(self) -> str:
+        return super().detail + (f", η={self.data_eta:g} on the data" if self.data_eta else "")
 
     def advanced(
         self,
@@ -145,7 +164,12 @@ class CLDEulerMaruyama(VelocitySampler):
     ) -> tuple[Tensor, Tensor]:
         h, s = step.length, score(x, w, step.sigma)
         flowed = w + h * (x + 2 * w + 2 * s)
-        return x - h * w, preconditioner.step(flowed, 2 * h * s, 2 * math.sqrt(h), draw())
+        moved, velocity = x - h * w, preconditioner.step(flowed, 2 * h * s, 2 * math.sqrt(h), draw())
+        if self.data_eta:
+            r = self.data_eta * math.log(step.sigma / step.below) * step.spread
+            by_data = step.by_score * s + step.by_data * x + step.by_velocity * w
+            moved = preconditioner.step(moved, r * by_data, math.sqrt(2 * r), draw())
+        return moved, velocity
 
 
 class Exact(NamedTuple):

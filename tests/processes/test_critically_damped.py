@@ -77,6 +77,21 @@ class Exact(NetworkScore):
         return -(xx * v - xv * x) / (xx * vv - xv**2)
 
 
+@each
+def test_the_score_by_the_data_follows_from_that_by_the_velocity(process):
+    p, t = 0.8, torch.tensor([1e-3, 0.02, 0.3, 1.0], dtype=torch.float64)
+    mean, root = process.kernel(t)
+    law = root @ root.mT + p * mean[:, :, None] * mean[:, None, :]
+    x, v = torch.randn(2, 4, dtype=torch.float64)
+    s_x, s_v = (-torch.linalg.solve(law, torch.stack([x, v], -1)[..., None]))[..., 0].unbind(-1)
+    factors, spread = process.data_score(t)
+    a, b, c = factors.unbind(-1)
+    torch.testing.assert_close(a * s_v + b * x + c * v, s_x, rtol=1e-6, atol=1e-6)
+    covariance = process.covariance(t)
+    left = covariance[:, 0, 0] - covariance[:, 0, 1] ** 2 / covariance[:, 1, 1]
+    torch.testing.assert_close(spread, left, rtol=1e-6, atol=0)
+
+
 class Known(VelocityScore):
     """Its states, and the score of Gaussian data in place of the network's."""
 

@@ -92,7 +92,7 @@ def test_the_flow_is_the_authors():
         sigma = CLD.sigma(t).item()
         x, w = u[i : i + 1].chunk(2, 1)
         score = lambda x, w, sigma: root * network(torch.cat([x, root * w], 1), torch.full((1,), sigma).double())  # noqa: E731
-        step = Step(sigma, sigma, h, 0.0, 1.0, root)
+        step = Step(sigma, sigma, h, 0.0, 1.0, root, 0.0, 0.0, 0.0, 0.0)
         moved = CLDFlow().advanced(x, w / root, step, score, Identity(), None)
         drift = torch.cat([(moved[0] - x) / h, root * (moved[1] - w / root) / h], 1) * rate
         torch.testing.assert_close(drift[0], GOLDEN["flow/drift"][i].double(), rtol=1e-3, atol=2e-3)
@@ -116,10 +116,10 @@ class Stationary:
         return torch.fft.ifft2(-(law[0, 0] * V - law[0, 1] * X) / (law[0, 0] * law[1, 1] - law[0, 1] ** 2)).real
 
 
-def error(kind, iterations, preconditioner=Identity()):
+def error(kind, iterations, preconditioner=Identity(), **options):
     """The largest relative error of the variance of a mode, without the denoising."""
-    sampler = kind(iterations, denoise=False, end=0.01)
-    draws = 2 + iterations * (4 if kind is SSCS else sampler.stochastic)
+    sampler = kind(iterations, denoise=False, end=0.01, **options)
+    draws = 2 + iterations * (4 if kind is SSCS else sampler.stochastic + len(options))
     _, variance = exact.exact_moments(sampler, CLD, POWER, 0.0, draws, preconditioner, Stationary(POWER))
     law = POWER + CLD.sigma(torch.tensor(0.01)).item() ** 2
     return ((variance - law) / law).abs().max().item()
@@ -140,6 +140,12 @@ def filtered(low, high, turn=0.0):
 def test_the_law_of_a_gaussian_is_reached_with_the_order(kind, order, least):
     errors = [error(kind, iterations) for iterations in (least, 2 * least)]
     assert order - 0.3 < math.log2(errors[0] / errors[1]) < order + 0.8
+
+
+@pytest.mark.parametrize("P", [Identity(), filtered(0.6, 1.8, 0.5)], ids=["vanilla", "filter and solenoid"])
+def test_langevin_dynamics_of_the_data_keep_the_law_too(P):
+    errors = [error(CLDEulerMaruyama, iterations, P, data_eta=1.0) for iterations in (64, 128)]
+    assert errors[1] < 0.65 * errors[0] and errors[1] < 0.1
 
 
 class OnBothDrifts(CLDEulerMaruyama):
