@@ -39,6 +39,8 @@ from pds.options import Range, shown
 
 log = logging.getLogger(__name__)
 
+# The one list of keys that make no difference, by why. Each use leaves out its part of it.
+
 # Place and speed: these keys may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
     "outputs",
@@ -53,12 +55,23 @@ PLACE = {
     "metric.cache",
     "dataset.source.root",
 }
+# How images are measured.
+MEASURING = {"metric", "dataset.reference", "fingerprint.reference"}
+# Beside these: names, what repeats a measurement, and what stands where other keys say the same.
+ASIDE = PLACE | MEASURING | {"name", "published", "seed", "shard_size", "fingerprint", "filter.reference"}
+# Configurations compute these from T: no difference where each T has one value.
+OF_T = ("sampler.end", "filter.iterations")
 
 
 def says_where(override: str) -> bool:
     """Whether an override concerns only place, speed or records."""
     key = override.lstrip("+~").partition("=")[0]
     return key in PLACE or key.startswith(("hydra", "tracker.", "tracker@", "sweep."))
+
+
+def under(key: str, names: Collection[str]) -> bool:
+    """Whether a dotted key, or a node above it, is among `names`."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 MOVED: dict[str, str] = {"pds.lab.tracking.WandbTracker": "pds.lab.trackers.wandb.WandbTracker"}
@@ -139,8 +152,7 @@ def _number(value: Any) -> Any:
 
 def _sampled(config: dict[str, Any]) -> dict[str, Any]:
     """Return the facts that the images of a run depend on, without their number and their measurement."""
-    beside = ("metric.", "dataset.reference.", "fingerprint.reference")
-    return {key: value for key, value in essence(config).items() if key != "images" and not key.startswith(beside)}
+    return {key: value for key, value in essence(config).items() if key != "images" and not under(key, MEASURING)}
 
 
 def _measured(config: dict[str, Any]) -> dict[str, Any]:

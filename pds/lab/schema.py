@@ -324,6 +324,7 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield family, f"{row}_pds", {"defaults": filtered, "filter": keys["filter"]}
 
 
+@functools.cache
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)

@@ -1,5 +1,6 @@
 """Every experiment composes and builds. A misspelt or impossible setting fails before any sampling, in one sentence."""
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,19 +168,26 @@ def test_model_and_data_set_choose_what_was_published(choice):
     }
 
 
-GROUPS = ["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug"]
-GROUPS += ["model/process", "dataset/reference", "sampler/predictor", "sampler/corrector", "sampler/schedule"]
-# The place of a nested group, and the arguments that the builder gives, never a configuration.
-BESIDE = {"sampler/schedule": ["sampler=ddim"], "sampler/corrector": ["model=ncsnpp_small"]}
-BESIDE |= {"sampler/predictor": BESIDE["sampler/corrector"], "model/process": BESIDE["sampler/corrector"]}
+# Groups that are composed together, one choice of each at a time; nested ones stand beside what has them.
+GROUPS = [["model", "dataset", "filter", "solenoid", "sampler", "metric", "tracker", "debug", "dataset/reference"]]
+GROUPS += [
+    ["sampler/predictor", "sampler/corrector", "model/process", "model=ncsnpp_small"],
+    ["sampler/schedule", "sampler=ddim"],
+]
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_choice_composes(group):
-    choices = sorted({path.stem for path in (CONF / group).glob("*.yaml")} | CHOICES.get(group, {}).keys())
-    assert choices
-    for choice in choices:
-        OmegaConf.to_container(composed(*BESIDE.get(group, []), f"{group}={choice}"), resolve=False)
+@pytest.mark.parametrize("groups", GROUPS, ids=str)
+def test_every_choice_composes(groups):
+    beside = [override for override in groups if "=" in override]
+    choices = {
+        group: sorted({path.stem for path in (CONF / group).glob("*.yaml")} | CHOICES.get(group, {}).keys())
+        for group in groups
+        if group not in beside
+    }
+    assert all(choices.values())
+    for row in itertools.zip_longest(*choices.values()):
+        chosen = [f"{group}={choice}" for group, choice in zip(choices, row, strict=True) if choice]
+        OmegaConf.to_container(composed(*beside, *chosen), resolve=False)
 
 
 def test_the_paper_row_is_what_it_says():

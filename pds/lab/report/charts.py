@@ -13,32 +13,17 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pds.lab.charts import (
-    BAD,
-    DASHES,
-    GRID,
-    LOG_RANGE,
-    MARKERS,
-    ON_SHADE,
-    QUIET,
-    SHADES,
-    SOFT,
-    STYLE,
-    Chart,
-    Column,
-    Series,
-    finished,
-    lines,
-    ramp,
-    upright,
-)
+from pds.lab import charts as house
+from pds.lab.charts import DASHES, SOFT, Chart, Column, Series, lines
 from pds.lab.report.measures import SideBySide
 from pds.lab.report.settings import Curves, HeatMap, Line, Panel, T, repeated, symbol
 from pds.lab.report.table import Grid, timing
-from pds.lab.text import shown, significant, with_decimals_of
+from pds.lab.text import shown, significant
 
 NFE = "NFE (score evaluations)"
 Style = dict[str, Any]
+LEVEL: Style = {"color": SOFT, "linewidth": 1.2}
+POINTS: Style = {"linestyle": "none", "markersize": 7}
 
 
 def against(name: str, panel: Panel, curves: Curves) -> Chart:
@@ -51,8 +36,8 @@ def against(name: str, panel: Panel, curves: Curves) -> Chart:
     series = _series(curves.lines, heads, {}, [{"color": SOFT, "dashes": dashes} for dashes in DASHES])
     ends = [pick(s.at(curves.x) for s in settings) for pick in (min, max)]
     for level, dashes in zip(curves.levels, cycle(DASHES), strict=False):
-        style = {"color": SOFT, "linewidth": 1.2, "dashes": dashes}
-        series.append(Series(level.label, [ends] * len(columns), [level.settings[0].number] * 2, style))
+        ys = [level.settings[0].number] * 2
+        series.append(Series(level.label, [ends] * len(columns), ys, LEVEL | {"dashes": dashes}))
     title, floor = f"{panel.quantity} against {', '.join(heads.values())}", panel.runs.floors.get(panel.quantity)
     return lines(name, title, panel.quantity, columns, series, floor, **layout)
 
@@ -63,7 +48,7 @@ def rows(name: str, grid: Grid) -> Chart:
     Preconditioned rows are strong and coloured; each other row has its own pair of quiet tone and dashes, up to 25.
     """
     curves = sorted(grid.curves(), key=lambda line: -line.settings[-1].number)
-    tones = [{"color": tone, "dashes": dashes} for dashes in ((None, None), *DASHES) for tone in QUIET]
+    tones = [{"color": tone, "dashes": dashes} for dashes in ((None, None), *DASHES) for tone in house.QUIET]
     quiet = [{"linewidth": 1, "markersize": 3.5, **tone} for tone in tones]
     series = _series(curves, ("nfe", "seconds"), {"linewidth": 2.2, "markersize": 6, "zorder": 3}, quiet)
     columns = [Column(NFE, [nfe for nfe in grid.usual("nfe") if nfe is not None], 1), Column(timing(grid.runs), log_range=1)]
@@ -73,8 +58,8 @@ def rows(name: str, grid: Grid) -> Chart:
 
 def _series(drawn: Sequence[Line], keys: Iterable[str], strong: Style, quiet: Iterable[Style]) -> list[Series]:
     """Return lines over `keys`: the preconditioned in the colours of the ramp and `strong`, each other in a `quiet` style."""
-    series, tones, quiet = [], iter(ramp(sum(not line.vanilla for line in drawn))), cycle(quiet)
-    for line, marker in zip(drawn, cycle(MARKERS), strict=False):
+    series, tones, quiet = [], iter(house.ramp(sum(not line.vanilla for line in drawn))), cycle(quiet)
+    for line, marker in zip(drawn, cycle(house.MARKERS), strict=False):
         style = {"marker": marker, **(next(quiet) if line.vanilla else {"color": next(tones), **strong})}
         spreads, xs = [s.spread or 0.0 for s in line.settings], [[s.at(key) for s in line.settings] for key in keys]
         series.append(Series(line.label, xs, [s.number for s in line.settings], style, (spreads, spreads)))
@@ -83,68 +68,71 @@ def _series(drawn: Sequence[Line], keys: Iterable[str], strong: Style, quiet: It
 
 def best_alphas(name: str, panel: Panel) -> Chart:
     """Draw the best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
-    found, pairs, series = panel.best_alphas(), panel.references(), []
-    for (label, bests), tone, marker in zip(found, ramp(len(found)), cycle(MARKERS), strict=False):
+    found, series = panel.best_alphas(), []
+    for (label, bests), tone, marker in zip(found, house.ramp(len(found)), cycle(house.MARKERS), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
             placed = [best for best in bests if (None not in (best.below, best.above)) is inside]
-            xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
             reach = [b.alpha - (b.below or b.alpha) for b in placed], [(b.above or b.alpha) - b.alpha for b in placed]
-            style = {"color": tone, "marker": marker, "linestyle": "none", "markersize": 7, "mfc": tone if inside else "none"}
-            bars = {"elinewidth": 5, "capsize": 0, "alpha": 0.35}
-            series += [Series(f"{label or 'PDS'}, best α{note}", [xs], ys, style, reach, bars)] if placed else []
+            style, bars = {"color": tone, "marker": marker, "mfc": tone if inside else "none"}, {"elinewidth": 5, "capsize": 0}
+            xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
+            one = Series(f"{label or 'PDS'}, best α{note}", [xs], ys, POINTS | style, reach, bars | {"alpha": 0.35})
+            series += [one] if placed else []
     ts = [best.iterations for _, bests in found for best in bests]
-    for (alpha, t), dashes in zip(pairs, cycle(DASHES), strict=False):
+    for (alpha, t), dashes in zip(panel.references(), cycle(DASHES), strict=False):
         ends = np.geomspace(min(ts), max(ts), 50).tolist()
-        style = {"color": SOFT, "linewidth": 1.2, "dashes": dashes}
-        series.append(Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], [alpha * end / t for end in ends], style))
+        series.append(
+            Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], [alpha * end / t for end in ends], LEVEL | {"dashes": dashes})
+        )
     return lines(name, f"Best α against T, by {panel.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
 
 
 def precision_recall(name: str, table: SideBySide) -> Chart:
     """Draw each setting at its recall and precision; the reach of a bar is a standard error."""
-    series, settings = [], list(table.rows.items())
-    for (label, row), tone, marker in zip(settings, ramp(len(settings)), cycle(MARKERS), strict=False):
+    series, tones = [], house.ramp(len(table.rows))
+    for (label, row), tone, marker in zip(table.rows.items(), tones, cycle(house.MARKERS), strict=False):
         x, y = row["recall"], row["precision"]
-        style = {"color": tone, "marker": marker, "linestyle": "none", "markersize": 7}
-        series.append(Series(label, [[x.number]], [y.number], style, ([y.error or 0.0], [y.error or 0.0])))
+        reach = [y.error or 0.0], [y.error or 0.0]
+        series.append(Series(label, [[x.number]], [y.number], POINTS | {"color": tone, "marker": marker}, reach))
     columns = [Column("recall (diversity)", log_range=math.inf)]
     return lines(name, "Precision against recall", "precision (fidelity)", columns, series, size=(634, 310))
 
 
-def heat_map(name: str, panel: Panel, found: HeatMap, low: float, high: float) -> Chart:
-    """Draw distance in the cells of a grid, dark where it is low; the colours reach from `low` to `high`."""
-    columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
+def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, low: float, high: float) -> Chart:
+    """Draw distance in the cells of a grid over two keys, dark where it is low; the colours reach from `low` to `high`."""
+    (columns, rows), (x, y) = (
+        (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1)),
+        map(symbol, keys),
+    )
     width, height = len(columns) * 62, len(rows) * (42 if repeated(panel.settings) else 34)
-    total, logarithmic = (max(width, 170) + 86, height + 72), low > 0 and high > LOG_RANGE * low
+    total, logarithmic = (max(width, 170) + 86, height + 72), low > 0 and high > house.LOG_RANGE * low
     norm = (LogNorm if logarithmic else Normalize)(low, high)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context({**house.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(total[0] / 72, total[1] / 72))
         axes = figure.add_axes((70 / total[0], 46 / total[1], width / total[0], height / total[1]))
         for (i, column), (j, row) in product(enumerate(columns), enumerate(rows)):
-            setting = found.cells.get((column, row))
+            setting, about = found.cells.get((column, row)), Style(ha="center", va="center")
             if setting is None:
                 state = found.lost.get((column, row), "")
-                axes.add_patch(Rectangle((i, j), 1, 1, facecolor="none", edgecolor=GRID, hatch="////", linewidth=0))
-                axes.text(i + 0.5, j + 0.5, state, ha="center", va="center", color=SOFT if state == "skipped" else BAD)
+                axes.add_patch(Rectangle((i, j), 1, 1, facecolor="none", edgecolor=house.GRID, hatch="////", linewidth=0))
+                axes.text(i + 0.5, j + 0.5, state, color=SOFT if state == "skipped" else house.BAD, **about)
                 continue
-            shade = np.array(SHADES(0.18 + 0.8 * norm(setting.number))[:3])
+            shade = np.array(house.SHADES(0.18 + 0.8 * norm(setting.number))[:3])
             axes.add_patch(Rectangle((i + 0.015, j + 0.03), 0.97, 0.94, facecolor=shade, edgecolor="none"))
-            ink, lowest = "#ffffff" if shade @ (0.299, 0.587, 0.114) < 0.55 else ON_SHADE, setting.number == found.lowest
-            number = significant(setting.number, setting.error)
-            text = number + ("" if setting.spread is None else f"\n± {with_decimals_of(number, setting.spread)}")
-            about: Style = {"color": ink, "fontweight": "bold" if lowest else "normal", "linespacing": 1.1}
-            axes.text(i + 0.5, j + 0.5, text, ha="center", va="center", **about)
-            if lowest:
-                axes.add_patch(Rectangle((i + 0.05, j + 0.09), 0.9, 0.82, facecolor="none", edgecolor=ink, linewidth=1.6))
-        axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)), xlabel="T (iterations)" if found.x == T else symbol(found.x))
-        axes.set_ylabel(symbol(found.y), **upright(symbol(found.y)))
+            about |= {"color": "#ffffff" if shade @ (0.299, 0.587, 0.114) < 0.55 else house.ON_SHADE, "linespacing": 1.1}
+            if setting.number == found.lowest:
+                frame = {"facecolor": "none", "edgecolor": about["color"], "linewidth": 1.6}
+                axes.add_patch(Rectangle((i + 0.05, j + 0.09), 0.9, 0.82, **frame))
+                about["fontweight"] = "bold"
+            axes.text(i + 0.5, j + 0.5, "\n± ".join(filter(None, setting.shown[:2])), **about)
+        axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)), xlabel="T (iterations)" if keys[0] == T else x)
+        axes.set_ylabel(y, **house.upright(y))
         axes.set_xticks(np.arange(len(columns)) + 0.5, map(shown, columns))
         axes.set_yticks(np.arange(len(rows)) + 0.5, map(shown, rows))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(found.held or " ", fontsize=10, loc="left")
-        over = f"{panel.quantity} over {symbol(found.x)} and {symbol(found.y)}"
-        return finished(name, f"{over}, {found.held}: lowest {significant(found.lowest)}", figure)
+        title = f"{panel.quantity} over {x} and {y}, {found.held}: lowest {significant(found.lowest)}"
+        return house.finished(name, title, figure)
 
 
 def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
@@ -158,11 +146,11 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         values, unit, f = np.fft.fftshift(values, axes=(-2, -1)), "cycles/pixel", np.array([-0.5, -0.25, 0, 0.25, 0.5])
         names, places = [[f"{x:g}" for x in f]] * 2, [np.clip(n // 2 + f * n, -0.5, n - 0.5) for n in sides]
     panels = values[:1] if np.allclose(values, values[:1]) else values
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+    with matplotlib.rc_context({**house.STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure = Figure(figsize=((100 + 190 * len(panels)) / 72, (60 + 185 * sides[1] / sides[0]) / 72), layout="constrained")
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
-            drawn = axes.imshow(panel, SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
+            drawn = axes.imshow(panel, house.SHADES, vmin=panels.min(), vmax=panels.max(), interpolation="none")
             axes.set(xlabel=unit, title=f"channel {i}" if len(panels) > 1 else "")
             axes.set(xticks=places[0], xticklabels=names[0], yticks=places[1], yticklabels=names[1])
         bar = figure.colorbar(drawn, cax=all_axes[-1].inset_axes((1.06, 0, 0.06, 1)))
@@ -170,4 +158,4 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         # 1 leaves a coordinate as it is.
         marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
         bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
-        return finished(name, f"{kind} filter", figure)
+        return house.finished(name, f"{kind} filter", figure)

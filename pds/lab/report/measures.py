@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pds.evaluation.panel import better, long_name, parts
 from pds.lab.report.runs import Runs, grouped
-from pds.lab.report.settings import Panel, Setting
-from pds.lab.text import markdown_table, rounded, with_error
+from pds.lab.report.settings import Number, Panel, Setting
+from pds.lab.text import rounded
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Settings of one kind by their measures of the same features, resize and image count.
-
-    `rows` holds the settings by label, each by measure.
-    """
+    """Settings of one kind, by label and by measure, whose measures are of the same features, resize and image count."""
 
     name: str  # what the names of the measures share
     model: str
@@ -27,34 +24,25 @@ class SideBySide:
     rows: dict[str, dict[str, Setting]]
 
     @property
-    def heads(self) -> list[str]:
-        return [measure + ARROWS[better(f"{measure}_")] for measure in self.measures]
+    def table(self) -> list[list[Any]]:
+        """Rows of numbers with their errors, under a row of heads."""
+        ends = {measure: better(f"{measure}_") for measure in self.measures}
+        columns = [_column([row.get(measure) for row in self.rows.values()], end) for measure, end in ends.items()]
+        heads = ["setting", *(measure + ARROWS[end] for measure, end in ends.items())]
+        return [heads, *map(list, zip(self.rows, *columns, strict=True))]
 
-    def cells(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-        """Yield each label with a text and a kind for every measure: "best", "level" with it, or ""."""
-        columns = [self._column([row.get(measure) for row in self.rows.values()], measure) for measure in self.measures]
-        yield from zip(self.rows, map(list, zip(*columns, strict=True)), strict=True)
 
-    def _column(self, settings: list[Setting | None], measure: str) -> list[tuple[str, str]]:
-        errors = [setting.error if setting else None for setting in settings]
-        numbers = [setting.number if setting else None for setting in settings]
-        texts = map(with_error, rounded(numbers, errors), errors)
-        present, end = [setting for setting in settings if setting], better(f"{measure}_")
-        best = (min if end == "low" else max)(present, key=lambda s: s.number) if end and len(present) > 1 else None
+def _column(settings: Sequence[Setting | None], end: str) -> list[Number]:
+    errors, numbers = ([getattr(s, key, None) for s in settings] for key in ("error", "number"))
+    present = [setting for setting in settings if setting]
+    best = (min if end == "low" else max)(present, key=lambda s: s.number) if end and len(present) > 1 else None
 
-        def kind(setting: Setting | None) -> str:
-            if setting is None or best is None:
-                return ""
-            found = setting.against(best)
-            return "best" if setting is best else "level" * bool(found and found.level)
+    def kind(setting: Setting | None) -> str:
+        found = setting.against(best) if setting and best else None
+        return "best" if setting and setting is best else "level" * bool(found and found.level)
 
-        return [(text, kind(setting)) for text, setting in zip(texts, settings, strict=True)]
-
-    def __str__(self) -> str:
-        """The table for a terminal: the best is bold, ≈ is level with it."""
-        marks = {"best": "**{}**", "level": "{} ≈", "": "{}"}
-        rows = [[label, *(marks[kind].format(text) for text, kind in cells)] for label, cells in self.cells()]
-        return f"{self.name}\n\n" + markdown_table([["setting", *self.heads], *rows], [False, *[True] * len(self.measures)])
+    texts = zip(settings, rounded(numbers, errors), errors, strict=True)
+    return [Number.of(text, error, kind(setting)) for setting, text, error in texts]
 
 
 def side_by_side(runs: Runs) -> list[SideBySide]:

@@ -17,9 +17,9 @@ import jinja2
 from pds.lab.report.measures import SideBySide, side_by_side
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
-from pds.lab.report.settings import Panel, Setting, T, panels, repeated, symbol
+from pds.lab.report.settings import Number, Panel, Setting, T, panels, repeated, symbol
 from pds.lab.report.table import WORDS, Grid, long_form, plain_columns, write_table
-from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, with_decimals_of, write_text
+from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, write_text
 
 if TYPE_CHECKING:
     from pds.lab.charts import Chart
@@ -28,6 +28,19 @@ log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 
 MANY = 12  # with more runs than this a page shows strips instead of grids, and folds its long tables
+
+
+class Figures(dict[str, "Chart"]):
+    """The charts of a page by the names of their files."""
+
+    def draw(self, kind: str, name: str, *arguments: Any) -> Chart:
+        """Draw a chart; metrics of several models share a name, so a number follows."""
+        from pds.lab.report import charts  # matplotlib takes a second, for which a page without charts need not wait
+
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+        name = next(n for i in itertools.count(1) if (n := name if i == 1 else f"{name}-{i}") not in self)
+        self[name] = getattr(charts, kind)(name, *arguments)
+        return self[name]
 
 
 def write_report(folder: Path) -> Path:
@@ -40,8 +53,8 @@ def write_report(folder: Path) -> Path:
     Raises:
         PDSError: there is neither a run nor a sweep in `folder`, or the files cannot be written.
     """
-    runs = read_runs(folder)
-    done, notes = runs.done, list[str]()
+    runs, figures, notes = read_runs(folder), Figures(), list[str]()
+    done, points = runs.done, runs.points
 
     def part(what: str, empty: Any, make: Callable[..., Any], *arguments: Any) -> Any:
         """Make one part; its failure must not cost the rest of the page."""
@@ -52,38 +65,37 @@ def write_report(folder: Path) -> Path:
             notes.append(f"{what} cannot be shown: {error}")
             return empty
 
-    table = part("The table", {"table": None, "grid": None, "cells": [], "rows_chart": None}, _table, folder)
-    swept = part("What was swept over", {}, _swept, runs, {T} if table["rows_chart"] else set())
+    table = part("The table", {"table": None, "grid": None, "cells": [], "rows_chart": None}, _table, folder, figures)
+    swept = part("What was swept over", {}, _swept, runs, figures, {T} if table["rows_chart"] else set())
     configured, facts = [run for run in runs if run.config], [_facts(run) for run in done]
     labels = [run.label if run.state == "done" else f"{run.label} ({run.state})" for run in configured]
-    rows = differing([{k: v for k, v in run.flat.items() if not k.startswith("sweep.")} for run in configured])
-    own, strips, foremost = differing(facts), len(done) > MANY, _foremost(done)
+    own, strips = differing(facts), len(done) > MANY
     page = {
         "title": next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name),
-        "lede": part("The verdict", [], lambda: [_summed_up(done), *_verdicts(done)]),
+        "verdicts": part("The verdict", [], lambda: list(_verdicts(done))),
+        "search": (folder / "tuning.html").exists(),
         "lost": _lost(runs),
         "notes": notes,
         **table,
         "columns": plain_columns(done),
-        "measures": part("The measures", [], _measures, done),
-        "lowest": {r.folder for m in done.metrics for r in done if r.metrics.get(m) == done.ranked(m)[0].metrics[m]},
-        "foremost": [i for i, run in enumerate(done) if strips and run.folder in foremost],
+        "ranked": {name: done.ranked(name) for name in done.metrics},
+        "texts": {name: done.texts(name) for name in done.metrics},
+        "foremost": _foremost(done) if strips else [],
+        "measures": part("The measures", [], _measures, done, figures),
         "swept": swept,
         "strips": strips,
         "images": part("The images", {}, _images, done, strip_of if strips else grid_of),
-        "filters": part("The filters", [], _filters, done),
-        "differences": _comparison(labels, rows) if rows else None,
+        "filters": part("The filters", [], _filters, done, figures),
+        "differences": _comparison(labels, differing([run.flat for run in configured])),
         "shared": {key: value for key, value in facts[0].items() if key not in own} if facts else {},
         "methods": {run.result["sampler"]: run.result["source"] for run in done if run.result.get("source")},
         "own": _comparison([run.label for run in done], {**own, "run directory": [run.folder.name for run in done]}),
-        "points": runs.points,
-        "states": Counter(point.state for point in runs.points),
-        "sweeps": list(dict.fromkeys(point.command for point in runs.points if point.command)),
+        "points": points,
+        "states": Counter(point.state for point in points),
+        "sweeps": list(dict.fromkeys(point.command for point in points if point.command)),
         "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
     }
-    alone = [table["rows_chart"], *(chart for _, chart in page["measures"])]
-    charts = [*alone, *(c for parts in swept.values() for one in parts for c in one.get("charts", []))]
-    for drawn in filter(None, charts):
+    for drawn in figures.values():
         write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
     write_text(folder / "summary.csv", csv_table(_summary(runs)))
     write_text(folder / "report.html", _template().render(page, done=done))
@@ -99,12 +111,6 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def _chart(kind: str, *arguments: Any) -> Chart:
-    from pds.lab.report import charts  # matplotlib takes a second, for which a page without charts need not wait
-
-    return getattr(charts, kind)(*arguments)
-
-
 def _summary(runs: Runs) -> list[list[Any]]:
     """Return one row a run: its facts, every metric by its full name, every swept key."""
     facts = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
@@ -118,18 +124,6 @@ def _summary(runs: Runs) -> list[list[Any]]:
         numbers = [*map(run.result.get, facts.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
         rows.append([name, run.label, run.state, seed, *numbers, run.message])
     return rows
-
-
-def _summed_up(done: Runs) -> str:
-    if not len(done):
-        return "No run has finished yet."
-    keys = ("model", "sampler", "iterations", "nfe", "images", "seed")
-    model, sampler, iterations, nfe, images, seed = map(done.common, keys)
-    steps = f"{iterations} iterations ({nfe} score evaluations)" if nfe and iterations else "several lengths"
-    each = f"{images} images each" if images else "images as listed"
-    noise = "from different seeds" if seed is None else f"from the same noise (seed {seed})"
-    what = f"{model or 'several models'} with {sampler or 'several samplers'}"
-    return f"{len(done)} {'run' if len(done) == 1 else 'runs'} of {what}, {steps}, {each}, {noise}."
 
 
 def _verdicts(done: Runs) -> Iterator[str]:
@@ -173,79 +167,73 @@ def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
     return {kind: grouped(((run.state, run.message), run.label) for run in group) for kind, group in groups.items()}
 
 
-def _table(folder: Path) -> dict[str, Any]:
+def _table(folder: Path, figures: Figures) -> dict[str, Any]:
     """Return the table that the runs fill, and its chart where the rows of a grid are curves."""
     table, lines = write_table(folder) or (None, [])
     grid, cells = Grid.of(table, lines) if table else None, long_form(lines) if lines else []
     # A figure of images has nothing printed, and a table that waits nothing measured.
     kept = [i for i, (head, *texts) in enumerate(zip(*cells, strict=True)) if head == "note" or set(texts) != {MISSING}]
-    drawn = _chart("rows", f"{grid.quantity}-against-NFE", grid) if grid and grid.curves() else None
+    drawn = figures.draw("rows", f"{grid.quantity}-against-NFE", grid) if grid and grid.curves() else None
     return {"table": table, "grid": grid, "cells": [[row[i] for i in kept] for row in cells], "rows_chart": drawn}
 
 
-def _foremost(done: Runs) -> set[Path]:
-    """Return the folders of the lowest runs of each model and metric, vanilla ones and others apart."""
+def _foremost(done: Runs) -> list[int]:
+    """Return the places of the lowest runs of each model and metric, vanilla ones and others apart."""
     groups = grouped(((name, run.model, run.vanilla), run.folder) for name in done.metrics for run in done.ranked(name))
-    return {folder for folders in groups.values() for folder in folders[: MANY // 3]}
+    first = {folder for folders in groups.values() for folder in folders[: MANY // 3]}
+    return [i for i, run in enumerate(done) if run.folder in first]
 
 
-def _swept(runs: Runs, without: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+def _swept(runs: Runs, figures: Figures, without: Collection[str]) -> dict[str, list[dict[str, Any]]]:
     """Return the parts of each section about the sweep; the keys `without` get no curves.
 
-    A part has a note, and rows (label, mean ± deviation, seeds), or a head and charts.
+    A part is a table of means over the seeds, or a head, a note and charts.
     """
     parts: dict[str, list[dict[str, Any]]] = {"Over the seeds": [], "Curves": [], "Heat maps": [], "The best α against T": []}
     seeds, curves, maps, bests = parts.values()
-    several, names, lowest = len(runs.done.models) > 1, Counter[str](), "those with the lowest distances"
-
-    def chart(kind: str, name: str, *arguments: Any) -> Chart:
-        """Draw a chart; metrics of several models share a name, so a number follows."""
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
-        names[name] += 1
-        return _chart(kind, name if names[name] == 1 else f"{name}-{names[name]}", *arguments)
-
+    several, lowest, draw = len(runs.done.models) > 1, "those with the lowest distances", figures.draw
     for panel in panels(runs):
         metric, note = panel.quantity, panel.quantity + (f", {panel.runs.models[0]}" if several else "")
         if repeated(panel.settings):
-            seeds.append({"note": note, "rows": _means(panel)})
+            seeds.append({"means": _means(panel, note)})
         for x in panel.axes:
             if x not in without and (found := panel.curves(x)):
                 name, head = ("T", "T, NFE and seconds") if x == T else (x, symbol(x))
                 left = f"; of {len(found.lines) + found.left_out} lines {lowest}" * bool(found.left_out)
-                charts = [chart("against", f"{metric}-against-{name}", panel, found)]
-                curves.append({"note": note + left, "head": f"Against {head}", "charts": charts})
+                charts = [draw("against", f"{metric}-against-{name}", panel, found)]
+                curves.append({"head": f"Against {head}", "note": note + left, "charts": charts})
         for x, y in itertools.combinations(panel.axes, 2):
             kept, left_out = panel.heat_maps(x, y)
             numbers = [s.number for one in kept for s in one.cells.values()]
-            charts = [chart("heat_map", f"{metric}-over-{x}-and-{y}", panel, m, min(numbers), max(numbers)) for m in kept]
-            vanilla = [s for s in panel.settings if s.runs[0].vanilla and x not in s.values and y not in s.values]
+            reach, name = (min(numbers, default=0), max(numbers, default=0)), f"{metric}-over-{x}-and-{y}"
+            charts = [draw("heat_map", name, panel, (x, y), one, *reach) for one in kept]
+            vanilla = [s for s in panel.settings if s.vanilla and x not in s.values and y not in s.values]
             facts = [note, *(f"{panel.label([s])} {significant(s.number)}" for s in vanilla[:4])]
             facts += [f"of {len(kept) + left_out} maps {lowest}"] * bool(left_out)
-            maps += [{"note": "; ".join(facts), "head": f"Over {symbol(x)} and {symbol(y)}", "charts": charts}] * bool(kept)
+            about = {"head": f"Over {symbol(x)} and {symbol(y)}", "note": "; ".join(facts), "charts": charts}
+            maps += [about] * bool(kept)
         if panel.best_alphas():
-            charts = [chart("best_alphas", f"{metric}-best-alpha-against-T", panel)]
-            bests.append({"note": note, "head": "By", "charts": charts, "line": bool(panel.references())})
+            charts = [draw("best_alphas", f"{metric}-best-alpha-against-T", panel)]
+            bests.append({"head": "By", "note": note, "charts": charts})
     return {title: found for title, found in parts.items() if found}
 
 
-def _measures(done: Runs) -> list[tuple[SideBySide, Chart | None]]:
+def _means(panel: Panel, head: str) -> list[list[Any]]:
+    """Return rows of means and deviations over the seeds under a row of heads, vanilla first."""
+    settings = sorted(panel.settings, key=lambda setting: (not setting.vanilla, setting.number))
+    means = zip(settings, rounded((s.number for s in settings), [s.error for s in settings]), strict=True)
+    rows = [[panel.label([s]), Number.of(mean, s.spread), str(len(s.runs))] for s, mean in means]
+    return [["setting", head, "seeds"], *rows]
+
+
+def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | None]]:
     """Return the tables of measures, each with a picture of precision against recall where every row has both."""
-    found: list[tuple[SideBySide, Chart | None]] = []
-    for table in side_by_side(done):
+
+    def picture(table: SideBySide) -> Chart | None:
         drawn = all({"precision", "recall"} <= row.keys() for row in table.rows.values())
-        name = f"precision-against-recall_{table.name}" + (f"-{len(found)}" if found else "")
-        found.append((table, _chart("precision_recall", name, table) if drawn else None))
-    return found
+        return figures.draw("precision_recall", f"precision-against-recall_{table.name}", table) if drawn else None
 
-
-def _means(panel: Panel) -> list[tuple[str, str, int]]:
-    settings = sorted(panel.settings, key=lambda setting: (not setting.runs[0].vanilla, setting.number))
-    rows = []
-    means = rounded((s.number for s in settings), [s.error for s in settings])
-    for setting, mean in zip(settings, means, strict=True):
-        spread = "" if setting.spread is None else f" ± {with_decimals_of(mean, setting.spread)}"
-        rows.append((panel.label([setting]), mean + spread, len(setting.runs)))
-    return rows
+    return [(table, picture(table)) for table in side_by_side(done)]
 
 
 def _images(done: Runs, picture: Callable[[Run], Picture | None]) -> dict[Any, list[tuple[Run, Picture | str]]]:
@@ -262,7 +250,7 @@ def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
         return f"This cannot be shown: {error}"
 
 
-def _filters(done: Runs) -> list[tuple[str, str, Chart | None]]:
+def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]]:
     """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
@@ -272,7 +260,7 @@ def _filters(done: Runs) -> list[tuple[str, str, Chart | None]]:
             continue
         for kind, values in planes.items():
             if (key := (kind, values.tobytes())) not in found:
-                picture = _chart("filter_plane", f"filter-{len(found)}", kind, values) if len(found) < MANY else None
+                picture = figures.draw("filter_plane", f"filter-{len(found)}", kind, values) if len(found) < MANY else None
                 found[key] = (run.label, "R, frequency plane" if kind == "frequency" else "A, pixel plane", picture)
     return list(found.values())
 

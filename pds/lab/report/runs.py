@@ -15,19 +15,21 @@ from pds.errors import PDSError
 from pds.evaluation.panel import better, short_name
 from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
-from pds.lab.runs import RESULT, identity, read_config, read_result
+from pds.lab.runs import ASIDE, RESULT, identity, read_config, read_result, under
 from pds.lab.text import FLOOR, MISSING, is_number, rounded, with_error
 from pds.options import fitted
 
 STATES = ("done", "failed", "damaged", "skipped")
-BESIDE = ("seed.", "shard_size.", "name.", "published.", "metric.", "fingerprint.", "filter.reference.")
-"""These keys make no difference of settings. Neither do the keys that only say where and how fast (`pds.lab.runs.identity`).
-Seeds repeat a measurement; the other keys belong to the measuring, or follow from keys that count."""
-OF_T = ("sampler.end", "filter.iterations")
-"""These make none either where each T has one value: configurations compute them from T."""
 
 _NEEDED = {"name", "label", "vanilla", "sampler", "iterations", "nfe", "images", "seconds", "seed", "model", "metrics", "floor"}
 """A result has these keys; older versions wrote no others."""
+_BY_MEASURE = {
+    "metrics": dict[str, float],
+    "floor": dict[str, float],
+    "errors": dict[str, float],
+    "left_out": dict[str, list[float]],
+}
+"""These entries of a result are by the name of a measure; a distance that has an older name goes by that one."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,10 @@ class Run:
         """Whether the run is a finished one without preconditioning."""
         return self.result.get("vanilla", False)
 
-    @cached_property
+    @property
     def measures(self) -> dict[str, float]:
-        """All that was measured, by full name; distances that have an older name go by that one."""
-        return {short_name(name): value for name, value in self.result.get("metrics", {}).items()}
-
-    @cached_property
-    def errors(self) -> dict[str, float]:
-        """Standard errors of measures, by the same names, where they are known."""
-        return {short_name(name): value for name, value in self.result.get("errors", {}).items()}
-
-    @cached_property
-    def left_out(self) -> dict[str, list[float]]:
-        """Measures without each block of images, by the same names, where they are known."""
-        return {short_name(name): values for name, values in self.result.get("left_out", {}).items()}
+        """All that was measured, by full name."""
+        return self.result.get("metrics", {})
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -83,8 +75,8 @@ class Run:
 
     @cached_property
     def flat(self) -> dict[str, Any]:
-        """The whole configuration by dotted key."""
-        return identity(self.config, without=())
+        """The configuration by dotted key, without a sweep's bookkeeping. A point without a folder gives its command line."""
+        return identity(self.config, without=("sweep",)) if self.config else dict(map(_override, self.overrides))
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -94,9 +86,8 @@ class Run:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """The configuration by dotted key, without `BESIDE`. A point without a folder gives what its command line says."""
-        flat = identity(self.config) if self.config else dict(map(_override, self.overrides))
-        return {k: v for k, v in flat.items() if v is not None and not f"{k}.".startswith(BESIDE)}
+        """The part of `flat` that tells settings apart: without `ASIDE` and without null."""
+        return {key: value for key, value in self.flat.items() if value is not None and not under(key, ASIDE)}
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -165,7 +156,7 @@ class Runs:
     @cached_property
     def floors(self) -> dict[str, float]:
         """Distance of real data to real data by metric, where a run knows it."""
-        return {short_name(name): value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
+        return {name: value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
 
     @property
     def other_floors(self) -> list[str]:
@@ -180,7 +171,7 @@ class Runs:
     def texts(self, metric: str) -> dict[float | None, str]:
         """Return the text of every distance of one metric, rounded alike wherever it appears; None reads `MISSING`."""
         values = [*(run.metrics.get(metric) for run in self), self.floors.get(metric)]
-        errors = [*(run.errors.get(metric) for run in self), None]
+        errors = [*(run.result.get("errors", {}).get(metric) for run in self), None]
         return dict(zip(values, map(with_error, rounded(values, errors), errors), strict=True))
 
     def ranked(self, metric: str) -> list[Run]:
@@ -249,10 +240,10 @@ def _read_run(folder: Path) -> Run:
         if status["state"] == "done":
             result = read_result(folder, {key: RESULT[key] for key in _NEEDED})
             with reading(folder / "result.json", "the result of a run", fix):
-                for key in RESULT.keys() & result.keys():
-                    fitted(key, result[key], RESULT[key])
-                fitted("errors", result.get("errors", {}), dict[str, float])
-                fitted("left_out", result.get("left_out", {}), dict[str, list[float]])
+                kinds = RESULT | _BY_MEASURE
+                for key in kinds.keys() & result.keys():
+                    fitted(key, result[key], kinds[key])
+            result |= {key: {short_name(n): v for n, v in result.get(key, {}).items()} for key in _BY_MEASURE}
         return Run(folder, status["state"], str(status.get("message") or ""), result, config)
     except PDSError as error:
         return Run(folder, "damaged", str(error), {}, config)

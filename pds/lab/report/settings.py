@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
-from pds.lab.report.runs import OF_T, Run, Runs, differing, grouped, token
-from pds.lab.text import is_number, shown
+from pds.lab.report.runs import Run, Runs, differing, grouped, token
+from pds.lab.runs import OF_T
+from pds.lab.text import MISSING, is_number, shown, significant, with_decimals_of
 
 T, ALPHA = "sampler.iterations", "filter.alpha"
 _SYMBOLS = {T: "T", ALPHA: "α", "filter.lam": "λ", "filter.r": "r", "solenoid.omega": "ω", "sampler.step_size": "α/σ²"}
@@ -19,6 +20,24 @@ _PRECONDITIONER = ("filter.", "solenoid.")
 
 Values = dict[str, Any]
 Place = tuple[float, float]
+
+
+class Number(NamedTuple):
+    """A cell of a table, in a terminal and on the page."""
+
+    text: str
+    spread: str = ""  # behind ±: a deviation or an error
+    kind: str = ""  # "best" of its column, "level" with it, "failing", "soft" or ""
+
+    @classmethod
+    def of(cls, text: str, spread: float | None, kind: str = "") -> Number:
+        """A number with a spread, where it has one, to the same decimals."""
+        return cls(text, "" if spread is None else with_decimals_of(text, spread), kind)
+
+    def __str__(self) -> str:
+        # Without spaces, so that five columns with deviations fit a terminal.
+        text = "±".join(filter(None, (self.text, self.spread)))
+        return {"best": f"**{text}**", "level": f"{text} ≈"}.get(self.kind, text)
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,15 @@ class Setting:
     runs: tuple[Run, ...]
     quantity: str
     values: Values = field(default_factory=dict)
+
+    @property
+    def result(self) -> Values:
+        """The result of the first seed."""
+        return self.runs[0].result
+
+    @property
+    def vanilla(self) -> bool:
+        return self.runs[0].vanilla
 
     def at(self, key: str) -> float:
         """Return the value of a swept key, or the mean over the seeds of a number of the runs."""
@@ -50,18 +78,24 @@ class Setting:
     @property
     def error(self) -> float | None:
         """Standard error of `number`: over the seeds, or of the one seed's images; None where it is not known."""
-        return self.runs[0].errors.get(self.quantity) if self.spread is None else self.spread / math.sqrt(len(self.runs))
+        known = self.result.get("errors", {}).get(self.quantity)
+        return known if self.spread is None else self.spread / math.sqrt(len(self.runs))
+
+    @property
+    def shown(self) -> Number:
+        """`number` with three significant digits, and its deviation over the seeds."""
+        return Number.of(significant(self.number, self.error), self.spread)
 
     def against(self, other: Setting) -> Comparison | None:
         """Return the comparison with another setting, paired over the seeds of both, or over the blocks of their one seed."""
         first, second = ({run.result["seed"]: run for run in setting.runs} for setting in (self, other))
-        shared = sorted(first.keys() & second.keys())
-        pairs = [(first[seed].number(self.quantity), second[seed].number(self.quantity)) for seed in shared]
-        if len(shared) > 1:
-            return compared(*map(list, zip(*pairs, strict=True)))
-        blocks = [runs[seed].left_out.get(self.quantity, []) for seed in shared for runs in (first, second)]
+        pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+        numbers = [[run.number(self.quantity) for run in runs] for runs in zip(*pairs, strict=True)]
+        if len(pairs) > 1:
+            return compared(*numbers)
+        blocks = [run.result.get("left_out", {}).get(self.quantity, []) for runs in pairs for run in runs]
         alike = len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) == BLOCKS
-        return compared_once(pairs[0][0] - pairs[0][1], *blocks) if alike else None
+        return compared_once(numbers[0][0] - numbers[1][0], *blocks) if alike else None
 
 
 class Line(NamedTuple):
@@ -72,7 +106,7 @@ class Line(NamedTuple):
 
     @property
     def vanilla(self) -> bool:
-        return all(setting.runs[0].vanilla for setting in self.settings)
+        return all(setting.vanilla for setting in self.settings)
 
 
 class Curves(NamedTuple):
@@ -85,14 +119,15 @@ class Curves(NamedTuple):
 
 
 class HeatMap(NamedTuple):
-    """Cells over the swept numbers `x` and `y`, all else held."""
+    """Cells over two swept numbers, all else held."""
 
-    x: str
-    y: str
     cells: dict[Place, Setting]
     lost: dict[Place, str]  # "failed", "damaged" or "skipped" in cells without a setting
     held: str  # what is the same in all cells, short
-    lowest: float
+
+    @property
+    def lowest(self) -> float:
+        return min(setting.number for setting in self.cells.values())
 
 
 class Best(NamedTuple):
@@ -118,9 +153,10 @@ class Panel:
     @cached_property
     def keys(self) -> list[str]:
         """The dotted keys on which the configurations differ in what counts."""
-        values = [run.values for run in self.runs]
-        of_t = {key: {(token(v.get(T)), token(v[key])) for v in values if key in v} for key in OF_T}
-        return [key for key in differing(values) if key not in OF_T or len(dict(of_t[key])) < len(of_t[key])]
+        found = differing([run.values for run in self.runs])
+        at = [token(run.values.get(T)) for run in self.runs]
+        of_t = {key: {(t, token(v)) for t, v in zip(at, found.get(key, []), strict=False) if v != MISSING} for key in OF_T}
+        return [key for key in found if key not in OF_T or len(dict(of_t[key])) < len(of_t[key])]
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -155,19 +191,19 @@ class Panel:
 
     def label(self, settings: Sequence[Setting], without: Iterable[str] = (), following: Iterable[str] = ()) -> str:
         """Name `settings` by the values that tell them from others: "PDS α=5", "vanilla T=50"."""
-        words, values = ["vanilla" if all(s.runs[0].vanilla for s in settings) else "PDS"], settings[0].values
+        words, values = ["vanilla" if all(s.vanilla for s in settings) else "PDS"], settings[0].values
         for key in sorted(values.keys() - set(without), key=lambda k: (not k.startswith(_PRECONDITIONER), self.keys.index(k))):
             part = key.startswith(_PRECONDITIONER)
-            variants = {token(s.values[key]) for s in self.settings if key in s.values}
+            several = len({token(s.values[key]) for s in self.settings if key in s.values}) > 1
             if key.endswith("_target_"):
                 continue
             if key in following:
                 words += [f"{symbol(key)} by {'/'.join(map(symbol, without))}"] * part
-            elif key == "solenoid.operator" or (part and is_number(values[key])) or len(variants) > 1:
+            elif key == "solenoid.operator" or (part and is_number(values[key])) or several:
                 bare = isinstance(values[key], str) and key != ALPHA
                 words.append(shown(values[key]) if bare else f"{symbol(key)}={shown(values[key])}")
-        several = len({s.runs[0].result["sampler"] for s in self.settings}) > 1
-        return " ".join(words) + (f", {settings[0].runs[0].result['sampler']}" if several else "")
+        several = len({s.result["sampler"] for s in self.settings}) > 1
+        return " ".join(words) + f", {settings[0].result['sampler']}" * several
 
     def _order(self, setting: Setting, *without: str) -> list[tuple[bool, float, str]]:
         values = [setting.values.get(key) for key in self.keys if key not in without]
@@ -191,7 +227,7 @@ class Panel:
             return {k: v for k, v in setting.values.items() if k != x and not k.startswith(_PRECONDITIONER)}
 
         beside = [rest(setting) for line in kept for setting in line.settings]
-        alone = [s for s in self.settings if s.runs[0].vanilla and x not in s.values and rest(s) in beside]
+        alone = [s for s in self.settings if s.vanilla and x not in s.values and rest(s) in beside]
         levels = [Line(self.label([s]), [s]) for s in sorted(alone, key=self._order)]
         return Curves(x, kept, levels, len(lines) - len(kept))
 
@@ -201,22 +237,24 @@ class Panel:
         Of more than `most` maps those with the lowest numbers are kept.
         """
 
+        def by_place(found: Sequence[Any]) -> dict[Place, Any]:
+            return {(float(one.values[x]), float(one.values[y])): one for one in found}
+
         maps = []
         for label, group in self._apart(x, y):
-            cells = {(float(s.values[x]), float(s.values[y])): s for s in group}
+            cells = by_place(group)
             xs, ys = (itertools.combinations({at[axis] for at in cells}, 2) for axis in (0, 1))
             if any(cells.keys() >= set(itertools.product(*sides)) for sides in itertools.product(xs, ys)):
-                beside = {(float(r.values[x]), float(r.values[y])): r.state for r in self._lost_beside(group[0], x, y)}
-                lost = {at: state for at, state in beside.items() if at not in cells}
-                lowest = min(setting.number for setting in group)
-                maps.append(HeatMap(x, y, cells, lost, self._held(label, group, x, y), lowest))
+                beside = by_place(self._lost_beside(group[0], x, y))
+                lost = {at: run.state for at, run in beside.items() if at not in cells}
+                maps.append(HeatMap(cells, lost, self._held(label, group, x, y)))
         kept = sorted(maps, key=lambda found: found.lowest)[:most]
         kept.sort(key=lambda found: self._order(next(iter(found.cells.values())), x, y))
         return kept, len(maps) - len(kept)
 
     def _held(self, label: str, group: Sequence[Setting], *without: str) -> str:
         """Add T and the sampler to a label: a reader asks for them even where the whole group shares them."""
-        held, sampler = label.removeprefix("PDS").strip(" ,"), group[0].runs[0].result["sampler"]
+        held, sampler = label.removeprefix("PDS").strip(" ,"), group[0].result["sampler"]
         lengths = {s.at("iterations") for s in group} if T not in {*without, *self.keys} else set()
         facts = [held, f"T={shown(*lengths)}" if len(lengths) == 1 else "", "" if sampler in held else sampler]
         return ", ".join(filter(None, facts))

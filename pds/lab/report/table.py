@@ -14,7 +14,7 @@ from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.measures import side_by_side
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Setting, repeated
+from pds.lab.report.settings import Line, Number, Setting, repeated
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")  # columns without numbers
@@ -35,8 +35,14 @@ def format_table(runs: Runs) -> str:
     columns |= plain_columns(done, "seed") | {name: [texts[name][run.metrics.get(name)] for run in done] for name in names}
     floor = [FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in columns if head != "run")]
     rows = [list(columns), *zip(*columns.values(), strict=True), *[floor] * bool(texts.keys() & done.floors.keys())]
-    table = markdown_table(rows, [head not in WORDS for head in columns])
-    return "\n\n".join(filter(None, [table, *map(str, side_by_side(done)), "\n".join(done.other_floors), unfinished]))
+    measures = [f"{found.name}\n\n{as_markdown(found.table)}" for found in side_by_side(done)]
+    return "\n\n".join(filter(None, [as_markdown(rows), *measures, "\n".join(done.other_floors), unfinished]))
+
+
+def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table, the head first; numbers stand to the right."""
+    cells = [list(map(str, row)) for row in rows]
+    return markdown_table(cells, [i > 0 and head not in WORDS for i, head in enumerate(cells[0])])
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
@@ -65,7 +71,7 @@ class Measured:
 
     def known(self, key: str) -> Any:
         """Return an entry of the first seed's result.json; None without a seed."""
-        return self.setting and self.setting.runs[0].result.get(key)
+        return self.setting and self.setting.result.get(key)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -113,10 +119,9 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
 
 def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     """Return one row a cell, under a row of heads."""
-    records = [line.record for line in lines]
+    records, errors = [line.record for line in lines], [line.setting.error if line.setting else None for line in lines]
     columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
     columns["printed"] = [MISSING if r["printed"] is None else f"{r['printed']:g}" for r in records]
-    errors = [line.setting.error if line.setting else None for line in lines]
     columns |= {head: rounded((r[head] for r in records), errors) for head in ("measured", "difference")}
     columns["seconds"] = rounded(r["seconds"] for r in records)
     for i, r in enumerate(records):
@@ -157,28 +162,21 @@ class Grid:
         runs, quantity = [run for s in settings.values() for run in s.runs], quantities.pop() if len(quantities) == 1 else ""
         return cls(table, places, settings, Runs(tuple(runs)), quantity, list(rows), list(columns))
 
-    def blocks(self) -> dict[str, list[list[tuple[str, str, str]]]]:
-        """Return the contents of the cells by quantity: the measured one, then the seconds.
-
-        A cell is (text, deviation over the seeds, kind); the kind is "best" of its column, "failing", "soft" or "".
-        """
-
-        def cell(place: Place, seconds: bool) -> tuple[str, str, str]:
-            line, setting = self.lines.get(place), self.settings.get(place)
-            if line is None:
-                return "", "", ""
-            if seconds:
-                return significant(setting.at("seconds")) if setting else MISSING, "", "soft"
-            if setting is None:
-                word = line.notes[0].partition(":")[0]
-                return word, "", "failing" if word == "failed" else "soft"
-            text = significant(setting.number, setting.error)
-            spread = "" if setting.spread is None else with_decimals_of(text, setting.spread)
-            return text, spread, "best" * (place in self.lowest)
-
+    def tables(self) -> list[list[list[Any]]]:
+        """Return the rows of the measured quantity, then of the seconds, each under a row of heads."""
         heads = {self.quantity or self.table.quantity: False}
         heads |= {"seconds": True} if self.settings and self.table.quantity != "seconds" else {}
-        return {head: [[cell((r, c), timed) for c in self.columns] for r in self.rows] for head, timed in heads.items()}
+        numbers = {t: [[row, *(self._number((row, c), t) for c in self.columns)] for row in self.rows] for t in heads.values()}
+        return [[[head, *self.columns], *numbers[timed]] for head, timed in heads.items()]
+
+    def _number(self, place: Place, timed: bool) -> Number:
+        line, setting = self.lines.get(place), self.settings.get(place)
+        if setting is None:
+            word = "" if line is None else MISSING if timed else line.notes[0].partition(":")[0]
+            return Number(word, kind="failing" if word == "failed" else "soft")
+        if timed:
+            return Number(significant(setting.at("seconds")), kind="soft")
+        return setting.shown._replace(kind="best" * (place in self.lowest))
 
     @cached_property
     def lowest(self) -> set[Place]:
@@ -246,20 +244,10 @@ class Grid:
 
 def markdown(table: Table, lines: Sequence[Measured]) -> str:
     """Return the table with its title and notes: as a grid where it is one, else with one line a cell."""
-
-    def shown(text: str, spread: str, kind: str) -> str:
-        # Without spaces, so that five columns with deviations fit a terminal.
-        text = "±".join(filter(None, (text, spread)))
-        return f"**{text}**" if kind == "best" else text
-
-    grid, about, bodies = Grid.of(table, lines), table.about(), [long_form(lines)]
-    if grid:
-        about, bodies = [*grid.sentences(), *about], []
-        for head, block in grid.blocks().items():
-            rows = [[name, *(shown(*cell) for cell in cells)] for name, cells in zip(grid.rows, block, strict=True)]
-            bodies.append([[head, *grid.columns], *rows])
-    tables = [markdown_table(body, [i > 0 if grid else head not in WORDS for i, head in enumerate(body[0])]) for body in bodies]
-    return "\n\n".join([f"**{table.title}**", *tables, "\n".join(f"- {line}" for line in about)]) + "\n"
+    grid = Grid.of(table, lines)
+    tables, about = (grid.tables(), grid.sentences()) if grid else ([long_form(lines)], [])
+    notes = "\n".join(f"- {line}" for line in [*about, *table.about()])
+    return "\n\n".join([f"**{table.title}**", *map(as_markdown, tables), notes]) + "\n"
 
 
 def overview(folder: Path) -> str:

@@ -27,22 +27,22 @@ def measured(root, filter=NOTHING, seed=0, errors=True, **measures):
     return folder
 
 
-def kinds(table):
-    return {label: [kind for _, kind in cells] for label, cells in table.cells()}
+def kinds(found):
+    return {label: [number.kind for number in numbers] for label, *numbers in found.table[1:]}
 
 
 def test_the_best_and_what_is_level_with_it_by_the_errors_of_one_seed(tmp_path):
     measured(tmp_path, fid=4.0, precision=0.70, recall=0.30, memorisation_share=0.1)
     measured(tmp_path, statistics(5.0, 50), fid=4.02, precision=0.60, recall=0.31, memorisation_share=0.0)
     (table,) = side_by_side(read_runs(tmp_path))
-    assert (table.name, table.heads) == (REST, ["fid ↓", "precision ↑", "recall ↑", "memorisation_share"])
+    assert (table.name, table.table[0]) == (REST, ["setting", "fid ↓", "precision ↑", "recall ↑", "memorisation_share"])
     assert kinds(table) == {"vanilla": ["best", "best", "level", ""], "PDS α=5": ["level", "", "best", ""]}
     text = format_table(read_runs(tmp_path))
     assert "real data (floor)" in text and " 1.25 |" in text
-    assert "**4.00 ± 0.01**" in text and "4.02 ± 0.01 ≈" in text and "fid_mnist_classifier_256" in text
+    assert "**4.00±0.01**" in text and "4.02±0.01 ≈" in text and "fid_mnist_classifier_256" in text
     page = write_report(tmp_path).read_text()
     section = page[page.index("Measures side by side") :]
-    assert '<td class="number best">4.00 ± 0.01</td>' in section and "0.30 ± 0.01 ≈" in section
+    assert '<td class="number best">4.00 <small>± 0.01</small></td>' in section and "0.30 <small>± 0.01</small> ≈" in section
     svg = (tmp_path / "figures" / f"precision-against-recall_{REST}.svg").read_text()
     assert ">recall (diversity)<" in svg and ">PDS α=5<" in svg
     head, *_ = (tmp_path / "summary.csv").read_text().splitlines()

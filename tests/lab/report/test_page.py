@@ -197,7 +197,7 @@ def test_charts_name_their_lines_and_axes(over_alpha_and_t):
     assert lines | {"real data (floor)", "25", "50", "100", "200"} <= set(by_t), "NFE is twice T"
     assert {"PDS T=25", "vanilla T=100", "α"} <= set(by_alpha)
     assert {"α = 5·T/100", "PDS, best α", "PDS, best α (edge of its grid: a bound)"} <= set(best)
-    assert '3.5 ± 0.7</td><td class="number">2</td>' in section(text, "Over the seeds")
+    assert re.search(r'3.5 <small>± 0.7</small></td>\s*<td class="number">2</td>', section(text, "Over the seeds"))
 
 
 def test_charts_are_for_paper_and_follow_the_page(over_alpha_and_t):
@@ -222,6 +222,13 @@ def test_panels_that_may_not_be_compared_have_files_of_their_own(tmp_path):
         write_run(tmp_path, 900.0 / t, t=t, model="other net")
     write_report(tmp_path)
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == [f"{METRIC}-against-T", f"{METRIC}-against-T-2"]
+
+
+def test_the_page_of_a_search_is_linked_where_there_is_one(tmp_path):
+    write_run(tmp_path, 30.0)
+    assert "tuning.html" not in report(tmp_path)
+    (tmp_path / "tuning.html").touch()
+    assert '<a href="tuning.html">' in report(tmp_path)
 
 
 def test_a_page_without_charts_does_without_matplotlib(tmp_path, monkeypatch):

@@ -86,7 +86,6 @@ def test_an_alpha_given_with_t_is_one_line(tmp_path):
 
 def test_heat_map_has_every_cell(over_r_and_lam):
     (found,), left_out = only_panel(over_r_and_lam).heat_maps("filter.r", "filter.lam")
-    assert (found.x, found.y) == ("filter.r", "filter.lam")
     assert {place: setting.number for place, setting in found.cells.items()} == {
         (0.1, 0.9): 812.3,
         (0.1, 1.6): 9.5,
