@@ -1,6 +1,6 @@
 """Measure this machine's GPU: speed, precision, the runner and training, into gpu.json and gpu.md.
 
-python experiments/gpu_report.py                     # everything, in the order of its worth: half an hour; again to go on
+python experiments/gpu_report.py                     # everything, in the order of its value: half an hour; again to go on
 python experiments/gpu_report.py --minutes 9 --parts peaks cifar10
 """
 

@@ -188,7 +188,7 @@ def _of_ours(path: Path) -> Model:
     sampler: Sampler[Any] = PredictorCorrector(50, ReverseDiffusion(), None)
     if isinstance(model.process, CriticallyDamped):
         sampler = SSCS()
-    elif kind != "ncsnpp":
+    elif kind in ("ncsn", "ncsnv2"):
         sampler = AnnealedLangevin(2 * model.process.levels, 1.0)
     file = dataset.get("statistics_file")
     known = DatasetStatistics.load(file) if file and locate(file).is_file() else None

@@ -1,4 +1,4 @@
-"""Make again what ships for a data set beside its networks: the classifier, its reference statistics and the filter statistics.
+"""Make the shipped files of a data set again, beside its networks: the classifier, its reference and the filter statistics.
 
 python experiments/tools/assets.py mnist|cifar10_jpeg DATA_FOLDER OUTPUT_FOLDER
 """

@@ -1,4 +1,4 @@
-"""Whether a network sees excess noise, how much a sampler leaves because it does not, and how strong a filter must be.
+"""Whether a network sees excess noise, the noise that a sampler leaves otherwise, and the filter that removes it.
 
 PDS_DATA=/data python experiments/tools/excess_noise.py model=ncsnpp_small iterations=[25,50,100] filter.alpha=2.5
 """

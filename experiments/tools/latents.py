@@ -12,13 +12,13 @@ from pds.lab.cli import start
 
 
 def latents(arguments: list[str]) -> None:
-    """200 of the images, or all where there are fewer."""
+    """Use 200 of the images, or all if there are fewer."""
     if len(arguments) != 3:
         raise PDSError("give three paths: python experiments/tools/latents.py PIPELINE_FOLDER IMAGE_FOLDER OUTPUT.npz")
     pipeline, images, output = arguments
     from diffusers import AutoencoderKL
 
-    from pds.integrations.diffusers import latent_statistics  # here, so that what is missing is one sentence
+    from pds.integrations.diffusers import latent_statistics  # here, so that a missing package is one sentence
 
     if not (Path(pipeline) / "vae" / "config.json").is_file():
         raise MissingError(f"{pipeline} has no vae/config.json: give the folder of a pipeline with latents")

@@ -22,7 +22,7 @@ COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.G
 
 
 def places(tree: ast.Module) -> Iterator[ast.AST]:
-    """Nodes of arithmetic that runs: annotations, messages and docstrings are left alone."""
+    """Nodes of arithmetic that runs, without annotations, messages and docstrings."""
     skipped = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:

@@ -3,7 +3,8 @@
 python experiments/tools/published.py                              all of them, one after the other
 python experiments/tools/published.py ncsnpp_cifar10 ncsnv2_church  only these
 
-The weights are random and the files (1 to 2 GB, in the temporary folder) are deleted: it shows that the real ones would load.
+The weights are random. The files (1 to 2 GB, in the temporary folder) are deleted. The script shows that the real files would
+load.
 """
 
 from __future__ import annotations

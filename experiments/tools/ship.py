@@ -1,4 +1,4 @@
-"""Write a network that experiments/train.py trains, or has trained, as it ships: averaged weights in half precision.
+"""Write a network of experiments/train.py in its shipping form, averaged weights in half precision, during or after training.
 
 python experiments/tools/ship.py outputs/train/NAME OUTPUT_FOLDER
 """

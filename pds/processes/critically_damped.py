@@ -9,7 +9,7 @@ In the phase y(t) = int_0^t beta / sqrt(M) and the velocity w = v / sqrt(M) no p
 
     dx = w dy                 dw = -(x + 2 w) dy + 2 dw_y
 
-whose transition over y is e^-y [[1 + y, y], [-y, 1 - y]], and whose stationary law is N(0, I).
+The transition over y is e^-y [[1 + y, y], [-y, 1 - y]], and the stationary law is N(0, I).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pds.errors import OptionError, PDSError
 from pds.options import Range, options
 from pds.processes.forward import Transitions
 
-MOST_PHASE = 60.0  # float32 holds sigma up to there
+MOST_PHASE = 60.0  # float32 holds sigma up to this phase
 SERIES = 20  # terms of the exponential, exact to rounding up to 2 y = 1
 NEWTON = 12
 VELOCITY = "choose the sampler cld_em, sscs or cld_flow"
@@ -32,23 +32,23 @@ VELOCITY = "choose the sampler cld_em, sscs or cld_flow"
 
 @options
 class CriticallyDamped:
-    """CLD with beta linear in t. Given x_0 the data half is m(t) (x_0 + sigma(t) z), so sigma is the level of a state, too.
+    """CLD with beta linear in t. Given x_0 the data half is m(t) (x_0 + sigma(t) z), so a state has a level sigma here as well.
 
-    A score of this process is that by the velocity, `score(u, sigma) -> (batch, C, H, W)`: no other enters a sampler.
+    The score of this process is the one by the velocity, `score(u, sigma) -> (batch, C, H, W)`. Samplers need no other.
 
     Attributes:
         beta_0: beta at t = 0.
         beta_1: slope of beta.
         mass: M, the variance of the velocity at t = 1.
         gamma: variance of the initial velocity in units of M.
-        numerical_eps: added to the variances of data and velocity that a network is trained with, as the authors do, whose
-            double precision needs it near t = 0.
+        numerical_eps: added to the variances of data and velocity in training, as the authors do. Their double precision needs
+            it near t = 0.
     """
 
     title: ClassVar[str] = "CLD"
     label: ClassVar[str] = "t"
     levels: ClassVar[int] = 2000
-    """The most steps that [CLD] takes."""
+    """The most steps in [CLD]."""
     prior_std: ClassVar[float] = 1.0
 
     beta_0: Annotated[float, Range(1e-3, 1e3)] = 4.0
@@ -120,7 +120,7 @@ class CriticallyDamped:
 
     def kernel(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(..., 2) mean of (x_t, v_t) as a factor on x_0, and the (..., 2, 2) lower Cholesky factor of the covariance, with
-        `numerical_eps`. The last entry is 1 / l_t of [CLD], the deviation of v_t that x_t and x_0 do not tell."""
+        `numerical_eps`. The last entry is 1 / l_t of [CLD], the deviation of v_t given x_t and x_0."""
         covariance = self.covariance(t) + self.numerical_eps * torch.eye(2, dtype=torch.float64, device=t.device)
         x = covariance[..., 0, 0].sqrt()
         both = covariance[..., 0, 1] / x
@@ -142,7 +142,7 @@ class CriticallyDamped:
         return torch.stack([a, b, c], -1), 1 / inverse[..., 0, 0]
 
     def _refused(self) -> NoReturn:
-        raise PDSError(f"the state of CLD is data and velocity, which this does not know: {VELOCITY}")
+        raise PDSError(f"the state of CLD is data and velocity, and this sampler takes data alone: {VELOCITY}")
 
     @property
     def ladder(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Samplers of critically-damped Langevin diffusion: Dockhorn, Vahdat & Kreis, ICLR 2022 ([CLD]).
 
-All step in the phase y of the process, with the velocity w = v / sqrt(M) and s_w its score: beta and M drop out. From y down to
-0, in r = -y, the reverse equations are
+All samplers step in the phase y of the process, with the velocity w = v / sqrt(M) and its score s_w: beta and M drop out. From
+y down to 0, in r = -y, the reverse equations are
 
     dx = -w dr + [H s_x dr + sqrt(2 H) dW']        dw = (x + 2 w + 2 s_w) dr + [2 G s_w dr + 2 sqrt(G) dW]
 
@@ -39,11 +39,11 @@ class Step(NamedTuple):
     """One iteration.
 
     Attributes:
-        sigma: level where it starts.
-        below: level where it ends.
-        length: h, how far the phase falls.
-        left: phase where it ends.
-        scale: m(t) there.
+        sigma: level of its start.
+        below: level of its end.
+        length: h, the decrease of the phase.
+        left: phase of its end.
+        scale: m(t) at its end.
         root: sqrt(M).
         spread: variance of x given w and x_0, at `sigma`.
         by_score, by_data, by_velocity: s_x in s_w, x and w there.
@@ -63,14 +63,14 @@ class Step(NamedTuple):
 
 @options
 class VelocitySampler(Sampler[list[Step]]):
-    """One that walks a grid of times of a CLD process.
+    """A sampler on a grid of times of a CLD process.
 
     Attributes:
         iterations: T.
         striding: "quadratic", t = end + (1 - end) (i / T)^2, or "linear".
         end: last time of the grid.
-        denoise: end with the step of the data to t = 0, x - y(end) w. The authors evaluate the network for it, which only the
-            velocity depends on, and count that evaluation among their steps.
+        denoise: end with the step of the data to t = 0, x - y(end) w. The authors evaluate the network for this step and count
+            the evaluation; only the velocity depends on it.
     """
 
     iterations: Count = 50
@@ -173,7 +173,7 @@ class CLDEulerMaruyama(VelocitySampler):
 
 
 class Exact(NamedTuple):
-    """(x, w) <- mean (x, w) + root z; entries by row, each a number, or a tensor of one a Fourier mode."""
+    """(x, w) <- mean (x, w) + root z; entries by row, each a number, or a tensor with one value a Fourier mode."""
 
     xx: Number
     xw: Number
@@ -193,14 +193,15 @@ class Exact(NamedTuple):
 
 @options
 class SSCS(VelocitySampler):
-    """The symmetric splitting CLD sampler, with a friction of its own for each Fourier mode.
+    """The symmetric splitting CLD sampler, with its own friction for each Fourier mode.
 
-    dx = -w dr, dw = (x - 2 c w) dr + 2 sqrt(g) dW is solved exactly for half a step, then w <- w + 2 h (1 + c) (s_w + w), then
-    the other half. g is the eigenvalue of P P^T in a mode and c - g, imaginary, that of omega S. Vanilla is c = g = 1, the
-    critical damping. Both parts together are the reverse equation for every c: the first keeps N(0, I), which s_w = -w is the
-    score of, and the second leaves it alone. So the prior is sampled exactly at any step size and with any filter.
+    First dx = -w dr, dw = (x - 2 c w) dr + 2 sqrt(g) dW is solved exactly for half a step. Then w <- w + 2 h (1 + c) (s_w + w),
+    then the other half step follows. g is the eigenvalue of P P^T in a mode and c - g, imaginary, that of omega S. Vanilla is c
+    = g = 1, the critical damping. Both parts together are the reverse equation for every c. The first keeps N(0, I), whose
+    score is s_w = -w, and the second does not change it. So the prior is sampled exactly at any step size and with any filter.
 
-    The score is taken at the level where the step starts, as the authors do. One evaluation and four draws an iteration.
+    The score is taken at the level of the start of the step, as the authors do. An iteration takes one evaluation and four
+    draws.
     """
 
     source: ClassVar[str] = "Dockhorn et al., ICLR 2022, Algorithm 1"
@@ -245,7 +246,7 @@ def exact_step(h: float, spectrum: Spectrum, like: Tensor) -> tuple[Exact, Numbe
     ratio = torch.where(near, h * (1 + (delta * h) ** 2 / 6), (delta * h).sinh() / torch.where(near, 1, delta))
     decay, even = (-c * h).exp(), (delta * h).cosh()
     xx, xw, wx, ww = decay * (even + c * ratio), -decay * ratio, decay * ratio, decay * (even - c * ratio)
-    # It keeps N(0, I), so that the covariance of its noise is I - mean mean^H.
+    # It keeps N(0, I), so the covariance of its noise is I - mean mean^H.
     root_x = (1 - xx.abs() ** 2 - xw.abs() ** 2).clamp(min=1e-30).sqrt()
     root_both = -(wx * xx.conj() + ww * xw.conj()) / root_x
     root_w = (1 - wx.abs() ** 2 - ww.abs() ** 2 - root_both.abs() ** 2).clamp(min=0).sqrt()
@@ -262,7 +263,7 @@ def exact_step(h: float, spectrum: Spectrum, like: Tensor) -> tuple[Exact, Numbe
 class CLDFlow(VelocitySampler):
     """Heun's method on the probability flow of critically-damped Langevin diffusion, G = 0.
 
-    Its order is 2. Two evaluations an iteration, and no draw.
+    Its order is 2. An iteration takes two evaluations and no draw.
     """
 
     source: ClassVar[str] = "Dockhorn et al., ICLR 2022, appendix B"

@@ -1,1 +1,1 @@
-"""How fast this machine samples, and what it could do at best."""
+"""The speed of sampling on this machine, and the best that the machine can do."""

@@ -53,7 +53,7 @@ def operations(score: Score, x: Tensor) -> int:
 
     A multiplication with its addition is two.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # loads what it finds
+    from torch.utils.flop_counter import FlopCounterMode  # it loads optional packages
 
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         score(x, x.new_ones(len(x)))
@@ -86,7 +86,7 @@ def traffic(score: Score, x: Tensor) -> int:
 def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
     """Floating-point operations a second of an n x n matrix product, the best of five: the practical peak of the machine.
 
-    n is 8,192 on a GPU and 2,048 on a CPU, where it is not given. float32 products round as convolutions do.
+    By default n is 8,192 on a GPU and 2,048 on a CPU. float32 products round as convolutions do.
     """
     n = n or (8192 if device.type == "cuda" else 2048)
     a = torch.randn(n, n, device=device).to(dtype)

@@ -1,4 +1,4 @@
-"""The operator of PDS beside the same in full complex FFTs, and one iteration of a sampler, taken apart to be timed."""
+"""The operator of PDS beside the same operator in full complex FFTs, and one iteration of a sampler in parts, for timing."""
 
 from __future__ import annotations
 
@@ -184,11 +184,11 @@ class Iteration:
         return ComplexPreconditioner(R, A, self.solenoid.spectrum(shape[1:]), self.solenoid.omega, device)
 
     def parts(self) -> tuple[dict[str, Callable[[], Any]], float]:
-        """What to time, by name, and the largest difference of the operator from the baseline, see `largest_difference`.
+        """The parts to time, by name, and the largest difference of the operator from the baseline, see `largest_difference`.
 
         Raises:
-            PDSError: the sampler takes no filter where it acts.
-            RuntimeError: the operator is not the baseline's.
+            PDSError: the sampler takes no filter.
+            RuntimeError: the operator differs from the baseline.
         """
         record, baseline = RecordedPreconditioner(self.preconditioner), self.baseline()
         drawn = self.noise.draws

@@ -16,7 +16,7 @@ from pds.speed.plain import PlainNCSNpp
 
 
 class GraphedScore:
-    """A score that is captured in a CUDA graph at its first call for each batch size, and replayed after.
+    """A score that is captured in a CUDA graph at its first call for each batch size, and replayed afterwards.
 
     Args:
         score: without labels, on a GPU.
@@ -38,7 +38,7 @@ class GraphedScore:
     def _capture(self, x: Tensor, sigma: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries choose their algorithms, which a capture forbids
+        with torch.cuda.stream(aside):  # libraries choose their algorithms here; a capture forbids it
             for _ in range(3):
                 self.score(x, sigma)
         torch.cuda.current_stream().wait_stream(aside)
@@ -53,12 +53,12 @@ class Option:
     """A way to evaluate a network.
 
     Attributes:
-        plain: in the arithmetic of `PlainNCSNpp`.
-        tf32: float32 arithmetic that rounds to TensorFloat-32: "none", "convolutions" as torch has it by itself, or "all".
-        channels_last: memory format of the weights, which the maps follow.
-        bf16: under bfloat16 autocast.
+        plain: use the arithmetic of `PlainNCSNpp`.
+        tf32: float32 arithmetic that rounds to TensorFloat-32: "none", "convolutions" (the default of torch), or "all".
+        channels_last: memory format of the weights; the maps follow it.
+        bf16: use bfloat16 autocast.
         compile: mode of `torch.compile`; "" for none.
-        graph: replayed from a CUDA graph.
+        graph: replay a CUDA graph.
     """
 
     plain: bool = False
@@ -80,7 +80,7 @@ class Option:
             cudnn.allow_tf32, products.allow_tf32 = before
 
     def score(self, model: Model, device: torch.device) -> Labelled:
-        """The score of a freshly made model, which is changed, in this way."""
+        """The score of a freshly made model, evaluated in this way; the model is changed."""
         if self.plain:
             assert isinstance(model.score.network, NCSNpp)
             model.score.network = PlainNCSNpp(model.score.network)
@@ -111,4 +111,4 @@ OPTIONS: dict[str, Option] = {
     "bf16 reduce-overhead": Option(bf16=True, channels_last=True, compile="reduce-overhead"),
     "bf16 max-autotune": Option(bf16=True, channels_last=True, compile="max-autotune"),
 }
-"""In the order of their worth: compilation that searches takes minutes."""
+"""In the order of their value. Compilation that searches takes minutes."""

@@ -1,6 +1,6 @@
-"""What a report on a machine measures. Each part is an iterator of rows: a key, and a function that measures the row.
+"""The measurements of a report on a machine. Each part is an iterator of rows: a key, and a function that measures the row.
 
-Rows are taken one after the other, each kept as soon as it is there. So a part can end anywhere and go on later.
+Rows are measured one after the other, and each is kept at once. So a part can end anywhere and go on later.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from pds.training import Trainer
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Callable[[], Row]]]
 
-# What makes a published network small enough for a test on a CPU.
+# Options that make a published network small enough for a test on a CPU.
 _TINY = {"shape": (3, 16, 16), "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes of what is measured.
+    """Sizes of the measurements.
 
     Attributes:
         small: tiny networks: a test of the report, no measurement.
         options: names in `OPTIONS`.
-        repeats: of each timing.
-        product: rows of the square matrices that are multiplied; None for those of `attainable`.
-        copy: bytes that are copied.
-        images, seeds, steps: of a distance.
+        repeats: repeats of each timing.
+        product: rows of the square matrices in a product; None for those of `attainable`.
+        copy: bytes of a copy.
+        images, seeds, steps: images, seeds and steps of a distance.
         run: images of the run.
-        batch: of the run and of training.
-        training: steps.
+        batch: batch size of the run and of training.
+        training: steps of training.
     """
 
     small: bool = False
@@ -175,9 +175,9 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 @torch.no_grad()
 def step_profile(model: Model, score: Labelled, sampler: PredictorCorrector, batch: int, device: torch.device) -> Row:
-    """What one step of a run with PDS costs the host and the device: waits, launches, and the operations that take longest.
+    """The cost of one step of a run with PDS on the host and the device: waits, launches, and the longest operations.
 
-    A step is counted as the difference of two runs, of 6 and of 2 steps, over 4, so that neither start nor end counts.
+    A step is the difference of two runs, of 6 and of 2 steps, over 4, so that start and end do not count.
     """
     P = _operator(model, StatisticsFilter(5.0), device)
 
@@ -208,7 +208,7 @@ def step_profile(model: Model, score: Labelled, sampler: PredictorCorrector, bat
 
 
 def _warned(run: Callable[[int], None], steps: int, device: torch.device) -> int:
-    """Synchronising operations as `torch.cuda.set_sync_debug_mode` sees them, which sees no events."""
+    """Synchronising operations as `torch.cuda.set_sync_debug_mode` sees them; it does not see events."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -227,7 +227,7 @@ def _operator(model: Model, filter: StatisticsFilter, device: torch.device) -> P
 
 
 def precision(plan: Plan, device: torch.device, folder: Path) -> Rows:
-    """The distance of the shipped networks in each way that rounds otherwise, at equal noise, over seeds."""
+    """The distance of the shipped networks for each way with another rounding, at equal noise, over seeds."""
     samplers = {
         "mnist_ncsnpp": (PredictorCorrector(plan.steps, ReverseDiffusion(), None), StatisticsFilter(3.0)),
         "mnist_ddpmpp": (PredictorCorrector(plan.steps, EulerMaruyama(), None), None),
@@ -256,7 +256,7 @@ def precision(plan: Plan, device: torch.device, folder: Path) -> Rows:
 
 
 def _run_of(plan: Plan, device: torch.device) -> ImageSampler:
-    """Ten steps of a CIFAR-10 network with random weights, as fast as is safe everywhere."""
+    """Ten steps of a CIFAR-10 network with random weights, by the fastest way that is safe everywhere."""
     model = plan.model("ncsnpp_cifar10")
     score = OPTIONS[FASTEST].score(model, device)
     few = PredictorCorrector(10, ReverseDiffusion(), None)
@@ -275,7 +275,7 @@ def _features(device: torch.device) -> Callable[[np.ndarray], dict[str, np.ndarr
 
 
 def processes() -> Any:
-    """Processes that share no CUDA context with this one, forked where that is possible from one that has imported all."""
+    """Processes that share no CUDA context with this one, forked if possible from a process that has imported everything."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -290,7 +290,8 @@ def _generate_as(rank: int, size: int, port: int, todo: list[Shard], plan: Plan,
 
 
 def runner(plan: Plan, device: torch.device, folder: Path) -> Rows:
-    """A run with files and features: its time and memory beside sampling, and whether two processes give the images of one."""
+    """A run with files and features: its time and memory beside those of sampling, and whether two processes give the images of
+    one."""
 
     @torch.no_grad()
     def alone() -> Row:
@@ -398,9 +399,9 @@ class Part(NamedTuple):
     """A part of the report.
 
     Attributes:
-        minutes: that it may take.
-        title: what its rows are.
-        rows: measures them, given the plan, the device, and a folder for temporary files.
+        minutes: its time limit.
+        title: title of its rows.
+        rows: measures the rows, given the plan, the device, and a folder for temporary files.
     """
 
     minutes: float
@@ -409,7 +410,7 @@ class Part(NamedTuple):
 
 
 PARTS: dict[str, Part] = {
-    "peaks": Part(1, "What the machine does at best", peaks),
+    "peaks": Part(1, "Peaks of the machine", peaks),
     "cifar10": Part(6, "NCSN++, CIFAR-10, 3x32x32", functools.partial(speed, "ncsnpp_cifar10")),
     "precision": Part(5, "The distance of the shipped networks", precision),
     "size256": Part(5, "NCSN++, 3x256x256", functools.partial(speed, "ncsnpp_church")),
@@ -418,4 +419,4 @@ PARTS: dict[str, Part] = {
     "training": Part(3, "Training NCSN++, CIFAR-10", training),
     "deep": Part(4, "NCSN++ deep, CIFAR-10, 3x32x32", functools.partial(speed, "ncsnpp_cifar10_deep")),
 }
-"""In the order of their worth."""
+"""In the order of their value."""

@@ -1,4 +1,4 @@
-"""NCSN++ in plain eager arithmetic, as its authors' code runs: the baseline of every speed-up."""
+"""NCSN++ in plain eager arithmetic, as in its authors' code: the baseline of every speed-up."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pds.models.ncsnpp import NIN, Attention, Combine, Downsample, NCSNpp, Resid
 
 
 class PlainNCSNpp(nn.Module):
-    """The function of an `NCSNpp`, with its weights and none of its arithmetic beyond convolutions and norms.
+    """The function of an `NCSNpp`, with its weights; only convolutions and norms have the same arithmetic.
 
-    Attention is written out as two products and a softmax, a 1x1 layer as a product over the channels, and the FIR filter as
-    one convolution, transposed on the way up. Memory is laid out as torch does by itself.
+    Attention is written out as two products and a softmax. A 1x1 layer is a product over the channels. The FIR filter is one
+    convolution, transposed on the way up. Memory has the default layout of torch.
 
     Args:
-        network: whose weights are shared, without classes.
+        network: the network, without classes; its weights are shared.
     """
 
     taps: Tensor
@@ -106,7 +106,7 @@ class PlainNCSNpp(nn.Module):
         return (x + h) * block.scale
 
     def _resampled(self, layer: nn.Module, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """`layer`, which halves or doubles the height: a residual block, or a filter with a convolution or without."""
+        """`layer`, which halves or doubles the height: a residual block, or a filter with or without a convolution."""
         if isinstance(layer, ResidualBlock):
             return self._block(layer, x, embedding)
         conv = next(layer.children(), None)

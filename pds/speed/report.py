@@ -1,6 +1,6 @@
-"""The report on a machine: each part in a process of its own, until its time is over, into gpu.json and gpu.md.
+"""The report on a machine: each part in a separate process, within a time limit, into gpu.json and gpu.md.
 
-A part that fails or is cut takes nothing with it: what is measured stays, and the same command goes on from there.
+Measured rows are kept if a part fails or is cut, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """What a folder's report holds: "machine", and by name of a part its "state", "seconds" and "rows"."""
+    """The content of a folder's report: "machine", and by name of a part its "state", "seconds" and "rows"."""
     path = folder / FILE
     if not path.exists():
         return {"machine": {}, "parts": {}}
@@ -62,11 +62,11 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def measure(name: str, plan: Plan, device: torch.device, folder: Path) -> None:
-    """Measure the rows of a part that are not there yet. What fails is a row with its reason.
+    """Measure the missing rows of a part. A failure becomes a row with its reason.
 
     Raises:
         PDSError: the report is of another machine.
-        RuntimeError: the device is of no use to this process any more; the failure is a row already.
+        RuntimeError: this process can no longer use the device; the failure is already a row.
     """
     report = read(folder)
     here = machine(device)
@@ -84,7 +84,7 @@ def measure(name: str, plan: Plan, device: torch.device, folder: Path) -> None:
         start = time.perf_counter()
         try:
             row = take()
-        except Exception as error:  # whatever it is: the next row may do
+        except Exception as error:  # of any kind: the next row may succeed
             row = failed(f"{type(error).__name__}: {first_line(error)}")
         part["rows"][key] = row | {"took": time.perf_counter() - start}
         del part["under_way"]
@@ -100,14 +100,14 @@ def failed(reason: str) -> Row:
 
 
 def run(folder: Path, plan: Plan, device: torch.device, parts: Sequence[str] = (), minutes: float | None = None) -> Path:
-    """Measure the parts that are not done, in the order of their worth, and write gpu.json and gpu.md.
+    """Measure the parts that are not done, in the order of their value, and write gpu.json and gpu.md.
 
     Args:
-        folder: where they are, and are continued.
-        plan: sizes.
-        device: what to measure.
-        parts: names; all of them by default.
-        minutes: for everything; each part has its own limit besides.
+        folder: folder of the report, which is continued.
+        plan: sizes of the measurements.
+        device: the device to measure.
+        parts: names of parts; all by default.
+        minutes: time limit for everything; each part has its own limit besides.
 
     Returns:
         gpu.md.
@@ -136,7 +136,7 @@ def run(folder: Path, plan: Plan, device: torch.device, parts: Sequence[str] = (
 
 
 def _part(name: str, plan: Plan, device: torch.device, folder: Path, end: float) -> None:
-    """One part until `end`, in as many processes as it needs: a device that failed serves no process any longer."""
+    """One part until `end`, in as many processes as it needs: after a failure of the device its process is of no use."""
     start, state = time.monotonic(), ""
     while not state:
         process = processes().Process(target=_alone, args=(name, plan, device, folder))
@@ -145,14 +145,14 @@ def _part(name: str, plan: Plan, device: torch.device, folder: Path, end: float)
         cut = process.is_alive()
         if cut:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and those it started: compilers, processes of a run
+                os.killpg(process.pid, signal.SIGKILL)  # also the processes that it started: compilers, processes of a run
             process.join()
         report = read(folder)
         part = report["parts"][name]
         key = part.pop("under_way", None)
         if cut:
             state = "its time was over"
-            # Next time it has all the time there is; if that was too little, too, it would never end.
+            # Next time the row has all the time of the part. If that is too little as well, it would never end.
             if key is not None and key in part["cut"]:
                 part["rows"][key] = failed(f"cut twice, after {time.monotonic() - start:.0f} s of the part's time")
             part["cut"] += [key]

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def written(report: Mapping[str, Any]) -> str:
-    """gpu.md: the machine, then each part that was begun, with what failed in it."""
+    """gpu.md: the machine, then each begun part with its failures."""
     facts = [[name, str(value)] for name, value in report["machine"].items()]
     lines = ["# Speed on one machine", "", markdown_table([["", ""], *facts], [False, False])]
     measured_peaks = report["parts"].get("peaks", {}).get("rows", {})
@@ -88,7 +88,7 @@ def _gain(rows: Mapping[str, Row], other: str, row: Row) -> float | None:
 
 
 def precision(rows: Mapping[str, Row], _: Mapping[str, Row]) -> str:
-    """Distances over seeds, and how far each option moves them at equal noise."""
+    """Distances over seeds, and their change by each option at equal noise."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows.values():
         found.setdefault((row["network"], row["option"]), {})[row["seed"]] = row["distance"]

@@ -1,4 +1,4 @@
-"""tuning.html: what a search tried, what it found, how sure it is, and what that cost."""
+"""tuning.html: the trials of a search, its result, the certainty of the result, and the cost."""
 
 from __future__ import annotations
 

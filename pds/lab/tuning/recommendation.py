@@ -1,4 +1,4 @@
-"""recommendation.yaml: what a search found, a line a budget, and how run.py takes it."""
+"""recommendation.yaml: the results of a search, a line a budget, and their use by run.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Measured:
     Attributes:
         run: its overrides, beside those of the whole search.
         nfe: evaluations an image.
-        distances: by seed.
+        distances: distances by seed.
         runs: names of the run folders, by seed.
     """
 
@@ -46,12 +46,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search found for one budget.
+    """The result of a search for one budget.
 
     Attributes:
         winner: the leading trial.
-        default: the untuned default; None where it cannot sample with this budget.
-        why: it is not confirmed; empty where it is.
+        default: the untuned default; None if it cannot sample with this budget.
+        why: the reason why the winner is not confirmed; empty if it is confirmed.
     """
 
     winner: Measured
@@ -84,7 +84,7 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """How sure it is, in a sentence."""
+        """The certainty of the result, in a sentence."""
         if self.why:
             return f"not confirmed: {self.why}"
         if self.default is None:
@@ -102,7 +102,7 @@ class Answer:
 
 
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
-    """Write recommendation.yaml: a line a budget, which is JSON."""
+    """Write recommendation.yaml: one line of JSON a budget."""
     lines = [f"# {command}", f"# run.py recommendation={folder / FILE} budget=…", f"metric: {json.dumps(metric)}"]
     lines += [f"common: {json.dumps(list(common))}", "budgets:"]
     for budget, answer in sorted(answers.items()):
@@ -136,7 +136,7 @@ def overrides_of(path: Path, budget: str) -> list[str]:
 
 
 def recommended(work: Work) -> Work:
-    """The work of run.py, which takes recommendation=PATH budget=N for the overrides that they stand for."""
+    """The work of run.py, with recommendation=PATH budget=N replaced by their overrides."""
 
     def expanded(arguments: list[str]) -> None:
         given = {

@@ -54,17 +54,17 @@ OURS = ("space", *options_of(Tune))
 DEFAULT = ["sampler=preconditioned_sde"]
 """The untuned setting, unless another is given."""
 PARTS_OF_FIRST = 8
-"""Blocks of a trial's first images, of whose jackknife their error is made."""
+"""Blocks of a trial's first images; their jackknife gives the error."""
 ALIKE = 3
-"""Trials in a row that fail for one reason, with which the search ends: it is no fault of theirs."""
+"""The search ends after so many trials in a row that fail for the same reason: the cause is not in the trials."""
 See = Callable[[np.ndarray], None]
-"""What is done with the features of the first images."""
+"""A function of the features of the first images."""
 POLL = 1.0
-"""Seconds between two looks at what other processes do."""
+"""Seconds between two checks of other processes."""
 
 
 def tune(arguments: list[str]) -> None:
-    """Search, show what was found, and leave recommendation.yaml and the report.
+    """Search, show the result, and write recommendation.yaml and the report.
 
     Args:
         arguments: keys of `Tune`, of the space, or overrides of every run.
@@ -72,7 +72,7 @@ def tune(arguments: list[str]) -> None:
     if told := reference.asked("tune", arguments):
         show(told)
         return
-    # A space may be given keys that it has not yet.
+    # A space may be given new keys.
     ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
     runs = {key(argument): argument for argument in arguments if part_of(argument) not in OURS}
     for name, instead in {"shard_size": "images", "experiment": "model and sampler", "sampler.iterations": "budgets"}.items():
@@ -90,10 +90,10 @@ class Tuning:
     """One process of a search.
 
     Attributes:
-        options: of the program.
-        space: of kinds, as configured.
+        options: options of the program.
+        space: the space of kinds, as configured.
         given: overrides of every run, and of the default.
-        command: that started it.
+        command: the command of the search.
     """
 
     options: Tune
@@ -132,20 +132,20 @@ class Tuning:
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=override.is_add())
         return cfg
 
-    @functools.cache  # noqa: B019  # a process has one search, whose choices are few and take long to compose
+    @functools.cache  # noqa: B019  # a process has one search; its few choices take long to compose
     def _chosen(self, *choices: str) -> DictConfig:
         return compose("run", list({key(o): o for o in [*self.common, f"group={self.group}", *choices]}.values()))
 
     @cached_property
     def like(self) -> Experiment:
         """The default, whose network, data and metric all runs share."""
-        cfg = self._chosen(*self.default).copy()  # whole, for Hydra's own refusals of what is misspelt
+        cfg = self._chosen(*self.default).copy()  # whole, for Hydra's own refusals of misspelt keys
         cfg.images = self.options.images
         return Experiment.build(cfg)
 
     @property
     def metric(self) -> Panel:
-        """What the search goes by; without any there is none."""
+        """The measure that the search minimises; None without one."""
         assert self.like.metric is not None
         return self.like.metric
 
@@ -160,17 +160,17 @@ class Tuning:
 
     def run(self) -> None:
         """Search and answer."""
-        # What cannot be sampled or measured is refused here, before anything is written.
+        # Settings that cannot be sampled or measured are refused here, before anything is written.
         if self.like.metric is None:
             self._tell({budget: self._guess(budget) for budget in sorted(set(self.options.budgets))})
             return
         if "fid" not in self.metric.measures:
-            raise OptionError("metric.measures", "must have fid, which a search goes by")
+            raise OptionError("metric.measures", "must have fid, which a search minimises")
         kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
         about, o = self._claim(), self.options
         storage = storage_of(self.folder, o.storage)
         for budget, of_budget in kinds.items():
-            # Kinds that a package or a new version adds begin another study, which finds what was sampled.
+            # New kinds, of a package or a version, begin another study; it finds the images that were sampled.
             digest = json_digest({**about, "kinds": list(map(repr, of_budget))})
             guess = functools.partial(self._first_guess, of_budget)
             study = Study(storage, f"{budget}-{digest}", self.folder, of_budget, o.trials, self._first, o.seed, o.search, guess)
@@ -188,7 +188,7 @@ class Tuning:
             raise PDSError("; ".join(without))
 
     def _guess(self, budget: int) -> Answer:
-        """What the network says of itself, where nothing can be measured."""
+        """The settings from the network alone, if nothing can be measured."""
         iterations, nfe = most_iterations(self.composed(DEFAULT), budget, self.like.model, self.like.dataset)
         look = self._look(iterations)
         found = guess(self.like.model, look, iterations)
@@ -203,9 +203,10 @@ class Tuning:
         return Answer(Measured(run, nfe), None, "a first guess of 64 images, which nothing has measured")
 
     def _look(self, iterations: int) -> Look:
-        """What a guess knows of the network: of whole walks alone where the data have no statistics to start a shorter from."""
+        """The facts about the network for a guess; of whole walks alone if the data have no statistics to start a shorter
+        one."""
         compiled = self.like.sample.compiled
-        # Its batches are none of those to come, each of which is compiled for itself.
+        # Its batch sizes are not those of the trials, and each batch size is compiled separately.
         with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
             found = look_at(self.like.model, iterations)
         if why := without_statistics(self.like.model, self.like.dataset):
@@ -213,7 +214,7 @@ class Tuning:
         return replace(found, start=math.inf) if why else found
 
     def _first_guess(self, kinds: Sequence[Kind]) -> tuple[PreconditionedSDE | None, int]:
-        """The guess that the trials of some kinds begin with, and its evaluations: none where it would take a tenth of all."""
+        """The guess that the trials of some kinds begin with, and its evaluations; None if it would take a tenth of all."""
         iterations = next((kind.guessed for kind in kinds if kind.guessed and kind.varied), 0)
         if not iterations or IMAGES * iterations > (self.options.max_evaluations or math.inf) / 10:
             return None, 0
@@ -244,13 +245,13 @@ class Tuning:
         return next((kind for kind in self.studies[budget].kinds if set(self.default) == set(kind.run[:-1])), None)
 
     def _claim(self) -> dict[str, Any]:
-        """Make the group's folder this search's, or find that it is; what it is about."""
+        """Make the group's folder that of this search, or check that it is; return the settings of the search."""
         config = resolved(self.composed(self.default))
         config["fingerprint"] = self.like.fingerprint
         network = {k: v for k, v in essence(config).items() if not k.startswith(PARTS) and k not in ("seed", "images")}
         space = {f"space.{name}": kind for name, kind in self.space.items() if kind is not None}
         ours = {name: getattr(self.options, name) for name in ("images", "final", "seed", "search")}
-        # As JSON gives it back.
+        # In the form in which JSON returns it.
         mine = json.loads(json.dumps({**network, **space, **ours, "default": self.default}))
         file, what = self.folder / "search.json", "what a search is about"
         with locked(self.folder / "locks" / "search"):
@@ -265,14 +266,14 @@ class Tuning:
             )
         return mine
 
-    # What it may cost.
+    # The limits of its cost.
 
     @property
     def _first(self) -> int:
         return self.options.images // 4
 
     def cost(self) -> tuple[int, float]:
-        """Evaluations and seconds of sampling by all processes, as far as this one knows."""
+        """Evaluations and seconds of sampling by all processes that this process knows of."""
         sizes = {TrialState.COMPLETE: self.options.images, TrialState.PRUNED: self._first, TrialState.FAIL: self._first}
         runs: dict[tuple[str, ...], tuple[int, float]] = {}
         guesses = 0
@@ -285,7 +286,7 @@ class Tuning:
         return guesses + sum(evaluations for evaluations, _ in found), sum(seconds for _, seconds in found)
 
     def reached(self, part: float, ahead: int = 0) -> str:
-        """Which limit is reached when `ahead` evaluations come on top; empty if none is. `part` of it is what may be used."""
+        """The limit that `ahead` more evaluations reach; empty if none. Only `part` of each limit may be used."""
         o = self.options
         if o.max_minutes is not None and time.monotonic() - self.begun >= 60 * part * o.max_minutes:
             return f"max_minutes={o.max_minutes:g} came first"
@@ -323,11 +324,11 @@ class Tuning:
                         del unfinished[budget]
                     if reasons[-1:] != [""] and len(reasons) >= ALIKE and len(set(reasons[-ALIKE:])) == 1:
                         raise PDSError(f"the last {ALIKE} trials failed alike: {reasons[-1]}")
-                if idle and unfinished:  # other processes have the last ones, and may be killed
+                if idle and unfinished:  # other processes run the last trials, and may be killed
                     time.sleep(POLL)
 
     def _try(self, study: Study, trial: Trial, kind: Kind, overrides: list[str]) -> str:
-        """Measure one trial, and tell the study; why it failed, if it did."""
+        """Measure one trial, and report it to the study; return the reason of a failure."""
         o, begun, reason = self.options, time.monotonic(), ""
 
         def look(features: np.ndarray) -> None:
@@ -344,7 +345,7 @@ class Tuning:
         except (StoppedError, DivergedError) as error:
             state, value, told = TrialState.PRUNED, None, str(error)
             facts = {"reason": told}
-        except Exception as error:  # whatever it is, the other trials go on
+        except Exception as error:  # of any kind: the other trials go on
             value, reason = None, str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}"
             log.warning("trial %d failed: %s", trial.number, reason, exc_info=not isinstance(error, (PDSError, OSError)))
             facts, told = {"reason": reason}, reason
@@ -353,7 +354,7 @@ class Tuning:
         return reason
 
     def _first_distance(self, features: np.ndarray) -> tuple[float, float]:
-        """The Fréchet distance of a trial's first images and its error, which is infinite where they are too few for one."""
+        """The Fréchet distance of a trial's first images, and its error; infinite if the images are too few for an error."""
         reference, block_of = self.metric.reference.statistics, np.arange(len(features)) % PARTS_OF_FIRST
         whole = FeatureStatistics.from_features(features)
         if len(features) < 2 * PARTS_OF_FIRST:
@@ -378,7 +379,7 @@ class Tuning:
     def _each(
         self, jobs: Sequence[tuple[Sequence[str], int, int, int]], why: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, result) of each job (overrides, evaluations, seed, images that are there), shared with other processes."""
+        """(number, result) of each job (overrides, evaluations, seed, present images), shared with other processes."""
         waiting = dict(enumerate(jobs))
         while waiting:
             before = len(waiting)
@@ -408,7 +409,7 @@ class Tuning:
         o, why = self.options, list[str]()
         best, default = study.best, self._default(budget)
         leaders = best[: o.leaders]
-        # With as many images, so that what wins is no worse than the default on the noise of the trials.
+        # With the same number of images, so that the winner is no worse than the default on the noise of the trials.
         leaders += [t for t in best[o.leaders :] if default and t.user_attrs["overrides"] == [*default.run]]
         if not leaders:
             ended = [trial.user_attrs.get("reason", "") for trial in study.ended]
@@ -453,5 +454,5 @@ class Tuning:
             about |= {"evaluations": evaluations, "seconds": seconds}
             page = write_page(self.folder, about, self.studies, answers)
             show(f"report   {page}\nruns     {write_report(self.folder)}")
-        except PDSError as error:  # the answer is there all the same
+        except PDSError as error:  # the recommendation is written
             log.warning("%s", error)

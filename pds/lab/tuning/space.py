@@ -1,4 +1,4 @@
-"""What a search tries: kinds of samplers, and the options of each that vary, as their signatures say."""
+"""The space of a search: kinds of samplers, and the options of each that vary, as their signatures say."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Varied:
     """One option that varies.
 
     Attributes:
-        key: of the configuration.
+        key: its key in the configuration.
         tried: its numbers, or its choices.
         whole: whether it is a whole number.
-        start: its value where nothing varies.
+        start: its value if nothing varies.
     """
 
     key: str
@@ -61,7 +61,7 @@ class Varied:
         return trial.suggest_float(name, low, high, log=log)
 
     def nearest(self, value: Any) -> Any:
-        """What is tried that comes nearest to a value: its start for a choice that is none."""
+        """The tried value that is nearest to a value; the start for a choice that is not tried."""
         if isinstance(self.tried, tuple):
             return value if value in self.tried else self.start
         return min(max(value, self.tried.low), self.tried.high) if isinstance(value, (int, float)) else value
@@ -74,7 +74,7 @@ class Varied:
         return isinstance(self.start, (int, float)) and (self.tried.level or self.nearest(self.start) == self.start)
 
     def override(self, value: Any) -> list[str]:
-        """What sets it; nothing for its start, so that equal settings are one run."""
+        """The override that sets it; none for its start, so that equal settings are one run."""
         short = float(f"{value:.3g}") if isinstance(value, float) else value
         same = short == self.start or (self.starts and value == self.nearest(self.start))
         return [] if same else [f"{self.key}={spelled(short)}"]
@@ -85,11 +85,11 @@ class Kind:
     """One kind of sampler at one budget.
 
     Attributes:
-        name: in the space.
+        name: its name in the space.
         run: its overrides, with the iterations.
         nfe: score evaluations an image.
         varied: its options that vary.
-        guessed: T for a first guess of them; 0 where none is known.
+        guessed: T for a first guess of these options; 0 if no guess is known.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Kind:
         return {"kind": self.name, **given} if self.varied else {}
 
     def of_guess(self, sampler: PreconditionedSDE) -> dict[str, Any]:
-        """Parameters of a trial of the first guess; none where it guesses nothing of this kind."""
+        """Parameters of a trial of the first guess; None if it has no guess for this kind."""
         found = {f"sampler.{name}": getattr(sampler, name) for name in ("rho", "weight", "eta", "start", "end")}
         mine = {f"{self.name}.{one.key}": one.nearest(found[one.key]) for one in self.varied if one.key in found}
         return {**self.starts, **mine} if self.guessed and mine else {}
@@ -118,13 +118,13 @@ class Kind:
 def kinds_of(
     space: Mapping[str, Any], budget: int, compose: Compose, model: Model, dataset: Dataset
 ) -> tuple[list[Kind], dict[str, str]]:
-    """The kinds of a space that fit a budget, and why each of the others does not.
+    """The kinds of a space that fit a budget, and the reason why each of the others does not.
 
     Args:
-        space: by name, `run` and `vary` of each kind; None leaves one out.
+        space: `run` and `vary` of each kind by name; None leaves a kind out.
         budget: evaluations an image; each kind takes the most iterations that fit.
         compose: see `Compose`.
-        model, dataset: that are sampled.
+        model, dataset: the model and the data set of the search.
 
     Raises:
         PDSError: the space is wrong, empty, or holds nothing that can sample this model with this budget.
@@ -158,7 +158,7 @@ def kinds_of(
 
 
 def without_statistics(model: Model, dataset: Dataset) -> str:
-    """Why there are no statistics of the data to start a shorter walk from; empty where there are."""
+    """The reason why there are no statistics of the data to start a shorter walk from; empty if there are."""
     try:
         shape = dataset.statistics.shape
     except PDSError as error:
@@ -167,7 +167,7 @@ def without_statistics(model: Model, dataset: Dataset) -> str:
 
 
 def part_of(override: str) -> str:
-    """The group that an override is of."""
+    """The group of an override."""
     return key(override).split(".")[0].split("/")[0]
 
 
@@ -175,7 +175,7 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
     """The most iterations of a composed sampler that take at most `budget` evaluations an image, and those evaluations.
 
     Raises:
-        PDSError: there are none: the sampler chooses its evaluations itself, or the process does not take it.
+        PDSError: there is no such number: the sampler chooses its evaluations, or does not fit the process.
     """
     guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
     with keyed(cfg.sampler):
@@ -204,13 +204,13 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
 
 
 def _evaluations(sampler: Sampler[Any], guidance: Guidance | None, model: Model) -> int:
-    """Evaluations of the network an image, as their counter counts them: classifier-free guidance asks twice where it acts."""
+    """Evaluations of the network an image, by their counter: classifier-free guidance takes two where it acts."""
     assert sampler.nfe is not None
     if not isinstance(guidance, ClassifierFree) or guidance.scale in (0, 1):
         return sampler.nfe
     if guidance.interval == ClassifierFree.interval:
         return 2 * sampler.nfe
-    # At which levels it asks is its own: it is let walk, on one pixel.
+    # Only the sampler knows its levels, so it samples one pixel here.
     counted, noise = CountedScore(lambda x, sigma, *labels: -x), ImageNoise(0, torch.zeros(1, dtype=torch.long), (1, 1, 1))
     guided = guidance(counted, torch.zeros(1, dtype=torch.long))
     try:
@@ -273,7 +273,7 @@ def _options(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and all inside it, with what is annotated."""
+    """An annotation and all annotations inside it, with their types."""
     yield annotation
     for part in get_args(annotation) if get_origin(annotation) is not None else ():
         yield from _parts(part)
@@ -284,7 +284,7 @@ def _search(annotation: Any) -> Search | None:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The choices of a `Literal`; none of an option that may be a number, too."""
+    """The choices of a `Literal`; none for an option that may also be a number."""
     inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     values = get_args(inner)
     return values if values and all(isinstance(value, (str, int)) for value in values) else ()
@@ -295,7 +295,7 @@ def _is_whole(annotation: Any) -> bool:
 
 
 def _asked(path: str, given: Any, annotation: Any, stated: Search | None) -> Search | tuple[Any, ...]:
-    """What a space says that is tried of an option."""
+    """The values of an option to try, from a space."""
     if not isinstance(given, list) or len(given) < 2:
         raise OptionError(path, f"must be [lowest,highest], a list of choices, or null, got {shown(given)}")
     for value in given:

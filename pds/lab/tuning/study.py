@@ -1,7 +1,7 @@
 """The trials of one budget, kept by Optuna: in a file of the group's folder, or in a database.
 
-Each process asks for its next trial. A lock says that it has it, and ends with the process: what a killed one had, the next
-process that asks goes on with.
+Each process asks for its next trial. A lock marks the trial as taken, and ends with the process. The next process that asks
+continues the trial of a killed one.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-# Of a trial that is gone on with.
+# A continued trial reports its value again.
 warnings.filterwarnings("ignore", message="The reported value is ignored")
 
 ERRORS = 2.0
-"""Standard errors by which the first images of a trial must be worse than the median trial's, to end it."""
+"""A trial ends if its first images are worse than the median trial's by so many standard errors."""
 DRAWN = 4
-"""Trials that are drawn at random after the kinds as they are; the estimator begins with what these told."""
+"""Random trials after the untuned kinds; the estimator begins with their values."""
 UNPRUNED = 4
-"""Trials that come first, and go on in any case."""
+"""The first trials, which go on in any case."""
 GUESSED = "evaluations of the first guess"
-"""An attribute of a study whose first trials wait in it."""
+"""An attribute of a study that has its first trials."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock while the block runs; whether this process has it, which without `wait` it may not."""
+    """Hold a lock while the block runs; yields whether this process has the lock, which may fail without `wait`."""
     if fcntl is None:
         yield True
         return
@@ -62,7 +62,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 class _JournalLock(JournalFileOpenLock):
-    """The lock of a journal, which ends with its process; what a killed one half wrote is cut off."""
+    """The lock of a journal, which ends with its process; the half line of a killed process is cut off."""
 
     def __init__(self, journal: Path, lock: Path) -> None:
         self.journal, self.lock = journal, lock
@@ -80,7 +80,7 @@ class _JournalLock(JournalFileOpenLock):
 
 
 def storage_of(folder: Path, url: str | None) -> BaseStorage:
-    """Where the studies of a group are kept: the journal in its folder, or a database.
+    """The storage of a group's studies: the journal in its folder, or a database.
 
     Raises:
         PDSError: the database cannot be used, or the journal is damaged.
@@ -89,7 +89,7 @@ def storage_of(folder: Path, url: str | None) -> BaseStorage:
         try:
             with locked(folder / "locks" / "storage"):  # two processes at once cannot make its tables
                 return get_storage(url)
-        except Exception as error:  # whatever a driver raises
+        except Exception as error:  # a driver may raise anything
             raise PDSError(f"storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
     journal, lock = folder / "study.journal", folder / "locks" / "journal"
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,15 +102,15 @@ class Study:
     """The trials of one budget.
 
     Attributes:
-        storage: where they are kept.
-        name: of the study in it.
-        folder: of the group; the locks of running trials lie in it.
-        kinds: that are tried; the first trials are these, as they are, and after the first of them the first guess.
-        trials: how many.
-        first: images that a trial is judged by first.
-        seed: of what is drawn next.
+        storage: the storage of the trials.
+        name: name of the study in it.
+        folder: folder of the group; the locks of running trials lie in it.
+        kinds: kinds to try. The first trials are these, untuned, with the first guess after the first of them.
+        trials: number of trials.
+        first: number of first images; a trial is judged by them first.
+        seed: seed of the draws.
         search: "tpe", a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), or "random".
-        guess: makes a first guess, and tells the evaluations that it took; asked once.
+        guess: makes a first guess, and returns its evaluations; called once.
     """
 
     storage: BaseStorage
@@ -125,7 +125,7 @@ class Study:
 
     @cached_property
     def study(self) -> optuna.Study:
-        """Optuna's own, with the first trials waiting in it."""
+        """Optuna's study, with the first trials waiting in it."""
         with locked(self.folder / "locks" / "studies"):
             study = optuna.create_study(storage=self.storage, study_name=self.name, load_if_exists=True)
             if GUESSED not in study.user_attrs:
@@ -149,12 +149,12 @@ class Study:
 
     @property
     def ended(self) -> list[FrozenTrial]:
-        """Those that are over: measured, pruned or failed."""
+        """The ended trials: measured, pruned or failed."""
         return self.read(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
     @property
     def best(self) -> list[FrozenTrial]:
-        """Those that were measured, the best first, one of each setting."""
+        """The measured trials, the best first, one of each setting."""
         found: dict[tuple[str, ...], FrozenTrial] = {}
         for trial in sorted(self.read(TrialState.COMPLETE), key=lambda trial: (trial.value, trial.number)):
             found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
@@ -167,12 +167,12 @@ class Study:
         with contextlib.ExitStack() as held:
             with locked(self.folder / "locks" / "studies"):
                 trial = self._abandoned(held) or self._asked(study, held)
-                # Inside, so that the next process knows what this one tries.
+                # Inside the lock, so that the next process knows the trial of this one.
                 made = None if trial is None else (trial, *self._made(trial))
             yield made
 
     def poor(self, trial: Trial, value: float, error: float) -> bool:
-        """Whether the first images of a trial are worse than those of half the trials before it, beyond their own error."""
+        """Whether the first images of a trial are worse than those of half the earlier trials, beyond their own error."""
         trial.report(value, self.first)
         before = [other.intermediate_values.get(self.first) for other in self.study.get_trials(deepcopy=False)[: trial.number]]
         known = [other for other in before if other is not None]
@@ -182,7 +182,7 @@ class Study:
         """A trial whose process is gone."""
         for trial in self.read(TrialState.RUNNING):
             if held.enter_context(locked(self._lock(trial.number), wait=False)):
-                # It may have ended before it drew its setting.
+                # Its process may have ended before it drew a setting.
                 self.study.sampler = self._sampler(self.seed + trial.number)
                 return Trial(self.study, trial._trial_id)
         return None
@@ -191,7 +191,7 @@ class Study:
         begun = len(study.get_trials(deepcopy=False)) - len(waiting := self.read(TrialState.WAITING))
         if begun >= self.trials or not (waiting or any(kind.varied for kind in self.kinds)):
             return None
-        # Of the number of trials: one that is started again draws what it would have drawn.
+        # The seed follows the number of trials, so that a restarted trial draws the same setting.
         study.sampler = self._sampler(self.seed + begun)
         trial = study.ask()
         held.enter_context(locked(self._lock(trial.number)))
@@ -221,7 +221,7 @@ class Study:
         return self.folder / "locks" / f"{self.name}-{number}"
 
     def tell(self, trial: Trial, state: TrialState, seconds: float, value: float | None = None, **facts: Any) -> None:
-        """Say what became of a trial, with facts about it."""
+        """Record the outcome of a trial, with facts about it."""
         for key, fact in {"seconds": seconds, **facts}.items():
             trial.set_user_attr(key, fact)
         self.study.tell(trial, value, state)
