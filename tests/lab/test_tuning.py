@@ -33,6 +33,7 @@ from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
 from pds.options import Search
 from pds.preconditioning.preconditioner import Identity
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import VariancePreserving
 from pds.score import CountedScore
 
@@ -295,6 +296,10 @@ def test_kinds_take_the_most_iterations_that_fit_and_what_a_process_cannot_take_
     assert [(kind.run[-1], kind.nfe) for kind in kinds] == [("sampler.iterations=10", 19)]
     assert left_out.keys() == {"discrete", "adaptive"}
     assert "above 20" in left_out["discrete"] and "chooses its evaluations itself" in left_out["adaptive"]
+    cld = SimpleNamespace(process=CriticallyDamped(), shape=(1, 28, 28), data_range=(0, 1))
+    space["of its own"] = {"run": ["sampler=sscs"]}
+    kinds, left_out = kinds_of({"sde": {"run": ["sampler=preconditioned_sde"]}, **space}, 20, lambda run: a_run(*run), cld, None)
+    assert [kind.name for kind in kinds] == ["of its own"] and "velocity" in left_out["sde"]
 
 
 def test_kinds_vary_what_their_signatures_say_and_the_space_narrows_it():

@@ -425,7 +425,7 @@ class Tuning:
         if default is not None and list(default.run) != winner.run:
             pair.append(Measured(list(default.run), default.nfe))
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
-        for number, result in self._each(jobs, why):
+        for number, result in sorted(self._each(jobs, why), key=lambda found: found[0]):  # another process may come first
             one, seed = pair[number % len(pair)], jobs[number][2]
             distances = {**one.distances, str(seed): self.distance(result, o.final)}
             pair[number % len(pair)] = replace(one, distances=distances, runs={**one.runs, str(seed): result["name"]})

@@ -140,15 +140,15 @@ def kinds_of(
         if wrong is not None:
             raise OptionError(f"space.{name}.run", f"must set {', '.join(PARTS)} alone, got {shown(wrong)}")
         cfg = compose(about["run"])
-        varied = tuple(_varied(name, about, cfg, model))
-        if any(one.key == "sampler.start" for one in varied) and (why := without_statistics(model, dataset)):
-            varied = tuple(one for one in varied if one.key != "sampler.start")
-            left_out[f"sampler.start of {name}"] = why
         try:
             iterations, nfe = most_iterations(cfg, budget, model, dataset)
         except PDSError as error:
             left_out[name] = str(error)
             continue
+        varied = tuple(_varied(name, about, cfg, model))
+        if any(one.key == "sampler.start" for one in varied) and (why := without_statistics(model, dataset)):
+            varied = tuple(one for one in varied if one.key != "sampler.start")
+            left_out[f"sampler.start of {name}"] = why
         alone = get_object(cfg.sampler._target_) is PreconditionedSDE and get_object(cfg.filter._target_) is NoFilter
         guessed = iterations if alone else 0
         kinds.append(Kind(name, (*about["run"], f"sampler.iterations={iterations}"), nfe, varied, guessed))
