@@ -298,7 +298,9 @@ def test_kinds_take_the_most_iterations_that_fit_and_what_a_process_cannot_take_
     assert "above 20" in left_out["discrete"] and "chooses its evaluations itself" in left_out["adaptive"]
     cld = SimpleNamespace(process=CriticallyDamped(), shape=(1, 28, 28), data_range=(0, 1))
     space["of its own"] = {"run": ["sampler=sscs"]}
-    kinds, left_out = kinds_of({"sde": {"run": ["sampler=preconditioned_sde"]}, **space}, 20, lambda run: a_run(*run), cld, None)
+    kinds, left_out = kinds_of(
+        {"sde": {"run": ["sampler=preconditioned_sde"]}, **space}, 20, lambda run: a_run(*run), cld, None
+    )
     assert [kind.name for kind in kinds] == ["of its own"] and "velocity" in left_out["sde"]
 
 
