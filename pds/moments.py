@@ -113,8 +113,8 @@ def measured_moments(
 ) -> NoiseMoments:
     """The moments of a model over the noise levels of its process, measured now; arguments as in `noise_moments`.
 
-    They are kept within the bounds of the paper's Theorem 2. 1 - Gamma, the variance of the noise given x, lies between 0 and
-    ((white - black) / (2 sigma))²; a larger one would need data outside the data range.
+    They are kept within the bounds of the paper's Theorem 2. The variance of the noise given x, 1 - Gamma, lies between 0 and
+    ((white - black) / (2 sigma))². A larger one would need data outside the data range.
     """
     images, (black, white) = dataset.images, model.data_range
     provenance = _facts(model, dataset, training_images) | _image_facts(dataset, training_images) | {"pds": pds.__version__}

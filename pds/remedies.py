@@ -68,8 +68,8 @@ class TimeShift(Remedy):
     """The network gets the noise level that the variance of the state's pixels shows: Li et al., *Alleviating Exposure Bias in
     Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
 
-    The level is found for each image, sigma'^2 = Var(x) - v, v the pixel variance of an image of the data, within a window
-    around sigma. The network's prediction is taken for the noise at sigma, as in the paper.
+    The level is found for each image within a window around sigma: sigma'^2 = Var(x) - v, v the pixel variance of an image of
+    the data. The network's prediction is taken for the noise at sigma, as in the paper.
 
     Args:
         score: of a model.
@@ -118,7 +118,7 @@ class LevelShift(Remedy):
 class BandCorrection(Remedy):
     """The differential correction of DCW (*Elucidating the SNR-t Bias of Diffusion Probabilistic Models*, CVPR 2026), in bands.
 
-    DCW moves the state after each step by a part of its distance from D, in the low band of a Haar wavelet and in the rest.
+    After each step DCW moves the state by a part of its distance from D, in the low band of a Haar wavelet and in the rest.
     This shrinks the noise that the step takes out. A score does not know the next state. So here each evaluation moves D by a
     part of x - D: D + c (x - D). In the low band c = low sigma / sigma_max, above it c = high (1 - sigma / sigma_max).
 
@@ -134,7 +134,7 @@ class BandCorrection(Remedy):
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         s, part = self.score(x, sigma, *labels), (sigma / self.sigma_max)[:, None, None, None]
-        # The low band of one Haar level is the mean of each 2 x 2 block; an odd last row or column forms its own blocks.
+        # The low band of one Haar level is the mean of each 2 x 2 block. An odd last row or column forms its own blocks.
         coarse = torch.nn.functional.avg_pool2d(s, 2, ceil_mode=True, count_include_pad=False)
         coarse = coarse.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., : x.shape[-2], : x.shape[-1]]
         return s - self.low * part * coarse - self.high * (1 - part) * (s - coarse)

@@ -76,7 +76,7 @@ def sample(
         filter: a frequency or space filter, for PDS; None samples without one.
         solenoid: a solenoidal term; None samples without one.
         statistics: of the training images, for a `StatisticsFilter` or a sampler's `start`; None for those of the model.
-        labels: classes of the images, in turn: a list, "uniform" for all of them, or a file of whole numbers; None for images
+        labels: classes of the images in turn: a list, "uniform" for all classes, or a file of whole numbers. None is for images
             without a class.
         guidance: guidance towards the labels, as `ClassifierFree`; None for the network's class alone.
         images: number of images.
@@ -86,8 +86,8 @@ def sample(
         callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
 
     Raises:
-        PDSError: labels or guidance are not for this model, the sampler cannot sample it with this filter, the filter needs
-            statistics, or values are not finite.
+        PDSError: labels or guidance are not for this model, the sampler does not take the model or the filter, statistics are
+            missing, or values are not finite.
     """
     place = model.device if device is None else torch.device(device)
     sampler = sampler or model.sampler or DEFAULT

@@ -1,8 +1,8 @@
 """The score contract, and the counter of its evaluations.
 
-`score(x, sigma) -> tensor like x` is the gradient of the log-density of data plus sigma times standard noise. x is (batch, C,
-H, W) in the range of the data; sigma is (batch,) in the same units. Every network is an adapter to it (`pds.models`), so every
-sampler can sample every network.
+`score(x, sigma) -> tensor like x` is the gradient of the log-density of data plus sigma times standard noise. The state x is
+(batch, C, H, W) in the range of the data. The level sigma is (batch,) in the same units. Every network is an adapter to it
+(`pds.models`), so every sampler can sample every network.
 
 Where noise enters a velocity (`pds.processes.critically_damped`), x is the state, data and velocity, (batch, 2 C, H, W). sigma
 is still the noise of its data half, and the score is that by the velocity alone, (batch, C, H, W).

@@ -43,9 +43,9 @@ class Shard:
 
     Attributes:
         indices: the image indices.
-        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` spent sampling it (on a GPU,
-            while earlier shards are annotated), and its annotations. It also has `indices` (n,), `samples` (the digest of its
-            run, see `Contents`), and `taken_from` if another run sampled the images.
+        path: npz with `images` (n, C, H, W) uint8, `nfe` (of an image, on average), `seconds` spent sampling it, and its
+            annotations. On a GPU earlier shards are annotated in the same time. It also has `indices` (n,), `samples` (the
+            digest of its run, see `Contents`), and `taken_from` if another run sampled the images.
         contents: the expected content.
     """
 

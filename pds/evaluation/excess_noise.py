@@ -51,8 +51,8 @@ class NoiseResponse:
         values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma). An exact score of pure
             noise gives k. A network that does not see the excess gives the same value for every k. The values are lower where
             the data hide noise.
-        errors: (S,) mean squared error of the denoised image at k = 1, a pixel, in squared units of the data range; empty where
-            it was not measured.
+        errors: (S,) mean squared error a pixel of the denoised image at k = 1, in squared units of the data range; empty if not
+            measured.
     """
 
     sigmas: tuple[float, ...]
@@ -125,8 +125,7 @@ def excess_noise(levels: Sequence[Level], response: NoiseResponse, gain: float =
 
 
 def least_gain(levels: Sequence[Level], response: NoiseResponse, bound: float = 2.0) -> float:
-    """Return the smallest gain m^2 >= 1, to 1%, that keeps k at the end of the run to `bound`; infinite if no gain up to 8
-    does."""
+    """Return the smallest gain m^2 >= 1 that keeps k at the end of the run to `bound`, to 1%; infinite above 8."""
     gains = 1.01 ** np.arange(math.ceil(math.log(MOST) / math.log(1.01)) + 1)
     return next((float(gain) for gain in gains if list(excess_noise(levels, response, gain))[-1] <= bound), math.inf)
 

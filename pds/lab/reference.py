@@ -119,7 +119,7 @@ def help_of(program: str, arguments: Sequence[str]) -> str:
     if not chosen:
         parts = [inspect.getdoc(kind).split("\n\n")[0], _told("", kind, {})]  # type: ignore[union-attr]
         parts += [f"{group}: {', '.join(choices_of(group))}" for group in groups]
-        return "\n\n".join([*parts, "GROUP=CHOICE --help tells of the options of a choice, --list GROUP of the choices."])
+        return "\n\n".join([*parts, "GROUP=CHOICE --help shows the options of a choice, --list GROUP shows the choices."])
     cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
     return "\n\n".join(text for group in chosen for text in _nodes(group.replace("/", "."), cfg))
 

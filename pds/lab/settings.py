@@ -121,7 +121,7 @@ class ExcessNoise(Machine):
 
     Attributes:
         iterations: T, a line each.
-        images: number of images of the data set for the response, and of the sampler for the noise in its images.
+        images: number of real images for the response, and of sampled images for their noise.
         seed: seed of the sampled images.
     """
 

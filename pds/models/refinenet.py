@@ -1,7 +1,7 @@
 """The dilated RefineNet of NCSN and NCSNv2: stages of residual blocks, then RefineNet blocks back to full resolution.
 
 RefineNet is from Lin et al., CVPR 2017. The dilated stages and instance normalisation++ are from Song & Ermon 2019 ([NCSN]
-appendix A), the deeper forms from Song & Ermon 2020 ([NCSNv2] table 3). Parameter names, shapes and order are those of the
+appendix A). The deeper forms are from Song & Ermon 2020 ([NCSNv2] table 3). Parameter names, shapes and order are those of the
 published checkpoints. Every block passes the noise label to its normalisations; nothing else uses the label.
 """
 

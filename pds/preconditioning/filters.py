@@ -58,9 +58,9 @@ class ParametricFilter:
     Attributes:
         r: radius in units of H; at 0.5 the disc reaches the corners of a square plane.
         lam: lambda. P divides by it: below 1 the coordinates where it acts move faster, above 1 slower.
-        region: "outside_low" (the disc is around DC; as printed, spectrum shifted), "outside_high" (the disc is around the
-            highest frequency; as printed, FFT layout) or "inside_high" (lambda inside that disc, as the text on Fig. 7
-            describes it).
+        region: "outside_low": the disc is around DC (as printed, spectrum shifted). "outside_high": the disc is around the
+            highest frequency (as printed, FFT layout). "inside_high": lambda acts inside that disc, as the text on Fig. 7
+            describes it.
     """
 
     r: Annotated[float, Range(above=0, high=0.5)] = 0.2
@@ -98,8 +98,9 @@ class StatisticsFilter:
     Attributes:
         alpha: normalisation, the smaller the stronger. 1 leaves the zeros of the spectrum in R, and a filter with zeros is
             refused.
-        pixels: the space filter. "none"; "released", as in the authors' code, E[x^2] normalised with alpha like R; or "paper",
-            A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25). "paper" has no alpha, and no inverse where the mean image is 0.
+        pixels: the space filter: "none", "released" or "paper". "released" is that of the authors' code, E[x^2] normalised with
+            alpha like R. "paper" is A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25). "paper" has no alpha, and no inverse where the
+            mean image is 0.
     """
 
     alpha: Alpha = 5.0

@@ -1,5 +1,4 @@
-"""The noise levels sigma = sqrt(1 / abar - 1) of a VP state that a sampler of T iterations visits, where it is free to
-choose."""
+"""The noise levels of a sampler of T iterations that is free to choose them: sigma = sqrt(1 / abar - 1) of a VP state."""
 
 from __future__ import annotations
 

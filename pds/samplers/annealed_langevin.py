@@ -25,8 +25,8 @@ class AnnealedLangevin(Sampler[Tensor]):
 
     x <- x + P P^T f + omega S f + sqrt(2 a) P z with f = a s(x, sigma) and a = step_size * sigma^2.
 
-    The papers write a_i = step_lr (sigma_i / sigma_L)^2, so `step_size` is step_lr / sigma_L^2: the step relative to the
-    noise variance, the same at every level (0.2 for the published MNIST and CIFAR-10 settings of [NCSN]).
+    The papers write a_i = step_lr (sigma_i / sigma_L)^2, so `step_size` is step_lr / sigma_L^2. It is the step relative to the
+    noise variance, the same at every level. The published MNIST and CIFAR-10 settings of [NCSN] have 0.2.
 
     Stability: on a Gaussian mode with curvature 1/q, q >= sigma^2, a step multiplies the error by 1 - a (m^2 + i omega h) / q.
     Where the data have no variance q = sigma^2, so `step_size` < 2 / max((m^4 + (omega h)^2) / m^2) is stable on every target

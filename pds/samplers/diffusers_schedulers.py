@@ -1,6 +1,6 @@
 """The schedulers of diffusers as samplers of VP models. They run as they are; none is written anew.
 
-A scheduler of diffusers walks down some of N levels of a VP state Y = sqrt(abar) x, abar = 1 / (1 + sigma^2), and asks for the
+A scheduler of diffusers walks down some of N levels of a VP state Y = sqrt(abar) x, abar = 1 / (1 + sigma^2). It needs the
 noise prediction e = -sigma s(x, sigma). A score depends on sigma alone, so a model of any process has such states. The N levels
 are the ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / abar_{i-1}, the smallest sigma first, abar_{-1} =
 1.

@@ -34,7 +34,7 @@ class EDM(KarrasLevelsSampler):
         iterations: T.
         rho: exponent of the Karras levels.
         order: 1, Euler; 2, Heun.
-        S_churn: noise to add over all iterations. 0, the paper's default, is the deterministic sampler, which draws nothing and
+        S_churn: noise to add over all iterations. 0, the paper's default, is the deterministic sampler. It draws nothing, and
             leaves noise on the images of VE networks.
         S_min: smallest noise level at which noise is added.
         S_max: largest noise level at which noise is added. sigma^ may pass the process's largest level, unless S_max is that

@@ -32,10 +32,10 @@ class ERSDE(KarrasLevelsSampler):
         x <- r x + (1 - r) D + A D' + B D" + sqrt(sigma'^2 - r^2 sigma^2) z
         A = sigma' - sigma + phi(sigma') int 1 / phi,   B = (sigma' - sigma)^2 / 2 + phi(sigma') int (s - sigma) / phi(s) ds,
 
-    the integrals from sigma' to sigma, D' and D" differences of the last two and three evaluations in sigma. phi = sigma is the
-    probability flow, phi = sigma^2 the reverse SDE, and phi = sigma (e^(sigma^0.3) + 10) lies between them. The last step, to
-    0, gives D. Without noise the global order is 1 for order 1 and 2 for order 2. For order 3 it is 2 as well: D' is a
-    difference of two evaluations, and B D" does not remove its error of first order. This is the published form.
+    with integrals from sigma' to sigma. D' and D" are differences of the last two and three evaluations in sigma. phi = sigma
+    is the probability flow and phi = sigma^2 the reverse SDE; phi = sigma (e^(sigma^0.3) + 10) lies between them. The last
+    step, to 0, gives D. Without noise the global order is 1 for order 1 and 2 for order 2. For order 3 it is 2 as well: D' is a
+    difference of two evaluations, and B D" leaves its error of first order. This is the published form.
 
     The released code sums 100 points for each integral, which leaves an error of the first order in the step. Here the
     integrals are exact to rounding.

@@ -22,12 +22,12 @@ class MomentumLangevin(AnnealedLangevin):
 
     v starts at 0, is kept across levels, and holds no noise. The final denoising leaves v out.
 
-    Why P P^T stands in v and P before z: in the coordinates y = P^-1 x the score is P^T s(P y), and [MILD] there reads
-    w <- gamma w + a P^T s(P (y + gamma w)), y <- y + w + sqrt(2 a) z. Times P, with v = P w, this is the rule above. So the
-    rule is MILD in other coordinates, and has the stationary law of MILD for every P. (S adds a flow along which the
-    log-density does not change.) That law is not p. For small steps v settles at a s / (1 - gamma), the drift of Langevin
-    dynamics with step a / (1 - gamma). Its noise would be sqrt(2 a / (1 - gamma)). With less noise MILD samples p^(1 / (1 -
-    gamma)): a Gaussian of variance q comes out with (1 - gamma) q.
+    Why P P^T stands in v and P before z: in the coordinates y = P^-1 x the score is P^T s(P y). There [MILD] reads w <- gamma w
+    + a P^T s(P (y + gamma w)), y <- y + w + sqrt(2 a) z. Times P, with v = P w, this is the rule above. So the rule is MILD in
+    other coordinates, and has the stationary law of MILD for every P. (S adds a flow along which the log-density does not
+    change.) That law is not p. For small steps v settles at a s / (1 - gamma), the drift of Langevin dynamics with step a / (1
+    - gamma). Its noise would be sqrt(2 a / (1 - gamma)). With less noise MILD samples p^(1 / (1 - gamma)): a Gaussian of
+    variance q comes out with (1 - gamma) q.
 
     Stability: with c = a m^2 / q a step multiplies a Gaussian mode (x, v) by [[1 - c, gamma (1 - c)], [-c, gamma (1 - c)]]. Its
     eigenvalues are inside the unit circle for c < 2 (1 + gamma) / (1 + 2 gamma). With a solenoid c is complex, and the bound is

@@ -71,8 +71,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
     has the marginals of the model for every G and S. G = 0, S = 0 is the probability flow, G = I the reverse SDE. A filter is
-    PDS on the Langevin half of the equation alone. The walk starts at sigma_max z, which does not go through P. Let G have the
-    eigenvalue g and omega S the eigenvalue i w in a Fourier mode, c = 1 + g + i w, and h = log(sigma / sigma'). A step is
+    PDS on the Langevin half of the equation alone. The walk starts at sigma_max z, which does not go through P. In a Fourier
+    mode let G have the eigenvalue g and omega S the eigenvalue i w. Let c = 1 + g + i w and h = log(sigma / sigma'). A step is
 
         x <- e^(-c h) x + (1 - e^(-c h)) D + W (D - D_before) / h_before + sigma' sqrt(1 - e^(-2 g h)) z,
 
@@ -269,8 +269,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
             levels: from `levels`, with or without the last, to 0.
             power: variance p of the data in each mode, float64.
             gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
-            share: maps (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the standard
-                deviation that it should have; None for the exact score.
+            share: maps (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the exact
+                standard deviation; None for the exact score.
             initial: standard deviation of the noise at the start, in units of its level.
 
         Returns:

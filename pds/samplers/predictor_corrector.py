@@ -1,7 +1,7 @@
 """Predictor-corrector sampling of continuous score models ([SDE] Algorithms 2-5, appendices E-G), preconditioned as in [ECCV].
 
 Every predictor is one rule with its own coefficients, x <- x + P P^T f + omega S f_s + G P z with f = linear x + weight s(x),
-f_s = weight s(x); every corrector is a Langevin step with its own step size. P = I is the published sampler.
+f_s = weight s(x). Every corrector is a Langevin step with its own step size. P = I is the published sampler.
 """
 
 from __future__ import annotations

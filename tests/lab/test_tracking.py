@@ -191,7 +191,7 @@ def test_modes(tmp_path: Path) -> None:
         assert not (tmp_path / "none").exists()
 
 
-# Each way to be offline in turn, in a fresh W&B, and at the end the online one: the requests that the server got for each.
+# Each way to be offline in turn, in a fresh W&B, and the online one at the end, with the server's requests for each.
 COUNTED = """
 import json, os, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,4 +1,4 @@
-"""Compare runs by the files they left: tables, charts and one self-contained page."""
+"""Compare runs by their files: tables, charts and one self-contained page."""
 
 from pds.lab.report.page import write_report
 from pds.lab.report.runs import Run, Runs, read_runs

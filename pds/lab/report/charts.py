@@ -1,4 +1,4 @@
-"""The charts of a report: curves over what was swept, rows of a table, heat maps, the best α, filters."""
+"""The charts of a report: curves over swept keys, rows of a table, heat maps, the best α, filters."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
             axes.set(xticks=places[0], xticklabels=names[0], yticks=places[1], yticklabels=names[1])
         bar = figure.colorbar(drawn, cax=all_axes[-1].inset_axes((1.06, 0, 0.06, 1)))
         bar.ax.set_title("R" if kind == "frequency" else "A", fontsize=10)
-        # 1 leaves a coordinate as it is.
+        # 1 does not change a coordinate.
         marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
         bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
         return house.finished(name, f"{kind} filter", figure)

@@ -18,7 +18,7 @@ ARROWS = {"low": " ↓", "high": " ↑", "": ""}
 class SideBySide:
     """Settings of one kind, by label and by measure, whose measures are of the same features, resize and image count."""
 
-    name: str  # what the names of the measures share
+    name: str  # the common part of the measures' names
     model: str
     measures: list[str]
     rows: dict[str, dict[str, Setting]]

@@ -1,4 +1,4 @@
-"""Write report.html: one file that needs nothing else, to look at, to keep and to send."""
+"""Write report.html: one file without dependencies, to look at, to keep and to send."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write_report(folder: Path) -> Path:
     done, points = runs.done, runs.points
 
     def part(what: str, empty: Any, make: Callable[..., Any], *arguments: Any) -> Any:
-        """Make one part; its failure must not cost the rest of the page."""
+        """Make one part; its failure must not prevent the rest of the page."""
         try:
             return make(*arguments)
         except Exception as error:
@@ -115,7 +115,7 @@ def _summary(runs: Runs) -> list[list[Any]]:
     """Return one row a run: its facts, every metric by its full name, every swept key."""
     facts = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
     found = panels(runs)
-    # Without a finished run, what differs between all.
+    # Without a finished run, the keys that differ between all.
     keys = dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs])
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
     rows: list[list[Any]] = [["name", "label", "state", "seed", *facts, *measures, *keys, "message"]]
@@ -127,7 +127,7 @@ def _summary(runs: Runs) -> list[list[Any]]:
 
 
 def _verdicts(done: Runs) -> Iterator[str]:
-    """Say for each model and metric whether PDS is closer to the data, whichever way the numbers fall."""
+    """Say for each model and metric whether PDS is closer to the data, for either outcome."""
     for model, metric in itertools.product(done.models, done.metrics):
         if verdict := _verdict(Runs(tuple(run for run in done if run.model == model)), metric):
             yield f"{model}: {verdict}" if len(done.models) > 1 else verdict
@@ -171,7 +171,7 @@ def _table(folder: Path, figures: Figures) -> dict[str, Any]:
     """Return the table that the runs fill, and its chart where the rows of a grid are curves."""
     table, lines = write_table(folder) or (None, [])
     grid, cells = Grid.of(table, lines) if table else None, long_form(lines) if lines else []
-    # A figure of images has nothing printed, and a table that waits nothing measured.
+    # A figure of images has no printed numbers, and a waiting table has no measured ones.
     kept = [i for i, (head, *texts) in enumerate(zip(*cells, strict=True)) if head == "note" or set(texts) != {MISSING}]
     drawn = figures.draw("rows", f"{grid.quantity}-against-NFE", grid) if grid and grid.curves() else None
     return {"table": table, "grid": grid, "cells": [[row[i] for i in kept] for row in cells], "rows_chart": drawn}
@@ -243,10 +243,10 @@ def _images(done: Runs, picture: Callable[[Run], Picture | None]) -> dict[Any, l
 
 
 def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
-    """Read a picture; a damaged one becomes a sentence and costs no other."""
+    """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
-    except Exception as error:  # Pillow raises anything
+    except Exception as error:  # Pillow may raise anything
         return f"This cannot be shown: {error}"
 
 

@@ -29,7 +29,7 @@ class Picture(NamedTuple):
     width: int
     height: int
     exact: bool  # shown pixel by pixel
-    share: int = 100  # per cent of the width that a strip has
+    share: int = 100  # part of the width of a strip, in per cent
 
 
 def grid_of(run: Run) -> Picture | None:
@@ -63,13 +63,13 @@ def strip_of(run: Run) -> Picture | None:
 
 
 def filters_of(run: Run) -> dict[str, np.ndarray]:
-    """Return R ("frequency") and A ("space") of a run, as far as it has them."""
-    path, fix = run.folder / "filter.npz", "delete it; nothing but its picture is lost"
+    """Return R ("frequency") and A ("space") of a run, if it has them."""
+    path, fix = run.folder / "filter.npz", "delete it; only its picture is lost"
     return read_npz(path, FILTERS, "the filters of a run", fix) if path.exists() else {}
 
 
 def _picture(content: Image.Image | bytes, size: tuple[int, int], exact: bool, share: int = 100) -> Picture:
-    """Return a picture from a PNG file's content, or from an image; one that is not exact becomes JPEG."""
+    """Return a picture from a PNG file's content, or from an image; an inexact one becomes JPEG."""
     kind, buffer = "png" if exact or isinstance(content, bytes) else "jpeg", io.BytesIO()
     if isinstance(content, bytes):
         buffer.write(content)

@@ -36,9 +36,9 @@ _BY_MEASURE = {
 class Run:
     """One run folder, or a point of a sweep that ended before it had one."""
 
-    folder: Path  # of such a point, the folder it would have
-    state: str  # "done", "failed", "skipped", "running" (which is also what a killed run says) or "damaged" (unreadable)
-    message: str = ""  # why it failed, was skipped or cannot be read, or what it was doing
+    folder: Path  # for such a point, the folder that it would have
+    state: str  # "done", "failed", "skipped", "running" (also after a kill) or "damaged" (unreadable)
+    message: str = ""  # the reason of a failure, a skip or damage, or its last activity
     result: dict[str, Any] = field(default_factory=dict)  # content of result.json; empty unless done
     config: dict[str, Any] = field(default_factory=dict)  # resolved configuration; empty if it cannot be read
     overrides: tuple[str, ...] = ()  # the command line of its point; empty outside a sweep
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Model, weights and reference; only runs that share all three may be compared."""
+        """Model, weights and reference; only runs with equal ones may be compared."""
         weights = self.flat.get("fingerprint.weights") or (self.result.get("checkpoint") or {}).get("sha256")
         return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
 
@@ -94,7 +94,7 @@ def _override(text: str) -> tuple[str, Any]:
     key, _, value = text.lstrip("+~").partition("=")
     try:
         return key, parse_yaml(f"value: {value}", {"value": Any})["value"]
-    except Exception:  # Hydra's grammar has more than YAML's
+    except Exception:  # Hydra's grammar is larger than YAML's
         return key, value
 
 
@@ -160,7 +160,7 @@ class Runs:
 
     @property
     def other_floors(self) -> list[str]:
-        """One line for each floor whose name no metric has; fewer real images than samples were at hand."""
+        """One line for each floor whose name no metric has, because there were fewer real images than samples."""
         return [f"{FLOOR}: {name} = {rounded([v])[0]}" for name, v in self.floors.items() if name not in self.metrics]
 
     def common(self, key: str) -> Any:
@@ -209,7 +209,7 @@ def read_runs(folder: Path) -> Runs:
             by_name[name] = Run(folder / name, point.state, point.message)
         if name in by_name:
             run = replace(by_name[name], overrides=point.overrides or (point.title,))
-            # A run that was repeated alone is done, whatever its point said before.
+            # A run that was repeated alone is done, for any earlier state of its point.
             again = lost and run.state != "done"
             by_name[name] = replace(run, state=point.state, message=point.message) if again else run
     if not by_name and not points:
@@ -230,7 +230,7 @@ def read_runs(folder: Path) -> Runs:
 
 
 def _read_run(folder: Path) -> Run:
-    """Read one folder; a damaged one becomes a run that says so, and hides no other."""
+    """Read one folder; a damaged one becomes a run with the state "damaged", and hides no other."""
     config, result = {}, {}
     try:
         if os.path.exists(folder / "config.yaml"):

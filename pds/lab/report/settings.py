@@ -44,7 +44,7 @@ class Number(NamedTuple):
 class Setting:
     """Finished runs that differ in their seed alone, one a seed, with their values of the swept keys.
 
-    `quantity` is what is measured: a metric by its full name, or "seconds".
+    `quantity` is the measured quantity: a metric by its full name, or "seconds".
     """
 
     runs: tuple[Run, ...]
@@ -71,13 +71,13 @@ class Setting:
 
     @cached_property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds (of a sample, n - 1); None where there is one seed."""
+        """Standard deviation over the seeds (of a sample, n - 1); None for a single seed."""
         squares = math.fsum((run.number(self.quantity) - self.number) ** 2 for run in self.runs)
         return math.sqrt(squares / (len(self.runs) - 1)) if len(self.runs) > 1 else None
 
     @property
     def error(self) -> float | None:
-        """Standard error of `number`: over the seeds, or of the one seed's images; None where it is not known."""
+        """Standard error of `number`: over the seeds, or of the single seed's images; None if it is not known."""
         known = self.result.get("errors", {}).get(self.quantity)
         return known if self.spread is None else self.spread / math.sqrt(len(self.runs))
 
@@ -114,7 +114,7 @@ class Curves(NamedTuple):
 
     x: str
     lines: list[Line]
-    levels: list[Line]  # a vanilla setting each, that has no x and agrees with some line in all else
+    levels: list[Line]  # one vanilla setting each, without x, that agrees with some line in all else
     left_out: int  # lines that are not among `lines`
 
 
@@ -123,7 +123,7 @@ class HeatMap(NamedTuple):
 
     cells: dict[Place, Setting]
     lost: dict[Place, str]  # "failed", "damaged" or "skipped" in cells without a setting
-    held: str  # what is the same in all cells, short
+    held: str  # the common settings of all cells, short
 
     @property
     def lowest(self) -> float:
@@ -141,9 +141,9 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """Finished runs of one kind, whose distances of one metric (the name has the image count) may be compared.
+    """Finished runs of one kind with comparable distances of one metric (the name has the image count).
 
-    `lost` is all that failed, is damaged or was skipped in the group.
+    `lost` are all failed, damaged and skipped runs of the group.
     """
 
     quantity: str
@@ -152,7 +152,7 @@ class Panel:
 
     @cached_property
     def keys(self) -> list[str]:
-        """The dotted keys on which the configurations differ in what counts."""
+        """The dotted keys on which the configurations differ, of those that count."""
         found = differing([run.values for run in self.runs])
         at = [token(run.values.get(T)) for run in self.runs]
         of_t = {key: {(t, token(v)) for t, v in zip(at, found.get(key, []), strict=False) if v != MISSING} for key in OF_T}
@@ -176,7 +176,7 @@ class Panel:
         return sorted(filter(swept, self.keys), key=lambda key: key != T)
 
     def _families(self, *keys: str) -> list[list[Setting]]:
-        """Group the settings that have numbers for all of `keys`; a group shares every value that is no number."""
+        """Group the settings that have numbers for all of `keys`; all values in a group that are no numbers are equal."""
         found = _with(self.settings, *keys)
         return list(grouped((_key({k: "" if is_number(v) else v for k, v in s.values.items()}), s) for s in found).values())
 
@@ -232,7 +232,7 @@ class Panel:
         return Curves(x, kept, levels, len(lines) - len(kept))
 
     def heat_maps(self, x: str, y: str, most: int = 6) -> tuple[list[HeatMap], int]:
-        """Return a map for each value of all else that has 2 x 2 filled cells, and the number of maps left out.
+        """Return a map with at least 2 x 2 filled cells for each value of all else, and the number of maps left out.
 
         Of more than `most` maps those with the lowest numbers are kept.
         """
@@ -253,7 +253,7 @@ class Panel:
         return kept, len(maps) - len(kept)
 
     def _held(self, label: str, group: Sequence[Setting], *without: str) -> str:
-        """Add T and the sampler to a label: a reader asks for them even where the whole group shares them."""
+        """Add T and the sampler to a label: a reader needs them even if the whole group has the same."""
         held, sampler = label.removeprefix("PDS").strip(" ,"), group[0].result["sampler"]
         lengths = {s.at("iterations") for s in group} if T not in {*without, *self.keys} else set()
         facts = [held, f"T={shown(*lengths)}" if len(lengths) == 1 else "", "" if sampler in held else sampler]
@@ -279,7 +279,7 @@ class Panel:
         return found
 
     def references(self) -> list[Place]:
-        """Return the pairs (α_ref, T_ref) that the configurations name for α ∝ T."""
+        """Return the pairs (α_ref, T_ref) of the configurations, for α ∝ T."""
         keys = ("filter.reference.alpha", "filter.reference.iterations")
         pairs = (map(run.flat.get, keys) for run in self.runs)
         return sorted({(float(a), float(t)) for a, t in pairs if is_number(a) and is_number(t)})

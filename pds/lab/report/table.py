@@ -24,8 +24,8 @@ Place = tuple[str, str]
 def format_table(runs: Runs) -> str:
     """Compare runs in a Markdown table that also reads well in a terminal.
 
-    Each metric has a column under its full name. The last row is real data against real data, where known. A line follows for
-    each run without a result, with its message.
+    Each metric has a column under its full name. The last row is real data against real data, if known. A line follows for each
+    run without a result, with its message.
     """
     done, names = runs.done, runs.done.metrics
     unfinished = "\n".join(f"{run.state}: {run.label}: {run.message}".strip(": ") for run in runs if run.state != "done")
@@ -54,7 +54,7 @@ def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
 
 
 def timing(runs: Runs) -> str:
-    """Say how many images the seconds are for, and on how many kinds of device."""
+    """Return the number of images that the seconds are for, and the number of kinds of device."""
     of = f"seconds for {runs.common('images'):,} images" if runs.common("images") else "seconds"
     devices = {run.result.get("device") for run in runs}
     return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
@@ -62,10 +62,10 @@ def timing(runs: Runs) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell as it was measured."""
+    """A measured cell."""
 
     cell: Cell
-    notes: list[str]  # why it is no like for like comparison, or not measured
+    notes: list[str]  # reasons why it is no like-for-like comparison, or not measured
     setting: Setting | None = None  # its runs
     alike: bool = False  # whether measured and printed are of one kind
 
@@ -100,7 +100,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
         return Measured(cell, [f"missing: {cell.missing}" if cell.missing else "as printed"])
     ended = [point for point in points if point and point.state == "done"]
     runs = [done[point.run] for point in ended if point.run in done]
-    # One sentence where all seeds say the same.
+    # One sentence if all seeds have the same message.
     notes = sorted({f"{p.state}: {p.message}".removesuffix(": ") for p in points if p and p.state != "done"})
     notes += ["not started"] * (None in points) + ["a run is gone: run the command again"] * (len(runs) < len(ended))
     seconds = table.quantity == "seconds"
@@ -134,10 +134,10 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table to read across and down: it has nothing printed to compare with.
+    """A table to read across and down, without printed numbers.
 
-    `lines` are its cells by row and column, in the table's order, and `settings` and `runs` what is measured by now. `quantity`
-    is its full name, empty where cells differ or none is measured.
+    `lines` are its cells by row and column, in the table's order. `settings` and `runs` are those measured by now. `quantity`
+    is the full name of the measured quantity, empty if cells differ or none is measured.
     """
 
     table: Table
@@ -150,7 +150,7 @@ class Grid:
 
     @classmethod
     def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
-        """Return None where one line a cell says more: with printed numbers, or with rows that share few columns."""
+        """Return None if one line a cell is clearer: with printed numbers, or with rows that have few columns in common."""
         places = {(line.cell.row, line.cell.column): line for line in lines}
         rows, columns = (Counter(place[side] for place in places) for side in (0, 1))
         shared = all(sum(count > 1 for count in side.values()) > 1 for side in (rows, columns))
@@ -180,13 +180,13 @@ class Grid:
 
     @cached_property
     def lowest(self) -> set[Place]:
-        """The places of the lowest number in each column; none where cells cannot be compared."""
+        """The places of the lowest number in each column; none if cells cannot be compared."""
         columns = grouped((place[1], (setting.number, place)) for place, setting in self.settings.items() if self.quantity)
         several = [column for column in columns.values() if len(column) > 1]
         return {place for column in several for number, place in column if number == min(column)[0]}
 
     def curves(self) -> list[Line]:
-        """Return the settings of each row by rising NFE; none where rows stay at one NFE or cannot be compared."""
+        """Return the settings of each row by rising NFE; none if rows have a single NFE or cannot be compared."""
         rows = grouped((row, setting) for (row, _), setting in self.settings.items())
         lines = [Line(row, sorted(settings, key=lambda s: s.at("nfe"))) for row, settings in rows.items()]
         rising = any(len({s.at("nfe") for s in line.settings}) > 1 for line in lines)
@@ -198,7 +198,7 @@ class Grid:
         return [statistics.mode(values) if values else None for values in known]
 
     def sentences(self) -> list[str]:
-        """Say what the cells have in common, how T and NFE follow the columns, and what holds for some cells alone."""
+        """Return sentences about all cells, about T and NFE of the columns, and about single cells."""
         told, facts = [], [self._facts(line) for line in self.lines.values() if line.setting]
         shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
         if facts:
@@ -213,9 +213,9 @@ class Grid:
 
     def _facts(self, line: Measured) -> list[str]:
         if line.setting is None:
-            # A cell itself says what has no message.
+            # A state without a message stands in the cell itself.
             return [note for note in line.notes if ":" in note]
-        # The notes say where it is another number.
+        # The notes name the cells with another number.
         images = [f"{self.table.images:,} images"] * (line.known("images") == self.table.images)
         return [line.setting.quantity, *images, *line.notes]
 
@@ -243,7 +243,7 @@ class Grid:
 
 
 def markdown(table: Table, lines: Sequence[Measured]) -> str:
-    """Return the table with its title and notes: as a grid where it is one, else with one line a cell."""
+    """Return the table with its title and notes: as a grid if it is one, else with one line a cell."""
     grid = Grid.of(table, lines)
     tables, about = (grid.tables(), grid.sentences()) if grid else ([long_form(lines)], [])
     notes = "\n".join(f"- {line}" for line in [*about, *table.about()])
@@ -251,7 +251,7 @@ def markdown(table: Table, lines: Sequence[Measured]) -> str:
 
 
 def overview(folder: Path) -> str:
-    """Return the text a terminal shows of a folder: the paper's table its runs fill, else their comparison."""
+    """Return the text of a folder for a terminal: the paper's table that its runs fill, else their comparison."""
     found = table_lines(folder)
     return markdown(*found) if found else format_table(read_runs(folder))
 

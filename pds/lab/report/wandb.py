@@ -28,7 +28,7 @@ WIDTH = 24  # columns of W&B's grid, which puts panels side by side while there 
 
 
 def dashboard(folder: Path, project: str | None = None, entity: str | None = None) -> str:
-    """Print how to upload what W&B does not have, save a new report of the runs in `folder`, and return its address.
+    """Print the command to upload missing runs, save a new report of the runs in `folder`, and return its address.
 
     None is the project or the entity (user or team) of the runs.
 
@@ -63,7 +63,7 @@ def dashboard(folder: Path, project: str | None = None, entity: str | None = Non
 
 
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
-    """Return what the runs' tracker was told, else the environment's value, in the order of `wandb.init`."""
+    """Return the option of the runs' tracker, else the environment's value, in the order of `wandb.init`."""
     told = {value for run in runs if (value := run.flat.get(f"tracker.{name}"))}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
@@ -121,7 +121,7 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     blocks = [
         wr.MarkdownBlock(text=format_table(runs)),
         wr.P(
-            "Lower is closer to the data. The name of a distance says which features and how many images: only equal "
+            "Lower is closer to the data. The name of a distance has the features and the number of images: only equal "
             "names may be compared. T is iterations, NFE is evaluations of the score network."
         ),
         *([wr.H2(text="Distance to the data"), grid(*distances)] if names else []),
@@ -130,7 +130,7 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
         grid(*sampled),
         wr.H2(text="What differs"),
         grid(*different),
-        wr.H2(text="What was run"),
+        wr.H2(text="The runs"),
         *_provenance(runs),
     ]
     title, about = f"{group}: vanilla and PDS"[:128], f"{len(runs)} runs, made by experiments/tools/dashboard.py of PDS lab"

@@ -33,9 +33,9 @@ class WandbTracker:
     Attributes:
         project: W&B project.
         entity: W&B user or team; None is the account's default.
-        mode: "online", "offline" (written below the run directory, uploaded later, without contact to anyone), "disabled" or
-            "auto". auto is offline or disabled if W&B's own environment or settings say so, else online with an API key, else
-            offline. An online run that cannot be opened becomes an offline one.
+        mode: "online", "offline", "disabled" or "auto". offline writes below the run directory, for an upload later, and
+            contacts nobody. auto follows W&B's own environment or settings if these say offline or disabled. Else it is online
+            with an API key, and offline without one. An online run that cannot be opened becomes an offline one.
         timeout: longest time in seconds to open a run, to upload its rest at the end, and for each call between. After it W&B
             is given up.
     """
