@@ -3,6 +3,7 @@ warning."""
 
 import errno
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from pds.errors import PDSError
 from pds.generation import ImageSampler
@@ -177,9 +179,34 @@ def test_real_trackers_that_cannot_write_warn(name, tmp_path, caplog, monkeypatc
     assert "failed at opening or closing the run, the run goes on" in caplog.text
 
 
+@pytest.mark.usefixtures("_store")
+def test_trackers_on_this_machine_contact_nobody(tmp_path, monkeypatch):
+    heard = []
+
+    def refuse(*address):
+        heard.append(address)
+        raise OSError("nobody is to be contacted")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    Image.new("L", (2, 2)).save(tmp_path / "grid.png")
+    for name in ("mlflow", "tensorboard"):
+        with build(composed(f"tracker={name}").tracker).run(
+            tmp_path / "out" / "group" / name, name, "group", "sample", {}
+        ) as told:
+            told.log({"loss": 1.0})
+            told.image("samples", tmp_path / "grid.png")
+            told.summary({"loss": 0.5})
+    assert heard == []
+    with pytest.raises(OSError, match="nobody"):
+        socket.create_connection(("127.0.0.1", 9))
+    assert heard
+
+
 def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("tensorboard", "mlflow", "trackio"):
+    for name in ("wandb", "tensorboard", "mlflow", "trackio"):
         with pytest.raises(PDSError, match=rf"tracker={name} needs the package {name}: pip install 'pds-lab\[{name}\]'"):
             build(composed(f"tracker={name}").tracker)
 

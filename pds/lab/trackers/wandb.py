@@ -18,7 +18,7 @@ import numpy as np
 
 from pds.files import open_regular, user_path
 from pds.lab.trackers import wandb_service
-from pds.lab.tracking import NoTracker, TrackedRun, entry, warning
+from pds.lab.tracking import NoTracker, TrackedRun, entry, require_package, warning
 from pds.options import Range, options
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ class WandbTracker:
     entity: str | None = None
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     timeout: Annotated[float, Range(1, 86_400)] = 60.0
+
+    def __post_init__(self) -> None:
+        require_package("wandb", "wandb")
 
     @property
     def patience(self) -> float:
