@@ -135,7 +135,9 @@ class FourierPreconditioner:
         turn = omega * h.double()
         self.solenoid = (1j * turn[..., :half]).to(torch.complex64).to(device) if turn.abs().max() > 0 else None
         in_one = (_in_one(eigenvalues[..., :half]) for eigenvalues in (R.double() ** -2, turn))
-        self.spectrum = None if space is not None else Spectrum(*in_one)
+        # On the device: a sampler that asks at every step would copy it there at every step, and wait.
+        placed = (value.to(device) if isinstance(value, Tensor) else value for value in in_one)
+        self.spectrum = None if space is not None else Spectrum(*placed)
         # The eigenvalues of P P^T lie between those of F^-1 R^-2 F times the extremes of A^-2. The bounds are exact without a
         # space filter. A space filter and a solenoid do not commute, so with both the bounds are estimates.
         gain_R, gain_A = R.double() ** -2, A.double() ** -2

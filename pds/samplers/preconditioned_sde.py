@@ -305,7 +305,7 @@ MOST_MODES = 256
 
 def _distinct(spectrum: Spectrum) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(turn, gain) of some modes: the extremes and those between in even steps."""
-    gain, turn = (torch.as_tensor(v, dtype=torch.float64) for v in spectrum)
+    gain, turn = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in spectrum)
     gain, turn = (v.flatten() for v in torch.broadcast_tensors(gain, turn.abs()))
     order = torch.argsort(turn)
     some = torch.linspace(0, len(order) - 1, min(len(order), MOST_MODES)).round().long()
