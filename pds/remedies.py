@@ -118,9 +118,10 @@ class LevelShift(Remedy):
 class BandCorrection(Remedy):
     """The differential correction of DCW (*Elucidating the SNR-t Bias of Diffusion Probabilistic Models*, CVPR 2026), in bands.
 
-    After each step DCW moves the state by a part of its distance from D, in the low band of a Haar wavelet and in the rest.
-    This shrinks the noise that the step takes out. A score does not know the next state. So here each evaluation moves D by a
-    part of x - D: D + c (x - D). In the low band c = low sigma / sigma_max, above it c = high (1 - sigma / sigma_max).
+    After each step DCW moves the state by a part of its distance from D. It does so in the low band of a Haar wavelet and in
+    the rest. This shrinks the noise that the step takes out. A score does not know the next state. So here each evaluation
+    moves D by a part of x - D: D + c (x - D). In the low band c = low sigma / sigma_max, above it c = high (1 - sigma /
+    sigma_max).
 
     Args:
         score: score of a model.

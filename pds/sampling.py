@@ -86,8 +86,7 @@ def sample(
         callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
 
     Raises:
-        PDSError: labels or guidance are not for this model, the sampler does not take the model or the filter, statistics are
-            missing, or values are not finite.
+        PDSError: labels, guidance, sampler or filter do not fit the model, statistics are missing, or values are not finite.
     """
     place = model.device if device is None else torch.device(device)
     sampler = sampler or model.sampler or DEFAULT

@@ -4,8 +4,8 @@
 (batch, C, H, W) in the range of the data. The level sigma is (batch,) in the same units. Every network is an adapter to it
 (`pds.models`), so every sampler can sample every network.
 
-Where noise enters a velocity (`pds.processes.critically_damped`), x is the state, data and velocity, (batch, 2 C, H, W). sigma
-is still the noise of its data half, and the score is that by the velocity alone, (batch, C, H, W).
+If noise enters a velocity (`pds.processes.critically_damped`), the state x is data and velocity, (batch, 2 C, H, W). The level
+sigma is still the noise of its data half. The score is that by the velocity alone, (batch, C, H, W).
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 def denoising_loss(score: NetworkScore, x: Tensor, sigma: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """Denoising score matching weighted by the variance of the noise ([NCSN] Eq. 6), averaged over pixels.
 
-    It is ½ mean (deviation s + noise)², with the state, the noise and its deviation of `NetworkScore.noised`: ½ mean (sigma s +
-    z)², or the hybrid objective of a network with a velocity.
+    The loss is ½ mean (deviation s + noise)², with the state, the noise and its deviation of `NetworkScore.noised`. This is ½
+    mean (sigma s + z)², or the hybrid objective of a network with a velocity.
 
     Args:
         score: the network, compiled or not.

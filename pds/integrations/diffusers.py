@@ -290,7 +290,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
     predict the noise, v or the image.
 
     With precondition="half" it solves the preconditioned reverse SDE as `pds.samplers.preconditioned_sde.PreconditionedSDE`
-    does. This keeps the law for every filter. With "whole" it is PDS: x + P P^T f + g P z, where f and g z are the vanilla step
+    does. This keeps the law for every filter. With "whole" it is PDS, x + P P^T f + g P z. Here f and g z are the vanilla step
     in the network's own variables. The last step, to sigma = 0, denoises without P. The start goes through P if the pipeline
     multiplies it by `init_noise_sigma`, as pipelines of Stable Diffusion do. Without a filter, eta = 1, both are the scheduler
     of diffusers to float32 rounding. It treats latents as images.
@@ -311,9 +311,10 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         r, lam, region: parametric filter, see `ParametricFilter`.
 
     Raises:
-        PDSError: the scheduler is of other networks, or there are both kinds of filter, half of one, values out of range, or a
-            file without statistics. Statistics of another shape are refused at the first samples. This is before any evaluation
-            in pipelines that call `scale_model_input` or multiply by `init_noise_sigma`, and after one in `DDPMPipeline`.
+        PDSError: the scheduler is of other networks, both kinds of filter or half of one are given, values are out of range, or
+            a file has no statistics. Statistics of another shape are refused at the first samples. This is before any
+            evaluation in pipelines that call `scale_model_input` or multiply by `init_noise_sigma`, and after one in
+            `DDPMPipeline`.
     """
 
     _compatibles = list(VP)  # noqa: RUF012 (the form that diffusers asks for)

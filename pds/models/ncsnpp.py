@@ -260,7 +260,7 @@ class NCSNpp(nn.Module):
             looks its level up here.
         velocity: the input is data and velocity, 2 `channels`; the output is the velocity's half.
         classes: number of its classes, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features
-            of the noise level, as in `SongUNet` of Karras et al., NeurIPS 2022 (EDM).
+            of the noise level, as in EDM's `SongUNet` (Karras et al., NeurIPS 2022).
     """
 
     sigmas: Tensor

@@ -109,7 +109,7 @@ _WORD = re.compile(r"(?!(?i:y|n|yes|no|on|off|true|false|null)$)[A-Za-z_]([\w.:/
 
 
 def _flat(text: str) -> dict[str, Any] | None:
-    """The table that `text` is in the YAML of this project's older files, a scalar or a list of scalars a key; None for other
+    """The table in `text`, which is the YAML of this project's older files: a scalar or a list of scalars a key. None for other
     text. So the files that ship need no parser of YAML."""
     if len(text) > MOST_YAML:
         return None

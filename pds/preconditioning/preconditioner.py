@@ -2,8 +2,8 @@
 
     x <- x + P P^T f + omega S f_s + g P z                              [ECCV] Eq. 20, [IJCV] Eq. 29
 
-f is the drift of the vanilla sampler: the score term times the step size, for VP with the linear term. f_s is its score part, g
-its noise scale. P = I is the vanilla sampler, so samplers are written once, for any preconditioner.
+The drift f of the vanilla sampler is the score term times the step size, for VP with the linear term. Its score part is f_s,
+and its noise scale g. P = I is the vanilla sampler, so samplers are written once, for any preconditioner.
 """
 
 from __future__ import annotations

@@ -135,8 +135,8 @@ class CLDEulerMaruyama(VelocitySampler):
     """Euler-Maruyama on the reverse equation of critically-damped Langevin diffusion.
 
     w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z, x <- x - h w + r P P^T s_x + sqrt(2 r) P z' with r = data_eta
-    log(sigma / sigma') times the variance of x given w and x_0. The law of the equation is the model's for every P,
-    S and data_eta (S adds flows along which the density does not change), that of its steps as h goes to 0, with order 1. One
+    log(sigma / sigma') times the variance of x given w and x_0. The equation has the law of the model for every P, S and
+    data_eta (S adds flows along which the density does not change). The steps have this law as h goes to 0, with order 1. One
     evaluation an iteration, and one draw, or two with Langevin dynamics of the data.
 
     Attributes:

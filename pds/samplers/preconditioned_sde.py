@@ -87,7 +87,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     Between fixed ends the mean and the variance of a Gaussian converge with the order. At few steps neither weight keeps the
     variance: see `variance`. With order 1 every omega is stable, and a large one loses variance. With order 2 the exact weight
-    is unstable from omega s h of about 1 on, s an eigenvalue of S; the midpoint weight is stable there.
+    is unstable from omega s h of about 1 on, s an eigenvalue of S. The midpoint weight is stable there.
 
     An iteration takes one evaluation. Each iteration in which eta acts takes one draw, except the last.
 

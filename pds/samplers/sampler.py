@@ -202,7 +202,8 @@ def amplified_noise(iterations: int, gain: float, left: float, remedy: str) -> l
     """
     if left <= LEFT_OVER * gain**0.5:
         return []
+    what = "the step" if gain == 1 else f"the largest gain of filter and solenoid, {gain:.3g},"
     return [
-        f"at T = {iterations} the largest gain of filter and solenoid, {gain:.3g}, is unstable where the data have no variance "
+        f"at T = {iterations} {what} is unstable where the data have no variance "
         f"({left:.2g} times the smallest noise level would be left there): {remedy}"
     ]

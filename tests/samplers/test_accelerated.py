@@ -237,8 +237,8 @@ def normal(d, variance):
 
 
 def trajectory_divergence(rule, T):
-    """Root of KL(exact || sampled) of a whole trajectory: a sum over its steps, each an integral over x of the divergence of
-    two densities of the next state. By Pinsker's inequality it bounds the total variation, in which [LI] states the rates.
+    """Root of KL(exact || sampled) of a whole trajectory. It is a sum over the steps of the divergence of two densities of the
+    next state, integrated over x. By Pinsker's inequality it bounds the total variation, in which [LI] states the rates.
     """
     score, total = Mixture((-1, 1), (0.5, 0.5), (0.05, 0.05)), 0.0
     x, u = (torch.linspace(-end, end, 161, dtype=torch.float64) for end in (12, 7))
