@@ -431,6 +431,7 @@ def test_a_wrong_space_is_one_sentence(what):
 REFUSED = {
     "no budget": ([], "budgets has no value"),
     "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
+    "no space": (["budgets=[6]", "~space"], "space has no kind of sampler left"),
     "nothing fits": (["budgets=[1]", "space.preconditioned_sde.run=['sampler=adaptive']"], "nothing in the space can sample"),
     "a metric of other images": (["budgets=[6]", "metric=mnist_classifier"], "28"),
     "no such database": (["budgets=[6]", "storage=nothing://here"], "storage=nothing://here cannot be used"),
@@ -451,7 +452,8 @@ def test_numbers_that_do_not_belong_together_are_refused():
 def test_what_cannot_be_searched_is_one_sentence_and_samples_nothing(gaussian, tmp_path, what):
     given, said = REFUSED[what]
     model = [o for o in gaussian if not (o.startswith("metric") and "metric" in "".join(given))]
-    done = command("tune.py", *model, "space=sde", *given, f"outputs={tmp_path}")
+    space = [] if "~space" in given else ["space=sde"]
+    done = command("tune.py", *model, *space, *given, f"outputs={tmp_path}")
     assert done.returncode == 1
     assert said in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")

@@ -82,7 +82,7 @@ def tune(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("tune", ours))
         command = shlex.join(["python", "experiments/tune.py", *arguments])
-        Tuning(settings(Tune, config), config["space"], list(runs.values()), command).run()
+        Tuning(settings(Tune, config), config["space"] or {}, list(runs.values()), command).run()
 
 
 @dataclass(eq=False)
