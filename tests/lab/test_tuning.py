@@ -364,6 +364,8 @@ def test_a_remedy_is_a_choice_and_what_a_line_sets_varies_from_there(tmp_path):
     varied = {one.key: one for one in kind.varied}
     assert varied["remedy.scale"].tried == Search(1, 2, log=True) and varied["remedy.scale"].start == 1
     assert {"sampler.start", "sampler.end", "sampler.slope"} <= varied.keys()
+    shifted = kind.suggested(optuna.trial.FixedTrial({**kind.starts, "level_shift.remedy.scale": 1.5}))
+    assert shifted == ["sampler=preconditioned_sde", "remedy=level_shift", "remedy.scale=1.5", "sampler.iterations=20"]
     # A run that is built like another one has its own remedy and the other one's network.
     shifted = Experiment.build(a_run("metric=none", "remedy=level_shift", "remedy.scale=1.5"), experiment)
     assert shifted.sample.score.scale == 1.5

@@ -112,7 +112,8 @@ class Kind:
 
     def suggested(self, trial: Trial) -> list[str]:
         """The overrides of a trial of this kind."""
-        return [*self.run, *(o for one in self.varied for o in one.override(one.suggested(trial, self.name)))]
+        found = (override for one in self.varied for override in one.override(one.suggested(trial, self.name)))
+        return list({key(override): override for override in [*self.run, *found]}.values())
 
 
 def kinds_of(
