@@ -14,6 +14,7 @@ from pds.errors import MissingError, OptionError, PDSError
 from pds.files import ASSETS, locate
 from pds.models.checkpoints import DIFFUSERS, DiffusersFolder
 from pds.models.diffusers_layout import DEFAULTS, described
+from pds.models.edm import read_edm
 from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
 from pds.models.ncsnv2 import ncsnv2
@@ -24,6 +25,7 @@ from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.critically_damped import SSCS
+from pds.samplers.edm import EDM
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, Langevin, PredictorCorrector, ReverseDiffusion
 from pds.samplers.sampler import Sampler
 
@@ -134,8 +136,8 @@ def load(
     """A model from its weights.
 
     Args:
-        source: a weights file that names its network, a diffusers folder of a DDPM or an NCSN++, or, with a card, a published
-            checkpoint.
+        source: a weights file that names its network, a diffusers folder of a DDPM or an NCSN++, a pickle of EDM (.pkl), or, with
+            a card, a published checkpoint.
         card: which published network it is, a key of `CARDS`.
         shape: (C, H, W) of its images, for a diffusers network that does not say it.
         device: where to put the network, as "cuda"; None for a GPU if there is one.
@@ -151,6 +153,10 @@ def load(
         model = replace(chosen.make(**chosen.options, checkpoint=str(path)), sampler=chosen.sampler)
     elif path.is_dir() or path.stem == DIFFUSERS:
         model = _of_diffusers(path, shape)
+    elif path.suffix == ".pkl":
+        model = read_edm(path)
+        # 18 iterations for CIFAR-10, 40 for FFHQ and AFHQv2 (table 2 of the paper).
+        model = replace(model, sampler=EDM(18 if model.shape[1] <= 32 else 40, S_churn=0.0))
     else:
         model = _of_ours(path)
     if shape is not None and tuple(shape) != tuple(model.shape):

@@ -38,6 +38,7 @@ from pds.lab.trackers.tensorboard import TensorBoardTracker
 from pds.lab.trackers.trackio import TrackioTracker
 from pds.lab.trackers.wandb import WandbTracker
 from pds.lab.tracking import NoTracker
+from pds.models.edm import edm
 from pds.models.unet2d import unet2d
 from pds.options import Search, options_of
 from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_filter
@@ -93,7 +94,7 @@ FORM = ("resolution", "preprocessing", "category")
 # The choices of each group. A choice of "schema/group" is the base of a file in conf/group, which adds the interpolations.
 CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/model": {
-        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (*MAKERS.values(), unet2d)},
+        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (*MAKERS.values(), unet2d, edm)},
         "own": own,
     },
     "schema/model/process": {"ve": VarianceExploding},

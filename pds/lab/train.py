@@ -41,8 +41,10 @@ def train(cfg: DictConfig) -> None:
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model)
-    if isinstance(model.process, DiscreteVariancePreserving):
-        raise PDSError("networks of diffusers are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
+    of_edm = model.checkpoint is not None and model.checkpoint.layout == "EDM"
+    if of_edm or isinstance(model.process, DiscreteVariancePreserving):
+        whose = "EDM" if of_edm else "diffusers"
+        raise PDSError(f"networks of {whose} are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     dataset: Dataset = build(cfg.dataset)
     trainer: Trainer = build(cfg.trainer)
     if trainer.compile:

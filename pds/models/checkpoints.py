@@ -39,8 +39,8 @@ class Checkpoint:
     """Where the weights of a network come from.
 
     Attributes:
-        layout: "safetensors" (also this project's), "list" ([NCSN], [NCSNv2]), "dict" ([SDE] and most others), "diffusers" or
-            "state dict".
+        layout: "safetensors" (also this project's), "list" ([NCSN], [NCSNv2]), "dict" ([SDE] and most others), "diffusers",
+            "EDM" or "state dict".
         ema: whether the weights are exponential moving averages; None if the file does not say.
         path: the file.
         sha256: of the file's bytes.
@@ -152,6 +152,16 @@ def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) 
     advice = "config.json and the weights are not of one network: fetch both again"
     weights = _Weights("diffusers", None, folder.weights, current_names(chosen.state), advice=advice)
     return _load(network, weights, folder.unet, which)
+
+
+def load_edm(network: nn.Module, state: dict[str, Any], path: Path, label_dropout: float) -> Checkpoint:
+    """Load the weights of a pickle of EDM, by their names here, into the network that its arguments make.
+
+    Raises:
+        PDSError: as `load_weights`.
+    """
+    advice = "its arguments and its weights are not of one network, fetch it again"
+    return _load(network, _Weights("EDM", True, path, state, advice=advice, label_dropout=label_dropout), path, None)
 
 
 def _parameters(network: nn.Module) -> tuple[dict[str, torch.Size], list[str]]:

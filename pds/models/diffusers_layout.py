@@ -38,19 +38,19 @@ DEFAULTS = {
 }
 
 
-def _both(**modules: str) -> dict[str, str]:
+def both(**modules: str) -> dict[str, str]:
     return {f"{theirs}.{leaf}": f"{ours}.{leaf}" for theirs, ours in modules.items() for leaf in ("weight", "bias")}
 
 
 PLAIN = {"weight": "weight", "bias": "bias"}
 FOURIER = {"weight": "W"}
 COMBINE = {"weight": "Conv_0.weight", "bias": "Conv_0.bias"}
-RESIDUAL = _both(
+RESIDUAL = both(
     norm1="GroupNorm_0", conv1="Conv_0", time_emb_proj="Dense_0", norm2="GroupNorm_1", conv2="Conv_1", conv_shortcut="Conv_2"
 )
 # The second name of each is the one in older files.
 PROJECTIONS = (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn"))
-ATTENTION = _both(group_norm="GroupNorm_0") | {
+ATTENTION = both(group_norm="GroupNorm_0") | {
     f"{name}.{theirs}": f"NIN_{i}.{ours}"
     for i, names in enumerate(PROJECTIONS)
     for name in names

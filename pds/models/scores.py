@@ -131,6 +131,10 @@ class Prediction(NetworkScore):
         """(batch,) noise label of the noise level sigma, the level of time t."""
         return self._label(sigma) if callable(self._label) else LABELS[self._label](sigma, t, self.process)
 
+    def scale(self, t: Tensor, sigma: Tensor) -> Tensor:
+        """(batch,) m, the factor of what the network sees."""
+        return self.process.scale(t)
+
     def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:
         """The score of x from the network's float32 output; m and sigma are (batch, 1, 1, 1)."""
         raise NotImplementedError
@@ -138,7 +142,7 @@ class Prediction(NetworkScore):
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         t = self.process.time(sigma)
         label = self.label(sigma.double(), t).to(x.dtype)
-        m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.process.scale(t), sigma))
+        m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.scale(t, sigma), sigma))
         output: Tensor = self.network(m * x, label, *labels)
         return self.read(output.float(), x, m, std)
 

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without running any code that they name.
+"""Files of `torch.save`, and pickles with tensors, read without running any code that they name.
 
 Such a file is a program for Python's unpickler, which imports and calls anything that the file names. Here a small machine runs
 the program. It can build lists, tables, numbers, text and tensors; anything else becomes an `Inert` value.
@@ -10,7 +10,7 @@ import mmap
 import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
@@ -44,10 +44,19 @@ PLAIN = {
     and len(opcode.stack_after) == 1
     and opcode.stack_after[0].name in ("int", "int_or_bool", "float", "str", "bytes", "bytes_or_str")
 }
+MODULES = "torch.nn.modules.container.ModuleDict"
 TABLES = ("collections.OrderedDict", "collections.defaultdict", "builtins.dict", "__builtin__.dict")
 
 Storage = Callable[[torch.dtype, str, int], Tensor]
 """(dtype, key, count) -> (count,) numbers that a file keeps under a key."""
+
+
+Unpack = Callable[[bytes], Any]
+"""The numbers of a file of `torch.save` that lies in a pickle as bytes."""
+
+
+class _Modules(dict[str, Any]):
+    """The attributes of a `ModuleDict`, which a pickle sets after it has made it."""
 
 
 class Inert(NamedTuple):
@@ -75,6 +84,38 @@ def read_torch(path: Path, fix: str = "fetch it again") -> Any:
     with reading(path, "a whole file of torch.save", fix), open_regular(path, MOST) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return _archived(file, content) if content[:2] == b"PK" else _streamed(content)
+
+
+def read_pickle(path: Path, what: str, fix: str = "fetch it again") -> Any:
+    """Read a pickle that holds tensors, and import and call nothing.
+
+    Networks whose class keeps its source (`persistence` of EDM and StyleGAN) are tables of class_name, module_src and state.
+
+    Args:
+        path: the file.
+        what: what it should be, as in "a pickle of EDM".
+        fix: what the user can do if it is damaged.
+
+    Raises:
+        PDSError: it is absent, cut or damaged.
+    """
+    with reading(path, what, fix), open_regular(path, MOST) as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        steps, left = iter(range(MOST_STEPS)), len(content)
+
+        def unpack(packed: bytes) -> Tensor:
+            nonlocal left
+            left -= len(packed)
+            if left < 0:  # a few bytes that are unpacked again and again
+                raise ValueError("its numbers overlap")
+            copy = mmap.mmap(-1, len(packed))
+            copy[:] = packed
+            numbers = _streamed(copy, steps)
+            if not isinstance(numbers, Tensor):
+                raise ValueError("it holds no numbers where they should be")
+            return numbers
+
+        return _run(content, lambda dtype, key, count: torch.empty(0), steps, unpack)
 
 
 def _archived(file: BinaryIO, content: mmap.mmap) -> Any:
@@ -110,7 +151,7 @@ def _archived(file: BinaryIO, content: mmap.mmap) -> Any:
     return _run(content, storage)
 
 
-def _streamed(content: mmap.mmap) -> Any:
+def _streamed(content: mmap.mmap, steps: Iterator[int] | None = None) -> Any:
     """The format before torch 1.6: five pickles (magic, version, machine, object, keys), then the numbers."""
     counts: dict[str, tuple[torch.dtype, int]] = {}
     starts: dict[str, int] = {}
@@ -122,19 +163,19 @@ def _streamed(content: mmap.mmap) -> Any:
     def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
         return _numbers(content, starts[key], dtype, count)
 
-    if _run(content, absent) != MAGIC or _run(content, absent) != VERSION:
+    if _run(content, absent, steps) != MAGIC or _run(content, absent, steps) != VERSION:
         raise ValueError("it does not begin as one")
-    _run(content, absent)
+    _run(content, absent, steps)
     begin = content.tell()
-    _run(content, absent)  # to learn its keys, and where it ends
-    for key in _run(content, absent):
+    _run(content, absent, steps)  # to learn its keys, and where it ends
+    for key in _run(content, absent, steps):
         dtype, count = counts[key]
         if struct.unpack("<q", content.read(8))[0] != count:
             raise ValueError("its numbers are not those of its table")
         starts[key] = content.tell()
         content.seek(starts[key] + count * dtype.itemsize)
     content.seek(begin)
-    return _run(content, storage)
+    return _run(content, storage, steps)
 
 
 def _numbers(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> Tensor:
@@ -143,8 +184,13 @@ def _numbers(content: mmap.mmap, start: int, dtype: torch.dtype, count: int) -> 
     return torch.frombuffer(content, dtype=dtype, count=count, offset=start) if count else torch.empty(0, dtype=dtype)
 
 
-def _run(stream: mmap.mmap, storage: Storage) -> Any:
-    """Return the value of one pickle, from where the stream stands."""
+def _no_file(packed: bytes) -> Inert:
+    return Inert("torch.storage._load_from_bytes")
+
+
+def _run(stream: mmap.mmap, storage: Storage, steps: Iterator[int] | None = None, unpack: Unpack = _no_file) -> Any:
+    """Return the value of one pickle, from where the stream stands; `steps` are those that it may take."""
+    steps = iter(range(MOST_STEPS)) if steps is None else steps
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
@@ -156,8 +202,8 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
         return values
 
     opcodes: Any = pickletools.genops(cast(IO[bytes], stream))
-    for step, (opcode, value, _) in enumerate(opcodes):
-        if step > MOST_STEPS:
+    for opcode, value, _ in opcodes:
+        if next(steps, None) is None:
             raise ValueError("its table is longer than that of any network")
         if opcode.name in PLAIN:
             stack.append(value)
@@ -225,17 +271,19 @@ def _run(stream: mmap.mmap, storage: Storage) -> Any:
                 stack.append(Inert(f"copyreg extension {value}"))
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
-                stack[-1] = _called(stack[-1], arguments)
+                stack[-1] = _called(stack[-1], arguments, unpack)
             case "NEWOBJ_EX":
                 del stack[-2:]
-                stack[-1] = _called(stack[-1], ())
+                stack[-1] = _called(stack[-1], (), unpack)
             case "INST":
-                stack.append(_called(Inert(value.replace(" ", ".")), marked()))
+                stack.append(_called(Inert(value.replace(" ", ".")), marked(), unpack))
             case "OBJ":
                 made, *arguments = marked()
-                stack.append(_called(made, arguments))
+                stack.append(_called(made, arguments, unpack))
             case "BUILD":
-                stack.pop()
+                state = stack.pop()
+                if isinstance(stack[-1], _Modules) and isinstance(state, dict):
+                    stack[-1].update(state)
             case "PERSID":
                 stack.append(Inert("persistent"))
             case "BINPERSID":
@@ -269,7 +317,7 @@ def _stored(identity: Any, storage: Storage) -> Any:
     return Inert("persistent")
 
 
-def _called(function: Any, arguments: Any) -> Any:
+def _called(function: Any, arguments: Any, unpack: Unpack) -> Any:
     """Return the result of a call of `function`, if this is known to make a table or a tensor."""
     if not isinstance(function, Inert):
         return Inert("no function")
@@ -280,9 +328,15 @@ def _called(function: Any, arguments: Any) -> Any:
         case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state", (Tensor() as data, *_):
             return data
         case "torch._tensor", "_rebuild_from_type_v2", (inner, _, inner_arguments, *_):
-            return _called(inner, inner_arguments)
+            return _called(inner, inner_arguments, unpack)
         case "torch", "Size", (tuple() as size,):
             return size
+        case "torch.storage", "_load_from_bytes", (bytes() as packed,):
+            return unpack(packed)
+        case "torch_utils.persistence", "_reconstruct_persistent_obj", (dict() as network,):
+            return network
+        case _ if function.name == MODULES:
+            return _Modules()
         case _ if function.name in TABLES:
             # Python 2 hands over a list of pairs; a defaultdict its factory.
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
