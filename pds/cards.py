@@ -155,7 +155,7 @@ def load(
         model = _of_diffusers(path, shape)
     elif path.suffix == ".pkl":
         model = read_edm(path)
-        # 18 iterations for CIFAR-10, 40 for FFHQ and AFHQv2 (table 2 of the paper).
+        # The README of NVlabs/edm: 18 iterations for CIFAR-10, 40 for FFHQ and AFHQv2.
         model = replace(model, sampler=EDM(18 if model.shape[1] <= 32 else 40, S_churn=0.0))
     else:
         model = _of_ours(path)

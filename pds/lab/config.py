@@ -31,10 +31,6 @@ warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated aga
 # In these files ${gpus:LEAST,MOST} is the number of GPUs of this machine, within these bounds.
 OmegaConf.register_new_resolver("gpus", lambda least, most=math.inf: min(max(torch.cuda.device_count(), least), most))
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# ${sampler_of:MODEL} is the sampler of the model's name, the published one, or else the predictor-corrector.
-OmegaConf.register_new_resolver(
-    "sampler_of", lambda model: model if (CONF / "sampler" / f"{model}.yaml").is_file() else "predictor_corrector"
-)
 
 
 def build(node: DictConfig, *given: Any) -> Any:

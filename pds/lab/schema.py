@@ -296,6 +296,12 @@ def published(name: str, stand_in: str | None = None, *, _root_: DictConfig, _pa
     return list(value) if isinstance(value, tuple) else value
 
 
+def sampler_of(model: str) -> str:
+    """${sampler_of:MODEL}: the sampler of the model's name, the published one, or else the predictor-corrector."""
+    named = model in CHOICES["sampler"] or (CONF / "sampler" / f"{model}.yaml").is_file()
+    return model if named else "predictor_corrector"
+
+
 def unstated(data: str, *, _node_: Any) -> Any:
     """${unstated:DATA}: a value in a row of the extension that its abstract page, our only source, does not state."""
     key = _node_._get_full_key("")
@@ -329,6 +335,7 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)
+    OmegaConf.register_new_resolver("sampler_of", sampler_of, replace=True)
     OmegaConf.register_new_resolver("unstated", unstated, replace=True)
     store = ConfigStore.instance()
     for group, choices in CHOICES.items():

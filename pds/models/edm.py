@@ -1,8 +1,8 @@
 """Networks of Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022 (EDM), from the
 pickles that their code writes.
 
-Such a file holds the arguments of its network, its weights, and the source of its classes, which is not read. Its `SongUNet` is
-the NCSN++ or the DDPM++ of [SDE] under other names, so it becomes an `NCSNpp`. What stands around it becomes a prediction
+Such a file holds the arguments of its network, its weights, and the source of its classes, which is not read. `SongUNet` is the
+NCSN++ or the DDPM++ of [SDE] under other names, so it becomes an `NCSNpp`. What stands around it becomes a prediction
 (`pds.models.scores`) and a process.
 """
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from pds.errors import OptionError, PDSError
+from pds.errors import MissingError, OptionError, PDSError
 from pds.files import locate
 from pds.models.checkpoints import load_edm
 from pds.models.diffusers_layout import COMBINE, PLAIN, both
@@ -37,8 +37,6 @@ JOIN = {"skip": COMBINE, "residual": {"weight": "Conv2d_0.weight", "bias": "Conv
 ATTENTION = {"norm2.weight": "GroupNorm_0.weight", "norm2.bias": "GroupNorm_0.bias"}
 ATTENTION |= {"proj.weight": "NIN_3.W", "proj.bias": "NIN_3.b"}
 ATTENTION |= {f"qkv{i}.{theirs}": f"NIN_{i}.{ours}" for i in range(3) for theirs, ours in (("weight", "W"), ("bias", "b"))}
-
-
 INPUT: dict[str, Input] = {"standard": "none", "skip": "input_skip", "residual": "residual"}
 
 
@@ -52,7 +50,7 @@ class EDMPrediction(Prediction):
         sigma_data: standard deviation of the pixels that c_in, c_skip and c_out expect.
     """
 
-    def __init__(self, network: NCSNpp, process: Process, label: Any, sigma_data: float) -> None:
+    def __init__(self, network: NCSNpp, process: Process, label: str | Callable[[Tensor], Tensor], sigma_data: float) -> None:
         super().__init__(network, process, label)
         self.sigma_data = sigma_data
 
@@ -211,7 +209,7 @@ def _told(given: dict[str, Any], name: str, annotation: Any) -> Any:
 
 def _require_embedding(unet: SongUNet, due: Embedding) -> None:
     if unet.embedding_type != due:
-        raise OptionError("embedding_type", f"must be {due} in it, got {unet.embedding_type}")
+        raise OptionError("embedding_type", f"must be {due} here, got {unet.embedding_type}")
 
 
 def _bounded(unet: SongUNet, process: Process, zero_to_one: bool, most: int) -> NCSNpp:
@@ -316,6 +314,8 @@ def read_edm(path: Path) -> Model:
     Raises:
         PDSError: it is absent, damaged or hostile, or holds another network; one of EDM2 and a DhariwalUNet are such.
     """
+    if not path.exists():
+        raise MissingError(f"checkpoint {path} does not exist: give {WHAT}")
     content = read_pickle(path, WHAT)
     if not isinstance(content, dict) or "ema" not in content:
         raise PDSError(f"{path} has no ema, as a pickle of EDM has: {READ}")

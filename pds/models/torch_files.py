@@ -108,8 +108,8 @@ def read_pickle(path: Path, what: str, fix: str = "fetch it again") -> Any:
             left -= len(packed)
             if left < 0:  # a few bytes that are unpacked again and again
                 raise ValueError("its numbers overlap")
-            copy = mmap.mmap(-1, len(packed))
-            copy[:] = packed
+            copy = mmap.mmap(-1, max(len(packed), 1))
+            copy[: len(packed)] = packed
             numbers = _streamed(copy, steps)
             if not isinstance(numbers, Tensor):
                 raise ValueError("it holds no numbers where they should be")
