@@ -175,9 +175,9 @@ def test_hostile_pickles_run_nothing(tmp_path, nothing_runs):  # noqa: F811
         with pytest.raises(PDSError, match=r"w\.pkl (has no ema|holds no network of EDM as ema|is not a pickle of EDM)"):
             read_edm(tmp_path / "w.pkl")
     content = content_of(tmp_path / "w.pkl")
-    for make in CALLS.values():  # beside the weights
-        (tmp_path / "w.pkl").write_bytes(pickle.dumps({"before": make(), **content, "loss_fn": make()}))
-        assert read_edm(tmp_path / "w.pkl").classes == 5
+    calls = [make() for make in CALLS.values()]
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps({"before": calls, **content, "loss_fn": calls}))
+    assert read_edm(tmp_path / "w.pkl").classes == 5
 
 
 def again(packed, times):
