@@ -136,8 +136,8 @@ def load(
     """A model from its weights.
 
     Args:
-        source: a weights file that names its network, a diffusers folder of a DDPM or an NCSN++, a pickle of EDM (.pkl), or, with
-            a card, a published checkpoint.
+        source: a weights file that names its network, a diffusers folder of a DDPM or an NCSN++, a pickle of EDM (.pkl), or,
+            with a card, a published checkpoint.
         card: which published network it is, a key of `CARDS`.
         shape: (C, H, W) of its images, for a diffusers network that does not say it.
         device: where to put the network, as "cuda"; None for a GPU if there is one.
