@@ -6,7 +6,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from pds.errors import PDSError
 from pds.options import shown
@@ -49,6 +49,18 @@ def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> 
     except Exception as error:  # Pillow raises many kinds of errors on damaged files
         why = shown(str(error) or type(error).__name__).strip("'\"")
         raise PDSError(f"cannot be read as an image ({why}): remove or replace it") from None
+
+
+def decoded_anew(file: bytes) -> bool:
+    """Whether versions before 2026-11 decoded other pixels: they clipped 16 bits at 255, and made no turn of EXIF."""
+    try:
+        with Image.open(io.BytesIO(file), formats=tuple(FORMATS)) as opened:
+            # A PNG may tell of its turn after its pixels, which are decoded only where there is such a word.
+            return opened.mode.startswith("I") or (
+                b"exif" in file.lower() and opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            )
+    except Exception:  # whoever reads it is told why it cannot be read
+        return False
 
 
 def _check_size(image: Image.Image, size: tuple[int, int] | None, turned: bool = False) -> None:

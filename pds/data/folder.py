@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded
+from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded, decoded_anew
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import open_regular, user_path
 from pds.options import Shape, checked
@@ -64,10 +64,16 @@ class EncodedImages(ABC):
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """Hash of all names and of the bytes of 64 files spread over them. A data set may hold millions of files."""
+        """Hash of all names and of the bytes of 64 files spread over them. A data set may hold millions of files.
+
+        The hash is another where older versions decoded one of the 64 to other pixels.
+        """
         digest = hashlib.sha256(b"\0".join(self.names))
         for i in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
-            digest.update(self.encoded(i))
+            file = self.encoded(i)
+            digest.update(file)
+            if decoded_anew(file):
+                digest.update(b"2026-11")
         return {"files_sha256": digest.hexdigest()}
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -13,7 +12,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -81,7 +81,7 @@ class LSUN(Photographs):
             if folder.name.startswith(f"{other}_"):
                 raise OptionError("category", f"is {self.category}, and {folder} holds LSUN {other}: change one of them")
         title = self.title(f"lsun_{self.category}")
-        if (folder / "data.mdb").is_file():
+        if os.path.lexists(folder / "data.mdb"):
             return LMDBImages(folder, self.shape, title, self.split, self.preprocess)
         return ImageFolder(folder, self.shape, title, self.split, self.preprocess)
 
@@ -103,7 +103,8 @@ class LMDBImages(EncodedImages):
         super().__init__(name, split, shape, preprocess)
         self.root = root
         self.database = _open(root.resolve())
-        self.keys = _keys(root, self.database)
+        with self.database.needed():
+            self.keys = _keys(root, self.database)
 
     @property
     def names(self) -> Sequence[bytes]:
@@ -137,8 +138,19 @@ class Database:
         )
         assert process.stdin is not None and process.stdout is not None
         self.process, self.questions, self.answers = process, process.stdin, process.stdout
-        atexit.register(self.process.kill)
-        self.state = json.loads(self._answer(f"{root} is not a readable LMDB"))
+        self.close = weakref.finalize(self, _end, process)  # at the latest with this process
+        with self.needed():
+            self.state = json.loads(self._answer(f"{root} is not a readable LMDB"))
+
+    @contextlib.contextmanager
+    def needed(self) -> Iterator[None]:
+        """End the process if the block refuses what it reads."""
+        try:
+            yield
+        except PDSError:
+            self.close()
+            _open.cache_clear()
+            raise
 
     def ask(self, question: str, problem: str, patience: float = PATIENCE) -> bytes:
         """The answer to a line; a `PDSError` starts with `problem`."""
@@ -157,7 +169,7 @@ class Database:
             failed = length == -1
             content = self._read(self._length() if failed else length)
         except EOFError:
-            self.process.kill()
+            self.close()
             _open.cache_clear()  # another process may have better luck with other pages
             raise PDSError(f"{problem} (its pages are damaged): fetch it again") from None
         finally:
@@ -176,6 +188,11 @@ class Database:
         return content
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
 @functools.cache  # a process for each LMDB
 def _open(root: Path) -> Database:
     if importlib.util.find_spec("lmdb") is None:
@@ -187,12 +204,11 @@ def _open(root: Path) -> Database:
         size = (root / "data.mdb").stat().st_size
     database = Database(root)
     expected = (database.state["last_pgno"] + 1) * database.state["psize"]
-    if size < expected:
-        database.process.kill()
-        raise PDSError(f"{root}/data.mdb is cut off ({size} of {expected} bytes): fetch it again")
-    if not database.state["entries"]:
-        database.process.kill()
-        raise PDSError(f"{root} holds no images: fetch it again")
+    with database.needed():
+        if size < expected:
+            raise PDSError(f"{root}/data.mdb is cut off ({size} of {expected} bytes): fetch it again")
+        if not database.state["entries"]:
+            raise PDSError(f"{root} holds no images: fetch it again")
     return database
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class Photographs(ABC):
                 return root / name
         own = any(root.parts[-len(parts) :] == parts for parts in (Path(name).parts for name in candidates))
         if root.is_dir() and (
-            own or (root / "data.mdb").is_file() or any(p.suffix.lower() in SUFFIXES for p in root.iterdir())
+            own or os.path.lexists(root / "data.mdb") or any(p.suffix.lower() in SUFFIXES for p in root.iterdir())
         ):
             return root
         raise MissingError(

@@ -1,5 +1,6 @@
 """Images as they were meant: each way of a file to hold an image, and files that hold none."""
 
+import hashlib
 import io
 import os
 import struct
@@ -184,6 +185,33 @@ def test_a_folder_is_read_through_its_links_and_refuses_what_is_no_file(tmp_path
     with pytest.raises(PDSError, match="y/"):
         folder.fingerprint  # noqa: B018
     assert time.monotonic() - begun < 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_folder_has_another_fingerprint_just_where_older_versions_read_other_pixels(seed, tmp_path):
+    rng, outcomes = np.random.default_rng(seed), set()
+    for case in range(15):
+        grey, turn = Image.fromarray(ramp(rng, 4, 4)), int(rng.integers(1, 9))
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        exif[0x010F] = "exif"  # the maker's name
+        file = [
+            encoded(grey),
+            encoded(Image.fromarray(rng.integers(0, 65536, (4, 4)).astype(np.uint16))),
+            encoded(grey, exif=exif),
+            encoded(grey, "JPEG", exif=exif, quality=100),
+            encoded(grey.convert("RGB"), "WEBP", exif=exif, lossless=True),
+        ][case % 5]
+        folder = tmp_path / str(case)
+        folder.mkdir()
+        (folder / "a.png").write_bytes(file)
+        source = ImageFolder(folder, (1, 4, 4))
+        before = np.asarray(Image.open(io.BytesIO(file)).convert("L"))
+        same = np.array_equal(before, source.read([0])[0, 0].numpy())
+        fingerprint = hashlib.sha256(b"a.png" + file).hexdigest()
+        assert (source.fingerprint["files_sha256"] == fingerprint) == same, (case, turn)
+        outcomes.add(same)
+    assert len(outcomes) == 2
 
 
 def test_the_folders_of_images_are_their_classes(tmp_path):

@@ -1,6 +1,7 @@
 """LSUN, FFHQ and CelebA: the authors' preprocessing stated a second time, the published layouts, and refusals."""
 
 import hashlib
+import subprocess
 from functools import partial
 from io import BytesIO
 
@@ -225,10 +226,14 @@ def test_statistics_decode_only_the_images_they_are_of(tmp_path, cache, monkeypa
     assert kept.name.startswith("lsun_church_8_score_sde-")
 
 
-def test_damaged_pages_are_one_sentence_whatever_they_do_to_the_process_that_reads_them(tmp_path, cache):
+def test_damaged_pages_are_one_sentence_whatever_they_do_to_the_process_that_reads_them(tmp_path, cache, monkeypatch):
     whole = tmp_path / "whole" / "church_outdoor_train_lmdb"
     write_lmdb(whole, [webp(photograph(16, 16, i)) for i in range(12)])
     raw, rng, outcomes = (whole / "data.mdb").read_bytes(), np.random.default_rng(0), []
+    started, opened, popen = [], set(), subprocess.Popen
+    monkeypatch.setattr(
+        lsun_module.subprocess, "Popen", lambda *args, **how: started.append(popen(*args, **how)) or started[-1]
+    )
     for case in range(50):
         damaged = bytearray(raw)
         for position in rng.integers(0, len(raw), 2 + case):
@@ -238,12 +243,16 @@ def test_damaged_pages_are_one_sentence_whatever_they_do_to_the_process_that_rea
         (folder / "data.mdb").write_bytes(damaged)
         try:
             images = church(tmp_path / str(case))
+            opened.add(images.database.process)
             images.read(range(len(images)))
             outcomes.append("")
         except PDSError as error:
             outcomes.append(str(error))
     assert all(said.isprintable() or not said for said in outcomes)
     assert 10 < sum(map(bool, outcomes)) <= 50
+    # An LMDB that cannot be opened keeps no process.
+    left = {one for one in started if one.returncode is None}
+    assert len(started) == 50 and left <= opened and len(opened) < 50
     # Any end of the reader, such as an abort in LMDB, is reported as well.
     images = church(tmp_path / "whole")
     images.database.process.kill()
