@@ -18,10 +18,11 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.files import read_bytes, reading, user_path
 from pds.models.scores import Model
-from pds.options import MOST, Length, Range, options
+from pds.options import MOST, Length, Range, Said, options
 from pds.score import Labelled, Score, score_of
 
-Labels = Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | str | Path
+WAYS = "uniform, a list of classes as in [3], or a file of whole numbers"
+Labels = Annotated[Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | str | Path, Said(WAYS)]
 """Classes of the images: image i has entry i mod n of a list or a file of n whole numbers; "uniform" takes all classes in
 turn."""
 
@@ -217,7 +218,7 @@ def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = N
     if labels is None:
         if guidance is not None or not model.unconditional:
             why = f"{model.title} has no unconditional score" if guidance is None else "guidance is towards a class"
-            raise OptionError("labels", f"is missing, and {why}: give uniform, a list of classes, or a file of whole numbers")
+            raise OptionError("labels", f"is missing, and {why}: give {WAYS}")
         return None
     if not classes:
         raise OptionError("labels", f"must be left out: {model.title} takes no classes")
@@ -232,7 +233,7 @@ def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = N
 
 
 def _read(path: Path) -> list[int]:
-    fix = "give uniform, a list of classes, or a file of whole numbers"
+    fix = f"give {WAYS}"
     if not path.exists():
         raise OptionError("labels", f"names {path}, which does not exist: {fix}")
     with reading(path, "a file of labels", fix):

@@ -22,7 +22,19 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, Union, dataclass_transform, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 from pds.errors import OptionError, escaped
 
@@ -79,6 +91,13 @@ class Length:
 
     def __str__(self) -> str:
         return f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an option must be, in words, where its type says it poorly."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -250,10 +269,22 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value
-    # Objects (networks, processes, callables) are checked at their use: their types are protocols. Plain data are never
-    # objects.
+    # Objects (networks, processes, functions). Plain data are never objects.
     _require(annotation is Any or not isinstance(value, (bool, int, float, complex, str, bytes, type(None))))
+    _require(origin is not Callable or callable(value))
+    _require(not getattr(annotation, "_is_protocol", False) or offers(value, annotation))
     return value
+
+
+def offers(value: Any, kind: Any) -> bool:
+    """Whether a value is of a class, or has all that a protocol asks for."""
+    if not getattr(kind, "_is_protocol", False):
+        return isinstance(value, kind)
+    parts = [vars(part) for part in kind.__mro__ if getattr(part, "_is_protocol", False) and part is not Protocol]
+    asked = {name for part in parts for name in [*part, *part.get("__annotations__", {})]}
+    # Of the class first: a property might compute.
+    found = (hasattr(type(value), name) or hasattr(value, name) for name in asked if not name.startswith("_"))
+    return all(found) and ("__call__" not in asked or callable(value))
 
 
 def _require(fits: bool) -> None:
@@ -261,7 +292,7 @@ def _require(fits: bool) -> None:
         raise _UnfitError
 
 
-def _holds(limit: Range | Length, value: Any) -> bool:
+def _holds(limit: object, value: Any) -> bool:
     if isinstance(limit, Length):
         return limit.low <= len(value) <= limit.high
     if isinstance(limit, Range):
@@ -276,7 +307,7 @@ def described(annotation: Any) -> str:
     """Return the valid values of an option, to follow "must be"."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        said = described(arguments[0])
+        said = next((limit.words for limit in arguments[1:] if isinstance(limit, Said)), None) or described(arguments[0])
         if any(isinstance(limit, Length) for limit in arguments[1:]):
             length = next(limit for limit in arguments[1:] if isinstance(limit, Length))
             said = said.replace("a list of", f"a list of {length}").replace(f"{length} one of", f"{length} of")

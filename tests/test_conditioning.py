@@ -195,8 +195,9 @@ def test_a_network_of_ones_own_is_shown_its_own_label_for_none():
 
 REFUSED = {
     "out of range": (model(), [0, 3], None, r"labels must be from 0 to 2 for .*, got 3"),
-    "negative": (model(), [-1], None, "labels must be a list of .* whole numbers from 0"),
-    "no label": (model(), [], None, "labels must be a list of 1 to"),
+    "negative": (model(), [-1], None, "labels must be uniform, a list of classes as in"),
+    "a number": (model(), 3, None, r"labels must be uniform, a list of classes as in \[3\], or a file of whole numbers, got 3"),
+    "no label": (model(), [], None, "labels must be uniform, a list of classes as in"),
     "no classes": (model(lambda x, s: x, classes=0), [0], None, "labels must be left out: .* takes no classes"),
     "uniform of none": (model(lambda x, s: x, classes=0), "uniform", None, "labels must be left out"),
     "no file": (model(), "/nowhere/labels.txt", None, "labels names /nowhere/labels.txt, which does not exist: give uniform"),

@@ -3,8 +3,9 @@
 import math
 import pickle
 import random
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import pytest
@@ -77,6 +78,42 @@ def test_arguments_of_a_function_are_checked_alike():
 def test_values_are_shown_short_and_without_control_characters():
     assert len(shown("a" * 10_000)) == 80
     assert shown("\x1b[2J\nerror: all is well").isprintable()
+
+
+class Engine(Protocol):
+    power: float
+
+    @property
+    def title(self) -> str: ...
+
+    def run(self, steps: int) -> float: ...
+
+
+@options
+class Car:
+    engine: Engine
+    horn: Callable[[], None] = print
+
+
+class Whole:
+    power = 1.0
+    run = None
+
+    @property
+    def title(self):
+        raise AssertionError("what may be costly is not computed")
+
+
+def test_an_object_has_all_that_its_protocol_asks_for():
+    assert isinstance(Car(Whole()).engine, Whole)
+    parts = ("power", "title", "run")
+    for left_out in range(7):
+        given = {name: 1 for i, name in enumerate(parts) if left_out >> i & 1}
+        with pytest.raises(OptionError, match=r"^engine must be a Engine, got namespace\("):
+            Car(SimpleNamespace(**given))
+    assert Car(SimpleNamespace(power=1, title=2, run=3))
+    with pytest.raises(OptionError, match=r"^horn must be a function, got "):
+        Car(Whole(), object())
 
 
 def test_the_options_of_a_class_or_a_function_are_its_arguments_with_their_ranges():

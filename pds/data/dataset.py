@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 from pds.cache import cache_folder
 from pds.data.images import ImageSource
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import PDSError
-from pds.options import Range, Shape, checked, options
+from pds.options import Range, Shape, checked, fitted, options, options_of
 
 StatisticsImages = Annotated[int, Range(1, 100_000_000)]
 
@@ -33,6 +33,13 @@ class Dataset:
     statistics_file: str | None = None
     statistics_images: StatisticsImages = 200
     reference: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        # Its options are refused here, not when its files are wanted.
+        if isinstance(self.source, partial):
+            known = options_of(self.source.func)
+            for name in self.source.keywords.keys() & known.keys():
+                fitted(name, self.source.keywords[name], known[name].annotation)
 
     @cached_property
     def images(self) -> ImageSource:

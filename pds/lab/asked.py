@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from pds.errors import PDSError
 from pds.files import parse_json, read_bytes, reading, write_json
 from pds.lab.text import sentence
-from pds.options import fitted
+from pds.options import fitted, shown
 
 FILE = "table.json"
 
@@ -38,6 +39,10 @@ class Table:
     command: str  # makes the table again
     cells: tuple[Cell, ...]
     missing: list[str] = field(default_factory=list)  # where the missing files are published and belong
+
+    def __post_init__(self) -> None:
+        if not self.cells:
+            raise PDSError(f"the table {shown(self.title)} has no cell: list cells, or the columns of its rows, in conf/table")
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of its runs."""

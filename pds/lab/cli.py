@@ -121,6 +121,8 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
         arguments = with_trackers([grammar.typed(argument) for argument in arguments])
         if ours := next((argument for argument in arguments if argument.lstrip("+~").startswith("sweep.")), None):
             raise PDSError(f"{ours} cannot be given: a sweep sets it, -m starts one")
+        for argument in arguments:
+            grammar.require_choice(argument, CONF)
         if told := reference.asked(name, arguments):
             show(told)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import math
 import re
 import warnings
@@ -13,18 +12,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pds.conditioning import Guidance
+from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError, out_of_memory
 from pds.lab import grammar
+from pds.lab.tracking import Tracker
 from pds.models.checkpoints import first_line
 from pds.models.scores import Model
-from pds.options import options_of
-
-log = logging.getLogger(__name__)
+from pds.options import offers, options_of
+from pds.preconditioning.filters import Filter
+from pds.preconditioning.solenoids import Solenoid
+from pds.samplers.sampler import Sampler
+from pds.training import Trainer
 
 # Files of conf/hydra/launcher have the names of the plugins' own. Hydra takes these for their types, and would warn.
 warnings.filterwarnings("ignore", message="\n'hydra/launcher/.* is validated against ConfigStore schema")
@@ -42,16 +47,22 @@ def build(node: DictConfig, *given: Any) -> Any:
     """
     try:
         made = instantiate(node, _convert_="all", _partial_=bool(given))
-        return made(*given) if given else made
+        made = made(*given) if given else made
     except InstantiationException as error:
         # Hydra's message ends with the key of the node that could not be made: this node or one inside it.
         told = re.search(r"\nfull_key: (\S+)\Z", str(error))
         part = OmegaConf.select(node._get_root(), told[1]) if told else node
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):
-            raise PDSError(f"{_key(part)} cannot be made: {first_line(error)}") from error
-        raise _told(part, error.__cause__) from error.__cause__.__cause__
+            what = first_line(error).partition(", set env var")[0]
+            raise PDSError(f"{_key(part)} cannot be made: {what}{_choices(_key(part))}") from error
+        said = _told(part, error.__cause__)
+        raise said from said.__cause__
     except OF_VALUES as error:
-        raise _told(node, error) from error.__cause__
+        said = _told(node, error)
+        raise said from said.__cause__
+    if (kind := KINDS.get(_key(node))) is not None and not offers(made, kind):
+        raise PDSError(f"{_key(node)} must be a {kind.__name__}, and {_class(node)} makes none{_choices(_key(node))}")
+    return made
 
 
 def build_model(node: DictConfig) -> Model:
@@ -70,16 +81,47 @@ OF_VALUES = (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError)
 traceback."""
 
 
+KINDS: dict[str, Any] = {
+    "dataset": Dataset,
+    "filter": Filter,
+    "guidance": Guidance,
+    "sampler": Sampler,
+    "solenoid": Solenoid,
+    "tracker": Tracker,
+    "trainer": Trainer,
+}
+"""What the nodes of these keys must make."""
+
+
 def _told(node: DictConfig, error: BaseException) -> BaseException:
-    """Return the error to raise instead of the constructor's."""
+    """Return the error to raise instead of the constructor's, which is the cause of its sentence."""
     if isinstance(error, OptionError):
-        return error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
+        option = error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
+        told: BaseException = OptionError(option.name, f"{option.problem}{_choices(option.name)}", option.fix)
+        told.__cause__ = error.__cause__
+        return told
     if isinstance(error, PDSError) or not isinstance(error, OF_VALUES):
         return error
     if out_of_memory(error):
         return PDSError(f"{_key(node)} needs more memory than there is: give smaller values, of model.width above all")
-    log.debug("%s could not be made", _key(node), exc_info=error)
-    return PDSError(f"{_key(node)} cannot be made of these values: {type(error).__name__}: {first_line(error)}")
+    choices = _choices(_key(node)) if isinstance(error, TypeError) else ""
+    told = PDSError(
+        f"{_key(node)}, a {_class(node)}, cannot be made of these values: {type(error).__name__}: {first_line(error)}{choices}"
+    )
+    told.__cause__ = error
+    return told
+
+
+def _class(node: DictConfig) -> str:
+    return str(node.get("_target_"))
+
+
+def _choices(key: str) -> str:
+    """The end of a sentence: the choices for the node of this key, where it is one that is chosen."""
+    group = key.replace(".", "/")
+    loader = GlobalHydra.instance().config_loader() if GlobalHydra.instance().is_initialized() else None
+    names = loader.get_group_options(group) if loader else []
+    return f": choose {group}={', '.join(names)}" if names else ""
 
 
 @contextlib.contextmanager
@@ -90,7 +132,8 @@ def keyed(node: DictConfig) -> Iterator[None]:
     except OptionError as error:
         if error.name.startswith(f"{_key(node)}."):
             raise
-        raise _told(node, error) from error.__cause__
+        said = _told(node, error)
+        raise said from said.__cause__
 
 
 def _holder(node: DictConfig, name: str) -> str | None:

@@ -26,7 +26,7 @@ from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, choose_precision, require_compiler
 from pds.lab.guessed import settled
-from pds.lab.logs import log_file
+from pds.lab.logs import log_file, traced
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
@@ -234,9 +234,12 @@ def prepared(
 ) -> tuple[dict[str, Any], Experiment, RunFolder, list[Shard]]:
     """Configuration, experiment, folder and shards of a run, before it writes anything; `like` as in `Experiment.build`."""
     config = resolved(cfg)
-    experiment = Experiment.build(cfg, like)
+    group = group_folder(cfg.outputs, cfg.group)
+    # Before it is built, a run has no folder of its own.
+    with traced(group / "run.log"):
+        experiment = Experiment.build(cfg, like)
     config["fingerprint"] = experiment.fingerprint
-    folder = RunFolder.of(group_folder(cfg.outputs, cfg.group), overrides, config)
+    folder = RunFolder.of(group, overrides, config)
     contents = Contents(experiment.model.shape, samples_digest(config), experiment.beside)
     return config, experiment, folder, shards(folder.path / "samples", cfg.images, cfg.shard_size, contents)
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import traceback
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,9 +22,11 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pds.errors import PDSError
+from pds.errors import PDSError, escaped
 
 SPECIAL = "= , ( ) [ ] { }"
+OPTIONAL = ("local", "published")
+"""Groups that a configuration has if there is a file."""
 
 
 def sentence(error: Exception) -> str | None:
@@ -70,8 +73,8 @@ def quoted(override: str) -> str | None:
         return None
     # The user quoted the text already.
     value = value.strip("'\"")
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    text = f'{key}="{escaped}"'
+    safe = value.replace("\\", "\\\\").replace('"', '\\"')
+    text = f'{key}="{safe}"'
     try:
         parsed = OverridesParser.create().parse_override(text).value()
     except HydraException:
@@ -115,6 +118,26 @@ def _no_choice(error: MissingConfigException) -> str:
     if not (group and options):
         return f"the command line cannot be used: {_first_line(error)}"
     return f"there is no {group}={name}{_meant(name, options)}: choose one of {', '.join(options)}"
+
+
+def require_choice(override: str, folder: Path) -> None:
+    """Refuse a choice that is not there in a group of which Hydra takes that for none.
+
+    Args:
+        override: any.
+        folder: of the groups.
+
+    Raises:
+        PDSError: it names the choices.
+    """
+    group, _, given = override.partition("=")
+    if group not in OPTIONAL or set(given) & set("()[]{}"):
+        return
+    options = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+    for name in given.split(","):
+        if name.strip() not in (*options, "null"):
+            known = f"choose one of {', '.join(options)}" if options else f"put {name}.yaml into {folder / group}"
+            raise PDSError(f"there is no {group}={escaped(name, 80)}{_meant(name, options)}: {known}")
 
 
 def _refused(error: ConfigCompositionException) -> str:

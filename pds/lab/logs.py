@@ -11,8 +11,10 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from pds.errors import escaped
+from pds.errors import PDSError, escaped
 from pds.files import appending
+
+log = logging.getLogger(__name__)
 
 _Raised = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -93,3 +95,18 @@ def log_file(path: Path) -> Iterator[None]:
         # A full disk that refused these lines refuses them again.
         with contextlib.suppress(OSError):
             handler.close()
+
+
+@contextlib.contextmanager
+def traced(path: Path) -> Iterator[None]:
+    """Append to a log file what Python, torch or a user's own code raised, where the block makes a sentence of it."""
+    try:
+        yield
+    except PDSError as error:
+        if error.__cause__ is not None:
+            # Where nothing can be written, the sentence alone is told.
+            with contextlib.suppress(OSError, PDSError), log_file(path):
+                with quieter(__name__):
+                    log.info("%s", error, exc_info=error)
+                log.info("the traceback is in %s", path)
+        raise

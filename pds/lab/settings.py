@@ -57,8 +57,8 @@ class Run(Precision):
         images: images to sample and to measure the distance on.
         seed: seed of all noise: image i depends on (seed, i) alone.
         shard_size: images a file of samples/: the unit of resume and of work shared by processes.
-        labels: classes of the images: uniform for all classes in turn, a list, or a file of whole numbers. Image i has entry i
-            mod n of n. null for images without a class.
+        labels: classes of the images: image i has entry i mod n of n. uniform takes all classes in turn. null is for images
+            without a class.
         batch_size: images sampled at once; a larger batch covers several shards. It changes speed and memory, not the images.
             (With corrector.norms=batch it changes the images, and is at most shard_size: a restart must have the same batches.)
     """

@@ -21,7 +21,7 @@ from pds.errors import MissingError, PDSError
 from pds.files import pin, write_json
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
-from pds.lab.logs import log_file
+from pds.lab.logs import log_file, traced
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
 from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
@@ -40,13 +40,15 @@ def train(cfg: DictConfig) -> None:
     settings(Train, cfg)
     device = choose_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model)
+    folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
+    with traced(folder.path.parent / "run.log"):
+        model = build_model(cfg.model)
+        dataset: Dataset = build(cfg.dataset)
+        trainer: Trainer = build(cfg.trainer)
     of_edm = model.checkpoint is not None and model.checkpoint.layout == "EDM"
     if of_edm or isinstance(model.process, DiscreteVariancePreserving):
         whose = "EDM" if of_edm else "diffusers"
         raise PDSError(f"networks of {whose} are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
-    dataset: Dataset = build(cfg.dataset)
-    trainer: Trainer = build(cfg.trainer)
     if trainer.compile:
         require_compiler("trainer.compile")
     images = dataset.images
@@ -54,7 +56,6 @@ def train(cfg: DictConfig) -> None:
         check_labels(images, model.classes)
     with keyed(cfg.trainer):
         trainer.check(images, model.classes)
-    folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     # The start of training, from any file.
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)

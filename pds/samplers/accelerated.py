@@ -135,9 +135,6 @@ class DDIM(VPStateSampler):
 class AcceleratedDeterministic(VPStateSampler):
     """The accelerated deterministic sampler of [LI]: two evaluations an iteration.
 
-    Errors of the ODE fall as 1 / T^2 with `denoise=False` and a given end. Errors of denoised images stop falling at the order
-    of sigma_1^2 / p, p the variance of the data.
-
         Y-_t    = sqrt(alpha_{t+1}) (Y_t - (1 - alpha_{t+1}) / 2 s_t(Y_t))
         Y_{t-1} = (Y_t + (1 - alpha_t) / 2 s_t(Y_t)
                    + (1 - alpha_t)^2 / (4 (1 - alpha_{t+1})) (s_t(Y_t) - sqrt(alpha_{t+1}) s_{t+1}(Y-_t))) / sqrt(alpha_t)
@@ -153,7 +150,9 @@ class AcceleratedDeterministic(VPStateSampler):
     Attributes:
         iterations: T.
         schedule: the noise levels.
-        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
+        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule. Without
+            it and with a given end, errors of the ODE fall as 1 / T^2. With it they stop falling at the order of sigma_1^2 / p,
+            p the variance of the data.
     """
 
     title: ClassVar[str] = "accelerated deterministic"

@@ -25,6 +25,7 @@ from test_configurations import composed
 from pds.errors import MissingError, OptionError, PDSError, escaped
 from pds.generation import Processes
 from pds.lab import cli, grammar, sweep
+from pds.lab.config import CONF
 from pds.lab.logs import LONGEST, Lines
 from pds.lab.terminal import steady
 
@@ -206,6 +207,24 @@ def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed,
     del cfg[gone]
     with pytest.raises(PDSError, match=f"^{gone} is gone"):
         grammar.require_known(cfg)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_choice_that_hydra_would_leave_out_is_refused(seed):
+    draw = random.Random(seed)
+    known = sorted(path.stem for path in (CONF / "published").glob("*.yaml"))
+    name = draw.choice(known)
+    grammar.require_choice(f"published={name}", CONF)
+    at = draw.randrange(len(name))
+    wrong = draw.choice([name[:at] + name[at + 1 :], f"{name[:at]}x{name[at:]}", "3", "a/b", "\x1b", "x" * 3000])
+    for given in (wrong, f"{name},{wrong}"):
+        with pytest.raises(PDSError, match=r"^there is no published=.*: choose one of ddpmpp_cifar10, ") as error:
+            grammar.require_choice(f"published={given}", CONF)
+        assert str(error.value).isprintable()
+    with pytest.raises(PDSError, match=r"^there is no local=.*: put .* into "):
+        grammar.require_choice(f"local={wrong}", CONF)
+    for left in ("model=nothing", "published.card=nothing", "sampler=published"):
+        grammar.require_choice(left, CONF)
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -1,10 +1,17 @@
 """From configuration nodes to objects: every refusal of a value names its key; our own defects stay tracebacks."""
 
+import itertools
+import logging
+import random
+
 import pytest
 from omegaconf import OmegaConf
+from test_configurations import composed
 
 from pds.errors import OptionError, PDSError
-from pds.lab.config import build, keyed
+from pds.lab.config import KINDS, build, keyed
+from pds.lab.experiment import Experiment, prepared
+from pds.lab.logs import traced
 from pds.options import Count, options
 
 RAISED = [
@@ -64,7 +71,11 @@ def test_a_refused_option_is_named_by_its_key_however_deep():
 @pytest.mark.parametrize("kind", range(len(RAISED)))
 def test_what_python_or_torch_refuse_about_values_is_a_sentence_and_a_defect_is_not(kind):
     refused, about_values = RAISED[kind], kind < 6
-    said = f"^outer.thing.part cannot be made of these values: {refused.__name__}: no such thing$" if about_values else "^"
+    said = (
+        f"^outer.thing.part, a {__name__}.Part, cannot be made of these values: {refused.__name__}: no such thing$"
+        if about_values
+        else "^"
+    )
     said = "^outer.thing.part needs more memory than there is: " if refused is MemoryError else said
     with pytest.raises(PDSError if about_values else refused, match=said):
         build(tree({"raises": kind}))
@@ -79,3 +90,53 @@ def test_a_target_or_a_key_that_is_not_there_is_told(target, said):
         node["_target_"] = target
     with pytest.raises(PDSError, match=said):
         build(node)
+
+
+CLASSES = ["builtins.dict", "builtins.list", "fractions.Fraction", "pds.processes.schedules.ProcessTimes", f"{__name__}.Part"]
+CLASSES += ["pds.preconditioning.filters.NoFilter", "pds.preconditioning.solenoids.NoSolenoid", "pds.lab.tracking.NoTracker"]
+CLASSES += ["pds.samplers.edm.EDM", "pds.training.Trainer", "pds.conditioning.ClassifierFree", "builtins.object"]
+OWN = {"NoFilter": "filter", "NoSolenoid": "solenoid", "NoTracker": "tracker"}
+OWN |= {"EDM": "sampler", "Trainer": "trainer", "ClassifierFree": "guidance"}
+
+
+@pytest.mark.parametrize(("key", "target"), list(itertools.product(KINDS, CLASSES)))
+def test_a_class_of_another_kind_is_refused_by_its_path(key, target):
+    node = OmegaConf.create({key: {"_target_": target}})[key]
+    if OWN.get(target.rpartition(".")[2]) == key:
+        build(node)
+        return
+    if (key, target) == ("guidance", "pds.samplers.edm.EDM"):
+        return  # samplers have a title, a check and a call, too
+    with pytest.raises(PDSError, match=f"^{key} must be a .*, and {target} makes none"):
+        build(node)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_constructor_raises_for_its_values_leaves_its_traceback(seed, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "pds")
+    draw = random.Random(seed)
+    for case in range(15):
+        log, kind = tmp_path / str(case) / "run.log", draw.choice([0, 1, 2, 3, 4, None])
+        values = {"raises": kind} if kind is not None else {"steps": -draw.randrange(9)}
+        with pytest.raises(PDSError), traced(log):
+            build(tree(values))
+        if kind is None:  # our own refusal says all
+            assert not log.exists()
+        else:
+            assert RAISED[kind].__name__ in log.read_text() and "in __post_init__" in log.read_text()
+
+
+def test_a_run_that_cannot_be_built_leaves_its_traceback_in_its_group(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "pds")
+    cfg = composed("model=ncsnpp_small", f"outputs={tmp_path}", "group=mine", "metric=none")
+    monkeypatch.setitem(cfg.model, "_target_", "pds.models.ncsnpp.NCSNpp")
+    with pytest.raises(PDSError, match=r"^model, a pds.models.ncsnpp.NCSNpp, cannot be made of these values: TypeError"):
+        prepared(cfg, [])
+    assert "Traceback" in (tmp_path / "mine" / "run.log").read_text()
+    assert f"the traceback is in {tmp_path / 'mine' / 'run.log'}" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["[true]", "[1]", "{a:1}"])
+def test_options_of_files_are_refused_before_the_files_are_wanted(value):
+    with pytest.raises(OptionError, match=r"^dataset\.source\.root must be text or a path, got "):
+        Experiment.build(composed("metric=none", f"dataset.source.root={value}"))

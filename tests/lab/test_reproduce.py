@@ -182,6 +182,14 @@ def test_what_is_missing_is_named_and_the_rest_runs(tmp_path):
     assert "one of alpha_iterations, classes, clean_fid" in command("reproduce.py", "table=clean").stderr
 
 
+def test_a_form_without_cells_is_refused():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = resolved(compose("reproduce", ["table=few_steps", "small=true"]))
+    config["table"]["small"]["columns"] = []
+    with pytest.raises(PDSError, match=r"^the table .* has no cell: list cells, or the columns of its rows, in conf/table$"):
+        plan(config, [], "command")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
