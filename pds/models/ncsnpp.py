@@ -49,16 +49,20 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
 
 
-def _fir(x: Tensor, stride: int, padding: int) -> Tensor:
-    """x filtered with the outer product of [1, 3, 3, 1] / 8, zeros outside."""
-    # Made on the device: a list would be copied there at every call, and the copy waits for all queued work.
-    taps = 0.5 - (torch.arange(4, device=x.device, dtype=x.dtype) - 1.5).abs() / 4
-    return F.conv2d(x, torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4), stride=stride, padding=padding, groups=x.shape[1])
+def _hold_taps(layer: nn.Module, fir: bool) -> None:
+    """Keep the FIR filter's taps, the outer product of [1, 3, 3, 1] / 8, on the layer's device; no checkpoint has them."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    layer.register_buffer("taps", torch.outer(taps, taps) if fir else None, persistent=False)
 
 
-def downsample(x: Tensor, fir: bool) -> Tensor:
+def _fir(x: Tensor, taps: Tensor, stride: int, padding: int) -> Tensor:
+    """x filtered with (4, 4) taps, zeros outside."""
+    return F.conv2d(x, taps.expand(x.shape[1], 1, 4, 4), stride=stride, padding=padding, groups=x.shape[1])
+
+
+def downsample(x: Tensor, taps: Tensor | None) -> Tensor:
     """Half the height and width: anti-aliased by the FIR filter, or the mean of 2x2."""
-    return _fir(x, stride=2, padding=1) if fir else F.avg_pool2d(x, 2)
+    return F.avg_pool2d(x, 2) if taps is None else _fir(x, taps, stride=2, padding=1)
 
 
 def upsample(x: Tensor, fir: bool) -> Tensor:
@@ -73,9 +77,12 @@ def upsample(x: Tensor, fir: bool) -> Tensor:
 class Downsample(nn.Module):
     """`downsample`, followed by a convolution or not."""
 
+    taps: Tensor | None
+
     def __init__(self, in_channels: int, out_channels: int, conv: bool, fir: bool) -> None:
         super().__init__()
         self.fir = fir
+        _hold_taps(self, fir)
         if conv:
             # The checkpoints name it after the filter in front of it.
             self.add_module("Conv2d_0" if fir else "Conv_0", _conv(in_channels, out_channels, stride=2))
@@ -83,9 +90,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         conv = next(self.children(), None)
         if conv is None:
-            return downsample(x, self.fir)
+            return downsample(x, self.taps)
         # Without the filter, one row and one column of zeros at the bottom and at the right.
-        return conv(_fir(x, stride=1, padding=2) if self.fir else F.pad(x, (0, 1, 0, 1)))
+        return conv(F.pad(x, (0, 1, 0, 1)) if self.taps is None else _fir(x, self.taps, stride=1, padding=2))
 
 
 class Upsample(nn.Module):
@@ -146,6 +153,8 @@ class ResidualBlock(nn.Module):
         fir: resample with the FIR filter.
     """
 
+    taps: Tensor | None
+
     def __init__(
         self,
         in_channels: int,
@@ -159,6 +168,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample, self.fir, self.dropout = resample, fir, dropout
+        _hold_taps(self, fir and resample == "down")
         self.scale = 1 / math.sqrt(2) if rescale else 1.0
         self.GroupNorm_0 = _norm(in_channels)
         self.Conv_0 = _conv(in_channels, out_channels)
@@ -173,8 +183,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = F.silu(self.GroupNorm_0(x))
         if self.resample:
-            change = downsample if self.resample == "down" else upsample
-            x, h = change(x, self.fir), change(h, self.fir)
+            x, h = (downsample(v, self.taps) if self.resample == "down" else upsample(v, self.fir) for v in (x, h))
         h = self.Conv_0(h)
         if embedding is not None:
             h = h + self.Dense_0(embedding)[:, :, None, None]
@@ -264,6 +273,7 @@ class NCSNpp(nn.Module):
     """
 
     sigmas: Tensor
+    taps: Tensor | None
 
     def __init__(
         self,
@@ -305,6 +315,7 @@ class NCSNpp(nn.Module):
         self.size, self.skip_rescale, self.classes = size, skip_rescale, classes
         self.pyramid_scale = 1 / math.sqrt(2) if skip_rescale else 1.0
         self.register_buffer("sigmas", None if sigmas is None else sigmas.double())
+        _hold_taps(self, fir and input == "input_skip")
         self.all_modules = nn.ModuleList()
 
         # Plain lists refer to modules that `all_modules` owns. So each parameter has one name, the published one.
@@ -418,7 +429,7 @@ class NCSNpp(nn.Module):
                 continue
             h = level.resample(h, embedding)
             if self.input == "input_skip":
-                pyramid = downsample(pyramid, self.fir)
+                pyramid = downsample(pyramid, self.taps)
                 h = level.pyramid(pyramid, h)
             elif self.input == "residual":
                 pyramid = h = (level.pyramid(pyramid) + h) * self.pyramid_scale

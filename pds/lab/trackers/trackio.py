@@ -16,6 +16,9 @@ from pds.options import options
 class TrackioTracker:
     """Trackio, on this machine unless its own environment names a space or a server.
 
+    Its version 0.43 needs a Pillow below 13. CI has 13, so no test reads Trackio back. With Pillow 12.3 it ran
+    here and contacted nobody.
+
     Attributes:
         project: Trackio project.
         patience: seconds to wait at the end until all is written.
