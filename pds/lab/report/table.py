@@ -222,16 +222,14 @@ class Grid:
     def _steps(self, head: str, key: str) -> str:
         """Say T or NFE of each column, then the rows with others."""
 
-        def listed(values: Iterable[int | None]) -> str:
+        def listed(values: Sequence[int | None]) -> str:
             words = [MISSING if value is None else str(value) for value in values]
             return words[0] if len(set(words)) == 1 else ", ".join(words)
 
-        def known(row: str) -> tuple[Any, ...]:
-            return tuple(self.lines[row, c].known(key) if (row, c) in self.lines else None for c in self.columns)
-
-        usual = self.usual(key)
-        unusual = [row for row in self.rows if any(v not in (None, u) for v, u in zip(known(row), usual, strict=True))]
-        others = grouped((known(row), row) for row in unusual)
+        known = {at: line.known(key) for at, line in self.lines.items()}
+        steps, usual = {row: tuple(known.get((row, c)) for c in self.columns) for row in self.rows}, self.usual(key)
+        unusual = [row for row, own in steps.items() if any(v not in (None, u) for v, u in zip(own, usual, strict=True))]
+        others = grouped((steps[row], row) for row in unusual)
         parts = [listed(usual), *(f"{' and '.join(rows)}: {listed(own)}" for own, rows in others.items())]
         return f"{head}: {'; '.join(parts)}."
 
