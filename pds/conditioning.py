@@ -155,7 +155,7 @@ class ClassifierFree:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         low, high = self.interval
         return f"w={self.scale:g}" + (f" for σ in ({low:g}, {high:g}]" if low or high < math.inf else "")
 
@@ -190,7 +190,7 @@ class ClassifierGuidance:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return f"classifier guidance, w={self.scale:g}"
 
     def check(self, model: Model) -> None:

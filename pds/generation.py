@@ -80,7 +80,7 @@ class Processes:
 
     @classmethod
     def join(cls) -> Processes:
-        """The processes that `torchrun` started (gloo: they exchange nothing but their errors), or this one alone.
+        """The processes that `torchrun` started (gloo: they exchange only their errors), or this one alone.
 
         Raises:
             PDSError: as `check`.
@@ -244,7 +244,7 @@ class ImageSampler:
         now."""
         if self.device.type == "cuda" or self.compiled:
             noise = ImageNoise(self.seed, torch.arange(count, device=self.device), self.shape)
-            # Of the shape that the sampler's states have.
+            # With the shape of the sampler's states.
             x = self.sampler.prior(noise, self.process, self.preconditioner)
             largest = self.process.sigma(torch.ones(1, dtype=torch.float64)).item()
             score_at(self._conditioned(self.score, range(count)), x, largest)

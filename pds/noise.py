@@ -45,7 +45,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 class NoiseSource(Protocol):
-    """Where a sampler gets its noise: each call is the next draw, like the state in shape, device and dtype."""
+    """The source of a sampler's noise: each call is the next draw, like the state in shape, device and dtype."""
 
     def normal(self) -> Tensor: ...
 

@@ -95,7 +95,7 @@ class Length:
 
 @dataclass(frozen=True)
 class Said:
-    """What an option must be, in words, where its type says it poorly."""
+    """The valid values of an option in words, if its type describes them poorly."""
 
     words: str
 
@@ -282,7 +282,7 @@ def offers(value: Any, kind: Any) -> bool:
         return isinstance(value, kind)
     parts = [vars(part) for part in kind.__mro__ if getattr(part, "_is_protocol", False) and part is not Protocol]
     asked = {name for part in parts for name in [*part, *part.get("__annotations__", {})]}
-    # Of the class first: a property might compute.
+    # The class first: a property might compute.
     found = (hasattr(type(value), name) or hasattr(value, name) for name in asked if not name.startswith("_"))
     return all(found) and ("__call__" not in asked or callable(value))
 

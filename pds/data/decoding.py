@@ -52,14 +52,14 @@ def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> 
 
 
 def decoded_anew(file: bytes) -> bool:
-    """Whether versions before 2026-11 decoded other pixels: they clipped 16 bits at 255, and made no turn of EXIF."""
+    """Whether versions before 2026-11 decoded other pixels: they clipped 16 bits at 255, and ignored the rotation in EXIF."""
     try:
         with Image.open(io.BytesIO(file), formats=tuple(FORMATS)) as opened:
-            # A PNG may tell of its turn after its pixels, which are decoded only where there is such a word.
+            # The rotation of a PNG may stand after its pixels. These are decoded only if the file has this word.
             return opened.mode.startswith("I") or (
                 b"exif" in file.lower() and opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             )
-    except Exception:  # whoever reads it is told why it cannot be read
+    except Exception:  # reading the file later gives the reason
         return False
 
 

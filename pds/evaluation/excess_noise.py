@@ -170,8 +170,8 @@ def follow(
         sampler: a predictor without a corrector.
         preconditioner: P and S.
         noise: noise of the images to sample.
-        modes: (H, W) bool, as of `highest_frequencies`.
-        last: as of `last_without_data`.
+        modes: (H, W) bool, from `highest_frequencies`.
+        last: from `last_without_data`.
 
     Returns:
         last + 1 ratios, in units of the level's own noise.
@@ -191,8 +191,8 @@ def alpha_of_gain(gain: float, power: Tensor, modes: Tensor) -> float:
     """alpha of the weakest statistics filter with a gain m^2 in some modes; infinite for 1, NaN for an infinite gain.
 
     Args:
-        gain: as of `least_gain`.
-        power: (C, H, W) spectrum of the data set, as of `DatasetStatistics`.
+        gain: from `least_gain`.
+        power: (C, H, W) spectrum of the data set, from `DatasetStatistics`.
         modes: (H, W) bool.
     """
     spectrum = power.double().log1p()

@@ -146,7 +146,7 @@ def _end(model: Model, statistics: DatasetStatistics, response: NoiseResponse) -
 
 
 def _crossed(sigmas: Sequence[float], values: np.ndarray, from_above: bool) -> float:
-    """Where values, straight lines between levels in log sigma, last or first rise above 0; inf if they do not."""
+    """The level where values, straight lines between levels in log sigma, last or first rise above 0; inf if they do not."""
     rises = [i for i in range(len(sigmas) - 1) if values[i] <= 0 < values[i + 1]]
     if not rises or (from_above and values[-1] <= 0):
         return math.inf

@@ -109,7 +109,7 @@ class Manifold(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """Which balls hold which images. Precision, recall, density and coverage follow from this.
+    """The images in each ball. Precision, recall, density and coverage follow from this.
 
     Attributes:
         inside: (N,) whether a sample lies in the ball of a real image.
@@ -144,7 +144,7 @@ def manifold(samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: 
 def neighbours(
     samples: np.ndarray, reference: np.ndarray, near: Count = 3, wide: Count = 5, device: str = "cpu", progress: bool = False
 ) -> Neighbours:
-    """Which images lie in which balls. The ball of an image reaches to its k-th nearest neighbour in its own set.
+    """Find the images in each ball. The ball of an image reaches to its k-th nearest neighbour in its own set.
 
     Args:
         samples, reference: (N, D) and (M, D) features.

@@ -66,7 +66,7 @@ def build(node: DictConfig, *given: Any) -> Any:
 
 
 def build_model(node: DictConfig) -> Model:
-    """The model that a node describes; errors as of `build`, and a `PDSError` if its target makes something else."""
+    """The model that a node describes; errors as in `build`, and a `PDSError` if its target makes something else."""
     model = build(node)
     if not isinstance(model, Model):
         raise PDSError(
@@ -90,7 +90,7 @@ KINDS: dict[str, Any] = {
     "tracker": Tracker,
     "trainer": Trainer,
 }
-"""What the nodes of these keys must make."""
+"""The types that the nodes of these keys must make."""
 
 
 def _told(node: DictConfig, error: BaseException) -> BaseException:

@@ -36,7 +36,7 @@ LEVELS = "sigmas"  # name of the buffer of noise levels in networks
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights of a network come from.
+    """The origin of a network's weights.
 
     Attributes:
         layout: "safetensors" (also this project's), "list" ([NCSN], [NCSNv2]), "dict" ([SDE] and most others), "diffusers",

@@ -85,7 +85,7 @@ class Published(NamedTuple):
 
 
 def described(config: dict[str, Any], scheduler: dict[str, Any], source: Path) -> Description:
-    """Return a diffusers network as an NCSN++; arguments and errors as of `as_published`."""
+    """Return a diffusers network as an NCSN++; arguments and errors as in `as_published`."""
     if config.get("_class_name") != "UNet2DModel":
         raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel that is an NCSN++ can be read")
     config = DEFAULTS | config

@@ -1,8 +1,8 @@
 """Networks of Karras et al., *Elucidating the Design Space of Diffusion-Based Generative Models*, NeurIPS 2022 (EDM), from the
 pickles that their code writes.
 
-Such a file holds the arguments of its network, its weights, and the source of its classes, which is not read. `SongUNet` is the
-NCSN++ or the DDPM++ of [SDE] under other names, so it becomes an `NCSNpp`. What stands around it becomes a prediction
+Such a file holds the arguments of its network, its weights, and the source of its classes. The source is not read. `SongUNet`
+is the NCSN++ or the DDPM++ of [SDE] under other names, so it becomes an `NCSNpp`. The class around it becomes a prediction
 (`pds.models.scores`) and a process.
 """
 
@@ -27,8 +27,8 @@ from pds.processes.forward import Process, VarianceExploding, VariancePreserving
 
 WHAT = "a pickle of EDM"
 READ = "EDMPrecond, VPPrecond and VEPrecond around a SongUNet are read"
-MOST, LENGTH = 100_000, 1000  # of modules, and of the name of one: a table may hold itself
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # that EDM samples between, where a file has no limits of its own (table 1)
+MOST, LENGTH = 100_000, 1000  # limits of modules, and of the length of their names: a table may hold itself
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0  # the levels of EDM's sampler for a file without limits of its own (table 1)
 
 Limit = Annotated[float, Range(above=0, infinity="no upper limit")]
 
@@ -68,20 +68,21 @@ class SongUNet:
     Attributes:
         img_resolution: height and width.
         in_channels, out_channels: C.
-        label_dim: classes.
-        augment_dim: of the labels of augmentation, which are zero in sampling: their layer, without a bias, adds nothing.
+        label_dim: number of classes.
+        augment_dim: length of the labels of augmentation. These are zero in sampling, so their layer, without a bias, adds
+            nothing.
         model_channels: channels of the first level.
         channel_mult: width of each level in units of these.
         channel_mult_emb: width of the embedding in units of these.
         num_blocks: residual blocks a level.
         attn_resolutions: heights with attention.
-        dropout: of training.
-        label_dropout: share of training images that were shown no class.
-        embedding_type: of the noise level.
+        dropout: dropout of training.
+        label_dropout: share of training images that were shown without their class.
+        embedding_type: embedding of the noise level.
         channel_mult_noise: features of the noise level in units of `model_channels`.
         encoder_type: how the image enters the levels.
         decoder_type: how the levels make the image.
-        resample_filter: taps.
+        resample_filter: taps of the filter.
     """
 
     img_resolution: Annotated[int, Range(1, 16_384)]
@@ -114,7 +115,7 @@ class SongUNet:
             raise OptionError(name, f"must be {value} here, got {shown(given)}")
 
     def network(self, process: Process, zero_to_one: bool) -> NCSNpp:
-        """The same network here: of images in [0, 1], divided by sigma, for the score of VE, or of images in [-1, 1]."""
+        """The same network here: of images in [0, 1] and divided by sigma, for the score of VE, or of images in [-1, 1]."""
         return NCSNpp(
             channels=self.in_channels,
             size=self.img_resolution,
@@ -180,7 +181,7 @@ def _edm(unet: SongUNet, given: dict[str, Any], most: int) -> Made:
 
 
 def _vp(unet: SongUNet, given: dict[str, Any], most: int) -> Made:
-    """D = x - sigma F(x / sqrt(1 + sigma^2); (M - 1) t): F is the noise, as of a DDPM++."""
+    """D = x - sigma F(x / sqrt(1 + sigma^2); (M - 1) t): F is the noise, as in a DDPM++."""
     _require_embedding(unet, "positional")
     low, slope = _told(given, "beta_min", Positive), _told(given, "beta_d", NonNegative)
     levels = _told(given, "M", Count)
@@ -190,7 +191,8 @@ def _vp(unet: SongUNet, given: dict[str, Any], most: int) -> Made:
 
 
 def _ve(unet: SongUNet, given: dict[str, Any], most: int) -> Made:
-    """D = x + sigma F(x; log(sigma / 2)) of images in [-1, 1]: of those in [0, 1], F / sigma is the score, as of an NCSN++."""
+    """D = x + sigma F(x; log(sigma / 2)) of images in [-1, 1]. For images in [0, 1], F / sigma is the score, as in an
+    NCSN++."""
     _require_embedding(unet, "fourier")
     low, high = _told(given, "sigma_min", Positive), _told(given, "sigma_max", Positive)
     process = VarianceExploding(low / 2, high / 2)
@@ -201,7 +203,7 @@ MAKERS: dict[str, Callable[[SongUNet, dict[str, Any], int], Made]] = {"EDMPrecon
 
 
 def _told(given: dict[str, Any], name: str, annotation: Any) -> Any:
-    """What the attributes of a network say."""
+    """The options in the attributes of a network."""
     if name not in given:
         raise OptionError(name, "is missing")
     return fitted(name, given[name], annotation)
@@ -213,7 +215,7 @@ def _require_embedding(unet: SongUNet, due: Embedding) -> None:
 
 
 def _bounded(unet: SongUNet, process: Process, zero_to_one: bool, most: int) -> NCSNpp:
-    """The network, if a file of `most` bytes can hold its weights: arguments may lie."""
+    """The network, if a file of `most` bytes can hold its weights; the arguments may be false."""
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in unet.network(process, zero_to_one).parameters())
     if 2 * count > most:  # at half precision
@@ -245,10 +247,10 @@ def _table(attributes: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _tensors(attributes: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The tensors of a module and of those in it, by name."""
+    """The tensors of a module and of its submodules, by name."""
     found: dict[str, Any] = {}
     modules = [("", attributes)]
-    for prefix, module in modules:  # which grow
+    for prefix, module in modules:  # the list grows
         if len(modules) > MOST or len(prefix) > LENGTH:
             raise PDSError(f"{path} has more modules than any network: it is damaged, fetch it again")
         tensors = {**_table(module, "_parameters"), **_table(module, "_buffers")}
@@ -261,7 +263,7 @@ def _tensors(attributes: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _published(tensors: dict[str, Any], unet: SongUNet) -> dict[str, Any]:
-    """The tensors by their names in an `NCSNpp`, without those that do nothing in sampling."""
+    """The tensors by their names in an `NCSNpp`, without those that have no effect in sampling."""
     names = {
         f"{module}.{theirs}": f"all_modules.{index}.{ours}"
         for index, (module, parts) in enumerate(unet.modules())
@@ -287,14 +289,14 @@ def _published(tensors: dict[str, Any], unet: SongUNet) -> dict[str, Any]:
 
 @checked
 def edm(shape: Shape, checkpoint: str | Path | None) -> Model:
-    """A network of EDM with its forward process and its weights, ready to sample. The file says all of it.
+    """A network of EDM with its forward process and its weights, ready to sample. All of it comes from the file.
 
     Args:
         shape: (C, H, W) of its images.
         checkpoint: the pickle.
 
     Raises:
-        PDSError: as `read_edm`, and for images of another shape.
+        PDSError: as in `read_edm`, or the images are of another shape.
     """
     if checkpoint is None:
         raise OptionError("checkpoint", f"must be {WHAT}, which says what network it holds")
@@ -306,13 +308,13 @@ def edm(shape: Shape, checkpoint: str | Path | None) -> Model:
 
 
 def read_edm(path: Path) -> Model:
-    """A network of EDM from its pickle: a `SongUNet` in an `EDMPrecond`, or, as its baselines are, in a `VPPrecond` or a
+    """A network of EDM from its pickle: a `SongUNet` in an `EDMPrecond`, or for its baselines in a `VPPrecond` or a
     `VEPrecond`.
 
-    Nothing in the file is imported or executed. What is read are the averaged weights ("ema"), and the arguments.
+    Nothing in the file is imported or executed. Only the averaged weights ("ema") and the arguments are read.
 
     Raises:
-        PDSError: it is absent, damaged or hostile, or holds another network; one of EDM2 and a DhariwalUNet are such.
+        PDSError: the file is absent, damaged or hostile, or holds another network, such as one of EDM2 or a DhariwalUNet.
     """
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: give {WHAT}")

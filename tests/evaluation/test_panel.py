@@ -29,7 +29,7 @@ def panel():
 
 @pytest.fixture(scope="module")
 def features():
-    """Of real digits, moved."""
+    """Features of real digits, moved."""
     single = shipped_reference(ClassifierFeatures().network.__class__).single
     return single[5000 : 5000 + COUNT] * np.float32(1.1)
 

@@ -97,7 +97,7 @@ def test_load_takes_the_sampler_of_the_paper_and_the_command_line_takes_the_file
 
 
 def content_of(path):
-    """What the machine reads, as a pickle can hold it."""
+    """The readable content of a pickle, as the machine reads it."""
     content = read_pickle(written(path), "a pickle of EDM")
     modules = unet(content)["state"]["_modules"]
     modules.update({name: dict(modules[name]) for name in ("enc", "dec")})

@@ -149,7 +149,7 @@ def test_every_choice_visits_the_ladder_from_its_largest_level_to_zero(choice, k
     assert levels[0].sigma == pytest.approx(ladder[0].item(), rel=1e-6)
     assert [level.below for level in levels] == [*sigmas[1:].tolist(), 0]
     assert sampler.check(levels, Identity()) == []
-    # Of images that no clipping to [-1, 1] would let through.
+    # Images outside of [-1, 1], so that clipping would show.
     score, noise = CountedScore(GaussianTarget(natural_power(SIZE) / 4, 3.0)), ImageNoise(0, torch.arange(2), SHAPE)
     final = sampler(score, sampler.prior(noise, process, Identity()), levels, Identity(), noise)
     assert final.mean().item() == pytest.approx(3, abs=0.5)

@@ -51,7 +51,7 @@ def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Stu
 
 
 def _sides(answer: Answer) -> list[tuple[str, Measured]]:
-    """What is compared: the winner and the default, unless they are one."""
+    """The compared settings: the winner and the default, unless they are one."""
     others = [] if answer.default is None or answer.default.run == answer.winner.run else [("default", answer.default)]
     return [("winner", answer.winner), *others]
 

@@ -155,7 +155,7 @@ class Tuning:
 
     @cached_property
     def folder(self) -> Path:
-        """Of the group."""
+        """The folder of the group."""
         return group_folder(self.composed(self.default).outputs, self.group)
 
     def run(self) -> None:
