@@ -144,8 +144,9 @@ def _part(name: str, plan: Plan, device: torch.device, folder: Path, end: float)
         process.join(max(0.0, end - time.monotonic()))
         cut = process.is_alive()
         if cut:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it may have no group of its own yet
                 os.killpg(process.pid, signal.SIGKILL)  # also the processes that it started: compilers, processes of a run
+            process.kill()
             process.join()
         report = read(folder)
         part = report["parts"][name]
