@@ -21,14 +21,16 @@ SHIPPED = {
     "ncsnpp_small_skip": ("asset:mnist_ncsnpp_skip", "filter=none", None),
     "ncsnpp_small_classes": ("asset:mnist_ncsnpp_classes", "filter=none", None),
     "ddpmpp_small": ("asset:mnist_ddpmpp.safetensors", "filter=none", None),
+    "cld_small": ("asset:mnist_cld", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
 }
+CHOSEN = {"cld_small": ["sampler=sscs"]}  # the default sampler refuses a velocity
 
 
 @pytest.mark.parametrize(("name", "sampler"), [*((name, "T=5") for name in SHIPPED), ("ncsnpp_small", "sampler=analytic_ddim")])
 def test_images_are_those_of_the_command_line_to_the_bit(tmp_path, name, sampler):
     source, choice, filter = SHIPPED[name]
     model = pds.load(source, device="cpu")
-    given = [f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"]  # VP needs so many
+    given = [*CHOSEN.get(name, []), f"sampler.iterations={25 if name == 'ddpmpp_small' else 5}"]  # VP needs so many
     if sampler != "T=5":
         given, choice, filter = [sampler, *given], "filter=none", None
     cfg = composed(f"model={name}", *given)
@@ -44,7 +46,7 @@ def test_images_are_those_of_the_command_line_to_the_bit(tmp_path, name, sampler
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_file_has_the_sampler_and_the_statistics_of_its_configuration(name):
-    model, cfg = pds.load(SHIPPED[name][0], device="cpu"), composed(f"model={name}")
+    model, cfg = pds.load(SHIPPED[name][0], device="cpu"), composed(f"model={name}", *CHOSEN.get(name, []))
     assert model.sampler == build(cfg.sampler)
     assert torch.equal(model.statistics.power, build(cfg.dataset).statistics.power)
     made = build(cfg.model)
@@ -81,7 +83,7 @@ def test_a_file_that_someone_trained_says_what_it_is(tmp_path):
         (
             "asset:mnist_nscn",
             {},
-            "asset:mnist_nscn does not exist: .* asset:NAME, one of mnist_ddpmpp, mnist_ncsn, mnist_ncsnpp, ",
+            "asset:mnist_nscn does not exist: .* asset:NAME, one of mnist_cld, mnist_ddpmpp, mnist_ncsn, mnist_ncsnpp, ",
         ),
         ("/nowhere/w.pth", {}, "/nowhere/w.pth does not exist"),
         (

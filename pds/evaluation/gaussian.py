@@ -17,6 +17,7 @@ from torch import Tensor
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.preconditioning.preconditioner import Identity, Preconditioner
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, no_callback
 
@@ -85,8 +86,10 @@ def sampled_law(
         preconditioner: P and S without a space filter, which mixes the modes.
 
     Raises:
-        PDSError: the sampler or the preconditioner is not linear mode by mode.
+        PDSError: the sampler or the preconditioner is not linear mode by mode, or the state has a velocity.
     """
+    if isinstance(process, CriticallyDamped):
+        raise PDSError("the law of images alone is followed here, and the state of CLD has a velocity: choose another model")
     levels = sampler.levels(process)
     sampler.check(levels, preconditioner)
     shape = tuple(target.power.shape)

@@ -16,13 +16,16 @@ from pds.models.safetensors_files import read_safetensors
 from pds.training import denoising_loss
 
 
-@pytest.mark.parametrize("model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small"])
+@pytest.mark.parametrize(
+    "model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small", "cld_small"]
+)
 def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
     cfg = composed(f"model={model}", f"dataset.source.root={data_root}")
     network, images = build(cfg.model), build(cfg.dataset).images
     low, high = network.data_range
     x = low + (high - low) * to_unit(images.read(np.arange(0, 1600, 100)))
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    shape = (len(x), network.score.halves * x.shape[1], *x.shape[2:])
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     losses = []
     for sigma in (0.1, 1.0):
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from samplers import exact
 from scipy.linalg import expm
 
 from pds.errors import PDSError
+from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.models.scores import VelocityScore
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity, Spectrum
 from pds.processes.critically_damped import CriticallyDamped
@@ -216,6 +217,11 @@ def test_networks_without_a_velocity_are_refused(sampler):
 def test_samplers_of_images_refuse_a_velocity(sampler):
     with pytest.raises(PDSError, match=r"data and velocity.*choose the sampler cld_em, sscs or cld_flow"):
         sampler.levels(CLD)
+
+
+def test_the_law_of_images_is_not_followed_through_a_velocity():
+    with pytest.raises(PDSError, match="the state of CLD has a velocity: choose another model"):
+        sampled_law(SSCS(), StationaryGaussian(torch.zeros(1, 2, 2), torch.ones(1, 2, 2)), CLD, Identity())
 
 
 def test_sscs_refuses_a_space_filter():
