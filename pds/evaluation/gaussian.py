@@ -124,8 +124,9 @@ def variance_errors(
         low, high: the range of variances of the data; that of the noise of the process if not given.
         modes: number of variances.
 
-    Returns: (least, largest) of v / v_exact - 1. v_exact is the variance of the exact law at sigma_min after the same end, p^2
-    / (p + sigma_min^2) denoised.
+    Returns:
+        (least, largest) of v / v_exact - 1. v_exact is the variance of the exact law at sigma_min after the same end,
+        p^2 / (p + sigma_min^2) denoised.
     """
     sigmas = process.ladder
     low, high = low or sigmas[-1].item() ** 2, high or sigmas[0].item() ** 2

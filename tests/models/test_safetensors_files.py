@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+import pds
 from pds.errors import PDSError
 from pds.files import ASSETS
 from pds.models.safetensors_files import (
@@ -21,7 +22,6 @@ from pds.models.safetensors_files import (
     save_weights,
     state_digest,
 )
-from pds.processes import forward
 
 CONFIG = {"model": {"kind": "ncsnpp", "width": 4, "process": {"kind": "VE", "sigma_max": 16.0}}, "dataset": {"name": "mnist"}}
 
@@ -94,7 +94,7 @@ def test_what_was_written_as_yaml_with_class_paths_is_read_as_what_is_written_no
         found = read_configuration(tmp_path / f"{name}.safetensors")
         assert found == CONFIG | {"dataset": {"name": "mnist"}}
     for name, title in TITLES.items():
-        assert getattr(forward, name).title == title
+        assert getattr(pds, name).title == title
 
 
 def laughs(levels):
