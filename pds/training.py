@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -219,22 +219,14 @@ class Trainer:
         """Iterations done, seconds spent and the running loss."""
         if not checkpoint.exists():
             return 0, 0.0, None
-        fix = "delete it to train from the start"
-        with reading(checkpoint, "the state of this training", fix):
-            state = read_torch(checkpoint, fix)
-            iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, self.iterations)])
-            seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
-            loss = fitted("loss", state["loss"], Annotated[float, Range()])
-            for table in ("parameters", "ema"):
-                _require_alike(table, state[table], parameters)
-            moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)
+        state = read_state(checkpoint, parameters, self.iterations, "delete it to train from the start")
         for name, parameter in parameters.items():
-            parameter.data.copy_(state["parameters"][name])
-            ema[name].copy_(state["ema"][name])
+            parameter.data.copy_(state.parameters[name])
+            ema[name].copy_(state.ema[name])
         # Adam moves its moments to the device of the parameters, and leaves its step counters on the CPU, where they are fast.
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-        log.info("training continues from iteration %d of %d (%s)", iteration, self.iterations, checkpoint)
-        return iteration, seconds, loss
+        optimizer.load_state_dict({"state": state.moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        log.info("training continues from iteration %d of %d (%s)", state.iteration, self.iterations, checkpoint)
+        return state.iteration, state.seconds, state.loss
 
     def _save(
         self,
@@ -252,6 +244,42 @@ class Trainer:
         }
         with atomic_path(checkpoint) as temporary:
             torch.save(state, temporary)
+
+
+class State(NamedTuple):
+    """A training at its last checkpoint.
+
+    Attributes:
+        iteration: iterations done.
+        seconds: of training, with those before a restart.
+        loss: running mean.
+        parameters, ema: the weights and their moving average, by name.
+        moments: of Adam, by index of the parameter.
+    """
+
+    iteration: int
+    seconds: float
+    loss: float
+    parameters: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    moments: dict[int, dict[str, Tensor]]
+
+
+def read_state(checkpoint: Path, parameters: Mapping[str, nn.Parameter], iterations: int, fix: str) -> State:
+    """Read the state that a training of `iterations` left of a network with these parameters.
+
+    Raises:
+        PDSError: it is damaged or of another network; the sentence ends with `fix`.
+    """
+    with reading(checkpoint, "the state of this training", fix):
+        state = read_torch(checkpoint, fix)
+        iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, iterations)])
+        seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
+        loss = fitted("loss", state["loss"], Annotated[float, Range()])
+        for table in ("parameters", "ema"):
+            _require_alike(table, state[table], parameters)
+        moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)
+        return State(iteration, seconds, loss, state["parameters"], state["ema"], moments)
 
 
 def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:

@@ -27,9 +27,8 @@ from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import Model, NetworkScore
-from pds.models.torch_files import read_torch
 from pds.processes.discrete import DiscreteVariancePreserving
-from pds.training import Trainer, check_labels
+from pds.training import Trainer, check_labels, read_state
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +112,17 @@ def ship(folder: Path, output: Path) -> None:
         output: the folder for <name>.safetensors.
 
     Raises:
-        PDSError: the training has no checkpoint yet.
+        PDSError: the training has no checkpoint yet, or its state is damaged or of another network.
     """
     checkpoint = folder / "training.pt"
     if not checkpoint.is_file():
         raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
     config = read_config(folder / "config.yaml")
     model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
-    state = read_torch(checkpoint)
+    network: NetworkScore = model.score
+    most, fix = config["trainer"]["iterations"], "give the folder of another training"
+    state = read_state(checkpoint, dict(network.named_parameters()), most, fix)
     path = output / f"{config['name']}.safetensors"
-    save_network(model.score, state["ema"], path, config, state["iteration"], half=True)
+    save_network(network, state.ema, path, config, state.iteration, half=True)
     pin(path)
-    log.info("%s: %d iterations in %.0f s, loss %.4f", path, state["iteration"], state["seconds"], state["loss"])
+    log.info("%s: %d iterations in %.0f s, loss %.4f", path, state.iteration, state.seconds, state.loss)

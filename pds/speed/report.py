@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,10 +71,9 @@ def measure(name: str, plan: Plan, device: torch.device, folder: Path) -> None:
     """
     report = read(folder)
     here = machine(device)
-    if report["machine"] and report["machine"]["device"] != here["device"]:
-        raise PDSError(
-            f"the report in {folder} is of {report['machine']['device']}, and this is {here['device']}: give another"
-        )
+    known = report["machine"].get("device", here["device"])
+    if known != here["device"]:
+        raise PDSError(f"the report in {folder} is of {known}, and this is {here['device']}: give another folder")
     report["machine"] = here
     part = report["parts"][name]
     for key, take in PARTS[name].rows(plan, device, folder):
@@ -172,4 +172,7 @@ def _part(name: str, plan: Plan, device: torch.device, folder: Path, end: float)
 
 def _alone(name: str, plan: Plan, device: torch.device, folder: Path) -> None:
     os.setsid()
-    measure(name, plan, device, folder)
+    try:
+        measure(name, plan, device, folder)
+    except PDSError as error:
+        sys.exit(f"error: {error}")

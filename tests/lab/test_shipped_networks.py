@@ -9,7 +9,7 @@ from PIL import Image
 from test_configurations import composed
 
 from pds.data.images import to_unit
-from pds.errors import MissingError
+from pds.errors import MissingError, PDSError
 from pds.lab.config import build
 from pds.lab.train import ship, train
 from pds.models.safetensors_files import read_safetensors
@@ -51,6 +51,10 @@ def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Pat
     for name, value in whole.items():
         assert torch.equal(half[name], value if name in exact else value.half()), name
     assert build(composed(*tiny, f"model.checkpoint={tmp_path / 'tiny.safetensors'}").model).checkpoint.ema
+    state = torch.load(folder / "training.pt")
+    torch.save(state | {"ema": {"a": torch.ones(2)}}, folder / "training.pt")
+    with pytest.raises(PDSError, match=r"its ema are of another network.*: give the folder of another training"):
+        ship(folder, tmp_path)
     (folder / "training.pt").unlink()
     with pytest.raises(MissingError, match=r"has no training\.pt"):
         ship(folder, tmp_path)
