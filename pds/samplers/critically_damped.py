@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Number = float | Tensor
+Halves = tuple[Tensor, Tensor]
+"""Data x and velocity w."""
+HalvesScore = Callable[[Tensor, Tensor, float], Tensor]
+"""(x, w, sigma) to s_w."""
+Draw = Callable[[], Tensor]
 
 
 class Step(NamedTuple):
@@ -117,16 +122,8 @@ class VelocitySampler(Sampler[list[Step]]):
             yield step.sigma, x / step.scale
         return x - step.left * w if self.denoise else None
 
-    def advanced(
-        self,
-        x: Tensor,
-        w: Tensor,
-        step: Step,
-        score: Callable[[Tensor, Tensor, float], Tensor],
-        preconditioner: Preconditioner,
-        draw: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Data and velocity after a step; `score(x, w, sigma)` is s_w."""
+    def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
+        """Data and velocity after a step."""
         raise NotImplementedError
 
 
@@ -134,10 +131,12 @@ class VelocitySampler(Sampler[list[Step]]):
 class CLDEulerMaruyama(VelocitySampler):
     """Euler-Maruyama on the reverse equation of critically-damped Langevin diffusion.
 
-    w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z, x <- x - h w + r P P^T s_x + sqrt(2 r) P z' with r = data_eta
-    log(sigma / sigma') times the variance of x given w and x_0. The equation has the law of the model for every P, S and
-    data_eta (S adds flows along which the density does not change). The steps have this law as h goes to 0, with order 1. One
-    evaluation an iteration, and one draw, or two with Langevin dynamics of the data.
+        w <- w + h (x + 2 w + 2 s_w) + 2 h P P^T s_w + 2 sqrt(h) P z
+        x <- x - h w + r P P^T s_x + sqrt(2 r) P z'
+
+    Here r is data_eta log(sigma / sigma') times the variance of x given w and x_0. The equation has the law of the model for
+    every P, S and data_eta (S adds flows along which the density does not change). The steps have this law as h goes to 0, with
+    order 1. One evaluation an iteration, and one draw, or two with Langevin dynamics of the data.
 
     Attributes:
         data_eta: strength of the Langevin dynamics of the data; 0 is the published equation.
@@ -153,22 +152,14 @@ class CLDEulerMaruyama(VelocitySampler):
     def detail(self) -> str:
         return super().detail + (f", η={self.data_eta:g} on the data" if self.data_eta else "")
 
-    def advanced(
-        self,
-        x: Tensor,
-        w: Tensor,
-        step: Step,
-        score: Callable[[Tensor, Tensor, float], Tensor],
-        preconditioner: Preconditioner,
-        draw: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
         h, s = step.length, score(x, w, step.sigma)
         flowed = w + h * (x + 2 * w + 2 * s)
-        moved, velocity = x - h * w, preconditioner.step(flowed, 2 * h * s, 2 * math.sqrt(h), draw())
+        moved, velocity = x - h * w, P.step(flowed, 2 * h * s, 2 * math.sqrt(h), draw())
         if self.data_eta:
             r = self.data_eta * math.log(step.sigma / step.below) * step.spread
             by_data = step.by_score * s + step.by_data * x + step.by_velocity * w
-            moved = preconditioner.step(moved, r * by_data, math.sqrt(2 * r), draw())
+            moved = P.step(moved, r * by_data, math.sqrt(2 * r), draw())
         return moved, velocity
 
 
@@ -218,16 +209,8 @@ class SSCS(VelocitySampler):
             raise PDSError(f"{self.title} needs a filter that keeps the frequencies apart: leave the space filter out")
         return spectrum
 
-    def advanced(
-        self,
-        x: Tensor,
-        w: Tensor,
-        step: Step,
-        score: Callable[[Tensor, Tensor, float], Tensor],
-        preconditioner: Preconditioner,
-        draw: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        spectrum = self._spectrum(preconditioner)
+    def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
+        spectrum = self._spectrum(P)
         into, back = spectrum.transforms(x)
         half, c = exact_step(step.length / 2, spectrum, x)
         X, W = half.moved(into(x), into(w), into(draw()), into(draw()))
@@ -279,15 +262,7 @@ class CLDFlow(VelocitySampler):
     def nfe_per_iteration(self) -> int:
         return 2
 
-    def advanced(
-        self,
-        x: Tensor,
-        w: Tensor,
-        step: Step,
-        score: Callable[[Tensor, Tensor, float], Tensor],
-        preconditioner: Preconditioner,
-        draw: Callable[[], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
         h = step.length
         rate_x, rate_w = -w, x + 2 * w + 2 * score(x, w, step.sigma)
         x_end, w_end = x + h * rate_x, w + h * rate_w
