@@ -41,7 +41,7 @@ assert "pds.lab" not in sys.modules
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu" / "gpu.json").read_text())
     assert {name: part["state"] for name, part in found["parts"].items()} == dict.fromkeys(ONCE, "done")
-    assert len(found["parts"]["peaks"]["cut"]) == 1  # before or in its first row
+    assert len(found["parts"]["peaks"]["cut"]) <= 1  # a fast machine may finish in that time
     failures = {key for part in found["parts"].values() for key, row in part["rows"].items() if "failed" in row}
     assert failures and all("graph" in key for key in failures)  # which need a GPU
     assert found["parts"]["runner"]["rows"]["two processes"]["equal"]
