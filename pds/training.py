@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pds.data.images import ImageSource, to_unit
 from pds.errors import OptionError, PDSError
 from pds.files import atomic_path, reading
-from pds.models.scores import NetworkScore
+from pds.models.scores import NetworkScore, warn_of_slow_bf16
 from pds.models.torch_files import read_torch
 from pds.options import Range, Seed, fitted, options
 
@@ -157,6 +157,8 @@ class Trainer:
         ema = {name: p.detach().clone() for name, p in parameters.items()}
         start, spent, running = self._restore(checkpoint, parameters, ema, optimizer)
         network: Any = torch.compile(score) if self.compile else score
+        if self.bf16:
+            warn_of_slow_bf16(device)
         clock = time.perf_counter() - spent
         with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pds import training
 from pds.data.images import ArrayImages
 from pds.errors import OptionError, PDSError
 from pds.models.ncsn import ncsn
@@ -88,7 +89,10 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
-def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_average_follows_its_recursion_and_bf16_trains(bf16, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(training, "warn_of_slow_bf16", warned.append)
     # With one weight seen after every step, the average is the recursion e <- d e + (1 - d) w by hand.
     score, weights = small(), []
     start = score.network.end_conv.bias.detach().clone()
@@ -98,7 +102,7 @@ def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
         return LadderScore.draw_sigma(score, count, generator)
 
     score.draw_sigma = draw_sigma
-    trainer = trained(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=True)
+    trainer = trained(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=bf16)
     ema, _ = trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
     expected = start
     for iteration, after in enumerate([*weights[1:], score.network.end_conv.bias.detach()]):
@@ -106,6 +110,7 @@ def test_the_average_follows_its_recursion_and_bf16_trains(tmp_path):
         expected = decay * expected + (1 - decay) * after
     torch.testing.assert_close(ema["network.end_conv.bias"], expected)
     assert not torch.equal(expected, score.network.end_conv.bias)
+    assert warned == [torch.device("cpu")] * bf16
 
 
 def test_it_learns(tmp_path):

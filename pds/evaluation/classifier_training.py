@@ -38,7 +38,6 @@ class Recipe:
         batch_size: images a step.
         learning_rate: peak of the cycle.
         flip: mirror each image left to right with probability 1/2.
-        bf16: run the network under bfloat16 autocast.
     """
 
     epochs: int = 8
@@ -46,10 +45,9 @@ class Recipe:
     batch_size: int = 128
     learning_rate: float = 4e-3
     flip: bool = False
-    bf16: bool = False
 
 
-RECIPES = {DigitClassifier: Recipe(), ObjectClassifier: Recipe(epochs=12, flip=True, bf16=True)}
+RECIPES = {DigitClassifier: Recipe(), ObjectClassifier: Recipe(epochs=12, flip=True)}
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
@@ -106,9 +104,8 @@ def train_classifier(
             for batch in bar:
                 x = random_shift(images.read(batch.numpy()), REACH, generator)
                 x = to_unit(random_flip(x, generator) if recipe.flip else x)
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                    logits = classifier(x.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), labels[batch])
+                logits = classifier(x.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, labels[batch])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

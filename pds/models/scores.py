@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -19,6 +21,8 @@ from pds.score import Labelled
 if TYPE_CHECKING:
     from pds.data.statistics import DatasetStatistics
     from pds.samplers.sampler import Sampler
+
+log = logging.getLogger(__name__)
 
 Classes = Annotated[int, Range(0, 1_000_000)]
 """How many classes a network takes; 0 for one that takes none."""
@@ -238,6 +242,13 @@ class Bfloat16Score:
             return output
 
 
+@cache
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Say once that bfloat16 on this CPU is slower than float32, if it is: without AVX-512, oneDNN leaves it to slow loops."""
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning("bf16 is several times slower than float32 on this CPU, which has no instructions for it: give bf16=false")
+
+
 def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, compile: bool = False) -> Labelled:
     """The score as samplers call it; `score` itself is moved and compiled in place.
 
@@ -251,6 +262,8 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
     score.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compile:
         score.network.compile()
+    if bf16:
+        warn_of_slow_bf16(device)
     return Bfloat16Score(score) if bf16 else score
 
 

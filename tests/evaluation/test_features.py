@@ -323,22 +323,23 @@ def test_training_learns_and_measures_what_it_returns(kind: type[Classifier], mo
         classifier_training, "accuracy", lambda network, images: measured.append(network) or accuracy(network, images)
     )
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, 160).astype(np.uint8)
-    images = rng.integers(0, 60, (160, *kind.shape), dtype=np.uint8)
+    labels = rng.integers(0, 10, 100).astype(np.uint8)
+    images = rng.integers(0, 60, (100, *kind.shape), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[:, :: label // 5 + 2, :: label % 5 + 1] = 255
     data = ArrayImages("grids", "train", images, labels)
-    recipe = replace(RECIPES[kind], epochs=4, batch_size=20)
+    # So small a step reaches 1.0 from each of six seeds: the bound stands far from rounding.
+    recipe = replace(RECIPES[kind], epochs=4, batch_size=5, learning_rate=1e-3)
     state, reached = train_classifier(kind, data, data, recipe)
-    assert reached > 0.8
+    assert reached > 0.9
     assert {v.dtype for v in state.values()} == {torch.float16, torch.int64}
     # The network measured holds exactly the rounded weights, and measuring left its running statistics alone.
     for name, value in measured[0].state_dict().items():
         assert torch.equal(value, state[name].to(value.dtype)), name
-    once = replace(RECIPES[kind], epochs=1, batch_size=80)
-    first = train_classifier(kind, data, data, once)[0]
+    once, few = replace(RECIPES[kind], epochs=1, batch_size=10), ArrayImages("grids", "train", images[:20], labels[:20])
+    first = train_classifier(kind, few, few, once)[0]
     torch.rand(1)  # the state of the global generator must not matter
-    second = train_classifier(kind, data, data, once)[0]
+    second = train_classifier(kind, few, few, once)[0]
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

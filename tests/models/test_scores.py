@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pds.models.ncsnpp import NCSNpp
-from pds.models.scores import LadderScore, ScorePrediction, for_sampling
+from pds.models.scores import LadderScore, ScorePrediction, for_sampling, warn_of_slow_bf16
 from pds.processes.forward import VarianceExploding
 
 CPU = torch.device("cpu")
@@ -35,6 +35,18 @@ def test_bfloat16_is_the_score_rounded():
     assert 1e-4 < error < 2e-2
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(for_sampling(score, CPU)(x, sigma), exact)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_cpu_without_bfloat16_is_named_once(native, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    warn_of_slow_bf16.cache_clear()
+    for bf16 in (False, True, True):
+        assert not (caplog.messages and not bf16)
+        for_sampling(small_score(), CPU, bf16)
+    assert ["bf16=false" in message for message in caplog.messages] == [True] * (not native)
+    warn_of_slow_bf16.cache_clear()
 
 
 class Witness(nn.Module):
