@@ -55,6 +55,27 @@ def started(*arguments, cwd=ROOT, **variables):
     )
 
 
+# A script that begins so asks this server for whatever it asks of others, and `heard` has the requests.
+COUNTING = """
+import os, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+heard = []
+class Handler(BaseHTTPRequestHandler):
+    def answer(self):
+        heard.append(f"{self.command} {self.path}")
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = answer
+    def log_message(self, *arguments): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+url = f"http://127.0.0.1:{server.server_port}"
+proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
+os.environ.update(proxies, NO_PROXY="", no_proxy="")
+"""
+
 forks = multiprocessing.get_context("fork")
 
 

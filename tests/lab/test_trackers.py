@@ -1,15 +1,19 @@
 """The records of trackers are read back with their own readers. A tracker that hangs, refuses or fills the disk costs a
 warning."""
 
+import contextlib
 import errno
 import json
-import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import COUNTING, environment, started
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -179,29 +183,131 @@ def test_real_trackers_that_cannot_write_warn(name, tmp_path, caplog, monkeypatc
     assert "failed at opening or closing the run, the run goes on" in caplog.text
 
 
-@pytest.mark.usefixtures("_store")
-def test_trackers_on_this_machine_contact_nobody(tmp_path, monkeypatch):
-    heard = []
+# Each tracker with its own store, in a killed and a resumed run, in a process that MLflow does not take for a test: in a
+# test it is silent by itself. At the end it speaks, so that the server hears it.
+HERE = (
+    COUNTING
+    + """
+import contextlib, json, sys, time
+for name in set(os.environ) - {*proxies, "PATH", "PYTHONPATH", "HOME", "TMPDIR", "TRACKIO_DIR"}:
+    del os.environ[name]
+from pathlib import Path
+from PIL import Image
+from pds.lab.trackers.mlflow import MLflowTracker
+from pds.lab.trackers.tensorboard import TensorBoardTracker
+from pds.lab.trackers.trackio import TrackioTracker
 
-    def refuse(*address):
-        heard.append(address)
-        raise OSError("nobody is to be contacted")
+here = Path(sys.argv[1])
+Image.new("L", (2, 2)).save(here / "grid.png")
+for tracker, outputs in ((MLflowTracker(), "a"), (TensorBoardTracker(), "a"), (TrackioTracker(), "a"), (TrackioTracker(), "b")):
+    folder = here / outputs / "group" / "run"
+    for images in (2, 4):
+        with contextlib.suppress(KeyError), tracker.run(folder, "run", "group", "pds", {"seed": 3}) as told:
+            told.log({"images_done": images, "images_per_second": images / 4}, step_name="images_done")
+            if images == 2:
+                raise KeyError("killed")
+            told.image("samples", here / "grid.png")
+            told.table("result", ["run", "fid"], [["vanilla", 2.5]])
+            told.summary({"fid": 1.5, "report": "file:///report.html"})
 
-    for name in ("connect", "connect_ex", "sendto"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+import trackio
+from trackio.sqlite_storage import SQLiteStorage
+runs = [(run.name, run.config, SQLiteStorage.get_logs("pds", run.name)) for run in trackio.Api().runs("pds")]
+silent = list(heard)
+from mlflow.telemetry.client import set_telemetry_client
+from mlflow.tracking import MlflowClient
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "false"
+set_telemetry_client()
+MlflowClient(f"sqlite:///{here}/a/mlflow.db").create_experiment("heard")
+until = time.time() + 10
+while not heard and time.time() < until:
+    time.sleep(0.05)
+(here / "found.json").write_text(json.dumps({"trackio": runs, "silent": silent, "heard": heard}))
+"""
+)
+
+
+def test_trackers_on_this_machine_contact_nobody_and_keep_what_they_are_told(tmp_path):
+    done = started("-c", HERE, str(tmp_path), HOME=str(tmp_path), TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["silent"] == [] and any("mlflow" in request for request in found["heard"])
+
+    assert len(found["trackio"]) == 2, "one for each folder, each killed once"
+    for name, config, logs in found["trackio"]:
+        assert name.startswith("group/run-") and (config["seed"], config["_Group"]) == (3, "group")
+        assert [(log["step"], log["images_per_second"]) for log in logs if "images_per_second" in log] == [(2, 0.5), (4, 1.0)]
+        last = {key: value for log in logs for key, value in log.items()}
+        assert (last["summary/fid"], last["summary/report"]) == (1.5, "file:///report.html")
+        assert (tmp_path / "trackio" / "media" / last["samples"]["file_path"]).is_file()
+        assert "vanilla" in last["result"]["_value"]
+    drawn, _ = scalars(tmp_path / "a" / "group" / "run" / "tensorboard")
+    assert drawn["images_per_second"] == [(2, 0.5), (4, 1.0)]
+    told_mlflow(f"sqlite:///{tmp_path}/a/mlflow.db", tmp_path)
+
+
+def told_mlflow(uri, tmp_path):
+    """The one run of an MLflow is what HERE tells it."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    (entry,) = client.search_runs([client.get_experiment_by_name("group").experiment_id])
+    assert (entry.info.run_name, entry.info.status, entry.data.params["seed"]) == ("run", "FINISHED", "3")
+    assert (entry.data.metrics["fid"], entry.data.tags["report"]) == (1.5, "file:///report.html")
+    history = client.get_metric_history(entry.info.run_id, "images_per_second")
+    assert [(metric.step, metric.value) for metric in history] == [(2, 0.5), (4, 1.0)]
+    picture = client.download_artifacts(entry.info.run_id, "samples/grid.png", str(tmp_path))
+    assert Path(picture).read_bytes() == (tmp_path / "grid.png").read_bytes()
+    assert "vanilla" in Path(client.download_artifacts(entry.info.run_id, "result.md", str(tmp_path))).read_text()
+
+
+# What `mlflow server` serves. mlflow-skinny has it, without the pages and without a program that serves it.
+SERVER = """
+import sys
+from werkzeug.serving import make_server
+from mlflow.server import app
+server = make_server("127.0.0.1", 0, app, threaded=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of an MLflow server, a process of its own; its store is a folder, as a database takes seconds to make."""
+    variables = {
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "_MLFLOW_SERVER_FILE_STORE": (tmp_path / "server").as_uri(),
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": (tmp_path / "artifacts").as_uri(),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.kill()
+
+
+def test_an_mlflow_server_has_one_run_with_all_that_two_processes_told_it(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     Image.new("L", (2, 2)).save(tmp_path / "grid.png")
-    for name in ("mlflow", "tensorboard"):
-        with build(composed(f"tracker={name}").tracker).run(
-            tmp_path / "out" / "group" / name, name, "group", "sample", {}
-        ) as told:
-            told.log({"loss": 1.0})
+    for images in (2, 4):
+        with (
+            contextlib.suppress(KeyError),
+            build(composed("tracker=mlflow").tracker).run(tmp_path / "run", "run", "group", "pds", {"seed": 3}) as told,
+        ):
+            told.log({"images_done": images, "images_per_second": images / 4}, step_name="images_done")
+            if images == 2:
+                raise KeyError("killed")
             told.image("samples", tmp_path / "grid.png")
-            told.summary({"loss": 0.5})
-    assert heard == []
-    with pytest.raises(OSError, match="nobody"):
-        socket.create_connection(("127.0.0.1", 9))
-    assert heard
+            told.table("result", ["run", "fid"], [["vanilla", 2.5]])
+            told.summary({"fid": 1.5, "report": "file:///report.html"})
+    told_mlflow(server, tmp_path)
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):

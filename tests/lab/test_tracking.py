@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import environment, started
+from command_line import COUNTING, environment, started
 from PIL import Image
 
 from pds.errors import PDSError
@@ -192,27 +192,16 @@ def test_modes(tmp_path: Path) -> None:
 
 
 # Each way to be offline in turn, in a fresh W&B, and the online one at the end, with the server's requests for each.
-COUNTED = """
-import json, os, sys, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+COUNTED = (
+    COUNTING
+    + """
+import json, sys
 from pathlib import Path
 import numpy as np, wandb
 from pds.lab.trackers.wandb import WandbTracker
 
-heard = []
-class Handler(BaseHTTPRequestHandler):
-    def answer(self):
-        heard.append(f"{self.command} {self.path}")
-        self.send_response(404)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = answer
-    def log_message(self, *arguments): pass
-server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-here, url = Path(sys.argv[1]), f"http://127.0.0.1:{server.server_port}"
-proxies = {name: url for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")}
-os.environ.update(proxies, WANDB_BASE_URL=url, WANDB_API_KEY="k" * 40, NO_PROXY="", no_proxy="")
+here = Path(sys.argv[1])
+os.environ.update(WANDB_BASE_URL=url, WANDB_API_KEY="k" * 40)
 cases = {
     "tracker": ("offline", {}, ""), "dryrun": ("auto", dict(WANDB_MODE="dryrun"), ""), "folder": ("auto", {}, "wandb"),
     "settings": ("auto", dict(WANDB_CONFIG_DIR=str(here / "settings" / "config")), "config"),
@@ -237,6 +226,7 @@ for name, (mode, variables, settings) in cases.items():
         del os.environ[variable]
 (here / "contacts.json").write_text(json.dumps(contacts))
 """
+)
 
 
 def test_offline_is_without_any_contact(tmp_path: Path) -> None:

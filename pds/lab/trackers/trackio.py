@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pds.lab.tracking import Patience, TrackedRun, against, as_markdown, require_package
+from pds.lab.tracking import Patience, TrackedRun, against, as_markdown, entry, require_package
 from pds.options import options
 
 
 @options
 class TrackioTracker:
-    """Trackio, on this machine unless its own environment names a space or a server.
-
-    Its version 0.43 needs a Pillow below 13. CI has 13, so no test reads Trackio back. With Pillow 12.3 it ran
-    here and contacted nobody.
+    """Trackio, on this machine unless its own environment names a space or a server. It needs a Pillow below 13.
 
     Attributes:
         project: Trackio project.
@@ -32,13 +30,15 @@ class TrackioTracker:
 
     @contextlib.contextmanager
     def run(self, folder: Path, name: str, group: str, job_type: str, config: dict[str, Any]) -> Iterator[TrackedRun]:
-        """See `Tracker.run`. Trackio knows a run by its name, so a resumed run goes on."""
+        """See `Tracker.run`."""
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         import trackio
 
+        # Trackio knows a run by its name, and keeps those of all folders in one place.
+        own = entry(folder, "trackio", lambda _: True, lambda: f"{group}/{name}-{secrets.token_hex(3)}")
         run = trackio.init(
             project=self.project,
-            name=f"{group}/{name}",
+            name=own,
             group=group,
             config={"job_type": job_type, **config},
             resume="allow",
