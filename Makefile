@@ -9,7 +9,7 @@ run: .venv/ready
 	.venv/bin/python experiments/run.py -m experiment=$(QUICKSTART)
 
 test: .venv/ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready
 	.venv/bin/ruff format --check .

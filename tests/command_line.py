@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from pds.lab import cli
@@ -38,7 +39,7 @@ def command(script, *arguments):
         with mock.patch.object(cli, "start") as started:
             runpy.run_path(sys.argv[0], run_name="__main__")
         status = cli.status(started.call_args.args[0], list(arguments))
-    return subprocess.CompletedProcess(sys.argv, status, said.getvalue(), told.getvalue())
+    return SimpleNamespace(pid=os.getpid(), returncode=status, stdout=said.getvalue(), stderr=told.getvalue())
 
 
 def environment(*folders, **variables):
@@ -49,10 +50,11 @@ def environment(*folders, **variables):
 
 
 def started(*arguments, cwd=ROOT, **variables):
-    """The output and the end of a separate Python."""
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, env=environment(**variables), check=False
-    )
+    """The output, the end and the number of a separate Python."""
+    program, pipes = [sys.executable, *arguments], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, cwd=cwd, text=True, env=environment(**variables), **pipes) as process:
+        said, told = process.communicate()
+    return SimpleNamespace(pid=process.pid, returncode=process.returncode, stdout=said, stderr=told)
 
 
 # A script that begins so asks this server for whatever it asks of others, and `heard` has the requests.

@@ -89,7 +89,7 @@ def test_shards_of_a_batch_wait_while_the_next_batch_is_sampled_and_no_more_than
         return -x
 
     def slowly(file, **arrays):
-        going.wait(20)
+        going.wait(300)
         save(file, **arrays)
 
     monkeypatch.setattr(pds.shards.np, "savez_compressed", slowly)
@@ -207,12 +207,13 @@ def test_what_a_compiled_network_does_once_is_neither_timed_nor_counted(tmp_path
         return -x
 
     todo = shards(tmp_path, 8, 5)
+    start = time.perf_counter()
     generate(dataclasses.replace(image_sampler(score), compiled=True), todo, 5)
+    whole = time.perf_counter() - start
     assert seen == {5, 3}
-    for shard in todo:
-        arrays = shard.read()
-        assert arrays["seconds"] < 0.5
-        assert arrays["nfe"] == 5
+    timed = [shard.read() for shard in todo]
+    assert 0 < sum(arrays["seconds"] for arrays in timed) < whole - 2 * 0.5
+    assert [arrays["nfe"] for arrays in timed] == [5, 5]
 
 
 def test_what_goes_wrong_in_one_process_is_raised_in_all(tmp_path):
@@ -245,7 +246,7 @@ def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails
         return x * torch.nan
 
     def slowly(file, **arrays):
-        waited.append(next_one.wait(20))
+        waited.append(next_one.wait(300))
         time.sleep(0.2)
         save(file, **arrays)
 
@@ -259,21 +260,22 @@ def test_a_shard_is_written_while_the_next_one_is_sampled_and_even_if_that_fails
 
 
 def test_what_goes_wrong_in_writing_stops_the_next_shard_at_its_next_batch(tmp_path, monkeypatch):
-    begun, failed, sampled = threading.Event(), threading.Event(), []
+    begun, sampled = threading.Event(), []
 
     def no_room(file, **arrays):
-        assert begun.wait(20)
-        failed.set()
+        assert begun.wait(300)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def score(x, sigma):
         sampled.append(len(x))
         if len(sampled) > 10:  # the second shard
             begun.set()
-            assert failed.wait(20)
-            time.sleep(0.1)
+            while not writers[0].unsettled[0][2].done():
+                time.sleep(0.01)
         return -x
 
+    write, writers = ShardWriter.write, []
+    monkeypatch.setattr(ShardWriter, "write", lambda self, *shard: writers.append(self) or write(self, *shard))
     monkeypatch.setattr(pds.shards.np, "savez_compressed", no_room)
     with pytest.raises(PDSError, match="No space left"):
         generate(image_sampler(score), shards(tmp_path, 20, 5), 3)

@@ -69,7 +69,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
         pass
 
     def fit(path, stop_at=None):
-        score = small()
+        score = tiny()
         score.network = WithDropout(score.network)
 
         def draw_sigma(count, generator):
@@ -89,10 +89,11 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_the_average_follows_its_recursion_and_bf16_trains(bf16, tmp_path, monkeypatch):
-    warned = []
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_average_follows_its_recursion_and_bf16_trains(fast, tmp_path, monkeypatch):
+    warned, compiled = [], []
     monkeypatch.setattr(training, "warn_of_slow_bf16", warned.append)
+    monkeypatch.setattr(torch, "compile", lambda network: compiled.append(network) or network)
     # With one weight seen after every step, the average is the recursion e <- d e + (1 - d) w by hand.
     score, weights = small(), []
     start = score.network.end_conv.bias.detach().clone()
@@ -102,7 +103,7 @@ def test_the_average_follows_its_recursion_and_bf16_trains(bf16, tmp_path, monke
         return LadderScore.draw_sigma(score, count, generator)
 
     score.draw_sigma = draw_sigma
-    trainer = trained(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=bf16)
+    trainer = trained(iterations=4, batch_size=4, warmup=1, ema_decay=0.3, checkpoint_every=4, bf16=fast, compile=fast)
     ema, _ = trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
     expected = start
     for iteration, after in enumerate([*weights[1:], score.network.end_conv.bias.detach()]):
@@ -110,17 +111,17 @@ def test_the_average_follows_its_recursion_and_bf16_trains(bf16, tmp_path, monke
         expected = decay * expected + (1 - decay) * after
     torch.testing.assert_close(ema["network.end_conv.bias"], expected)
     assert not torch.equal(expected, score.network.end_conv.bias)
-    assert warned == [torch.device("cpu")] * bf16
+    assert (warned, compiled) == ([torch.device("cpu")] * fast, [score] * fast)
 
 
 def test_it_learns(tmp_path):
-    score = small()
     seen = []
     trained(iterations=100, batch_size=8, learning_rate=1e-2, warmup=10, checkpoint_every=100, bf16=False).fit(
-        score, images(), tmp_path / "t.pt", torch.device("cpu"), callback=seen.append
+        tiny(), images(), tmp_path / "t.pt", torch.device("cpu"), callback=seen.append
     )
     assert [record["iteration"] for record in seen] == [50, 100]
-    assert seen[-1]["loss"] < 0.75 * seen[0]["loss"]
+    # 0.5 is the loss of a network that predicts nothing; from either of two seeds it reaches 0.33 or less.
+    assert seen[1]["loss"] < min(0.4, seen[0]["loss"])
 
 
 def test_impossible_settings_are_refused(tmp_path):
@@ -248,7 +249,7 @@ def damages(state, rng):
 def stopped(tmp_path_factory):
     """The state of a training of four steps."""
     path = tmp_path_factory.mktemp("training") / "training.pt"
-    Trainer(iterations=4, batch_size=4, warmup=1, checkpoint_every=4, bf16=False).fit(
+    trained(iterations=4, batch_size=4, warmup=1, checkpoint_every=4, bf16=False).fit(
         tiny(), images(), path, torch.device("cpu")
     )
     return path.read_bytes()

@@ -177,14 +177,14 @@ def test_a_folder_is_read_through_its_links_and_refuses_what_is_no_file(tmp_path
     (tmp_path / "data" / "y" / "gone.png").symlink_to("nowhere")
     with open(tmp_path / "data" / "y" / "sparse.png", "wb") as file:
         file.truncate(10**11)
-    folder, begun = ImageFolder(tmp_path / "data", (1, 4, 4)), time.monotonic()
+    folder, begun = ImageFolder(tmp_path / "data", (1, 4, 4)), time.process_time()
     for i, path in enumerate(folder.paths):
         if path.startswith("y/"):
             with pytest.raises(PDSError, match=path):
                 folder.read([i])
     with pytest.raises(PDSError, match="y/"):
         folder.fingerprint  # noqa: B018
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2  # nothing read the sparse file
 
 
 @pytest.mark.parametrize("seed", range(4))

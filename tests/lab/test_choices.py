@@ -103,11 +103,11 @@ def test_what_an_option_cannot_be_is_refused_by_name_at_once(target, name):
     assert len(values) >= 50
     refused, takes_others = 0, bool(by_position(target))
     for value in values:
-        begun = time.perf_counter()
+        begun = time.process_time()
         if takes_others and fits(name, value, annotation):
             continue
         error = refusal(target, base | {name: value})
-        assert time.perf_counter() - begun < 5, value
+        assert time.process_time() - begun < 5, value
         said = str(error or "")
         assert said.isprintable() and len(said) < 500, (value, said)
         if not fits(name, value, annotation):

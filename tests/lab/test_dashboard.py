@@ -315,4 +315,4 @@ def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
         start = time.monotonic()
         with pytest.raises(PDSError, match=r"W&B did not take the report.*sweep/report.html"):
             main([str(folder)])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60

@@ -31,7 +31,7 @@ def swept(*overrides):
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
-    sweep = [f"hydra/launcher={launcher}", "filter.alpha=0.5,2,4,5", f"outputs={tmp_path}"]
+    sweep = [f"hydra/launcher={launcher}", "filter.alpha=0.5,2,4", f"outputs={tmp_path}"]
     sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     # Workers of joblib write to the terminal of the process that started them.
     first = started("experiments/run.py", "-m", *TINY, *sweep) if launcher == "joblib" else swept(*sweep)
@@ -39,14 +39,14 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
     assert first.returncode == 1, first.stderr
     refusal = "filter.alpha must be a number from 1 to 1000000 or auto, got 0.5"
     points = Points(tmp_path / "debug").read()
-    assert [(point.state, point.message) for point in points] == [("failed", refusal), *[("done", "")] * 3]
+    assert [(point.state, point.message) for point in points] == [("failed", refusal), *[("done", "")] * 2]
     assert f"1: error: {refusal}" in logs
-    assert re.search(r"^4: point 4 of 4: .*filter.alpha=5$", logs, re.MULTILINE)
+    assert re.search(r"^3: point 3 of 3: .*filter.alpha=4$", logs, re.MULTILINE)
     for noise in ("Traceback", "Warning", "img/s"):
         assert noise not in logs + first.stderr
     runs = [tmp_path / "debug" / point.run for point in points[1:]]
     pids = {json.loads((run / "status.json").read_text())["pid"] for run in runs}
-    assert len(pids) > 1
+    assert first.pid not in pids and (launcher == "joblib" or len(pids) == 2)  # a quick worker of joblib may take both
     distances = [json.loads((run / "result.json").read_text())["metrics"]["fid_mnist_classifier_4"] for run in runs]
     assert all(f"| {distance:.1f} |" in re.sub(" +", " ", first.stdout) for distance in distances)
     assert f"report   {tmp_path}/debug/report.html" in first.stdout
@@ -54,8 +54,8 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
 
     if launcher == "joblib":  # and again, in one process: only the failed point is left
         stamps = [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")]
-        again = swept("filter.alpha=0.5,2,4,5", f"outputs={tmp_path}")
-        assert (again.returncode, again.stderr.count("is done already"), again.stderr.count("error: ")) == (1, 3, 1)
+        again = swept("filter.alpha=0.5,2,4", f"outputs={tmp_path}")
+        assert (again.returncode, again.stderr.count("is done already"), again.stderr.count("error: ")) == (1, 2, 1)
         assert [path.stat().st_mtime_ns for path in tmp_path.glob("debug/*/samples/*")] == stamps
 
 

@@ -8,16 +8,15 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import ROOT, command, environment, started
+from command_line import command, forks
 from PIL import Image
 from test_configurations import composed
 
@@ -72,25 +71,34 @@ def test_a_sweep_with_a_failing_point_and_the_same_sweep_again(tmp_path):
 
 
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
-    sweep = ["-m", "seed=0,1,2", "images=16", "shard_size=4", "sampler.iterations=10", "tracker=none", f"outputs={tmp_path}"]
-    killed = subprocess.Popen(
-        [sys.executable, "experiments/run.py", *sweep],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while killed.poll() is None and not list(tmp_path.glob("seed-*/*seed=1*/samples/*.npz")):
-        time.sleep(0.01)
+    sweep = ["-m", "seed=0,1,2", "images=8", "shard_size=2", "sampler.iterations=10", "tracker=none", f"outputs={tmp_path}"]
+    here, there = forks.Pipe()
+
+    def stuck_in_its_sixth_shard():
+        save, saved = np.savez_compressed, []
+
+        def slowly(file, **arrays):
+            saved.append(file)
+            if len(saved) == 6:
+                there.send("stuck")
+                time.sleep(600)
+            save(file, **arrays)
+
+        with mock.patch.object(np, "savez_compressed", slowly):
+            command("run.py", *sweep)
+
+    killed = forks.Process(target=stuck_in_its_sixth_shard, daemon=True)
+    killed.start()
+    assert here.poll(300)
     killed.kill()
-    killed.wait()
+    killed.join()
     (group,) = tmp_path.glob("seed-*")
     points = Points(group)
-    assert [point.state for point in points.read()][::2] == ["done", "waiting"]
+    assert [point.state for point in points.read()] == ["done", "running", "waiting"]
     before = {path: path.stat().st_mtime_ns for path in group.glob("*/samples/*.npz")}
-    assert 5 <= len(before) < 9
-    sweep += ["batch_size=2"]  # the advice for a GPU with too little memory: the same sweep, smaller batches
-    again = started("experiments/run.py", *sweep)
+    assert len(before) == 5
+    sweep += ["batch_size=1"]  # the advice for a GPU with too little memory: the same sweep, smaller batches
+    again = command("run.py", *sweep)
     assert again.returncode == 0
     assert [point.state for point in points.read()] == ["done"] * 3
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())

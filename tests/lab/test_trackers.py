@@ -103,10 +103,8 @@ KINDS = ["opening", "log", "image", "table", "summary", "closing", "full", "hang
 class Broken:
     """A tracker that fails in one way."""
 
-    patience = 0.2
-
     def __init__(self, kind):
-        self.kind, self.told = kind, []
+        self.kind, self.told, self.patience = kind, [], 0.2 if kind == "hanging" else 60.0
 
     def _fail(self, at):
         if self.kind == at:
@@ -148,7 +146,7 @@ def test_no_kind_of_failure_fails_slows_or_changes_what_is_mirrored(kind, tmp_pa
         tracked.table("t", ["a"], [[np.zeros((1, 2, 2), np.uint8)]])
         tracked.image("grid", tmp_path / "absent.png")
         tracked.summary({"fid": 1.0})
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30
     assert whole.told == ["opening", "log", "log", "log", "table", "image", "summary", "closing"]
     said = [message for message in caplog.messages if message.startswith("Broken")]
     assert len(said) == 1, "once, however often it fails"
