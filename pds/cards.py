@@ -11,8 +11,8 @@ import torch
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import MissingError, OptionError, PDSError
-from pds.files import ASSETS, locate
-from pds.models.checkpoints import DIFFUSERS, DiffusersFolder
+from pds.files import ASSETS, DamagedError, locate
+from pds.models.checkpoints import DIFFUSERS, DiffusersFolder, first_line
 from pds.models.diffusers_layout import DEFAULTS, described
 from pds.models.edm import read_edm
 from pds.models.ncsn import ncsn
@@ -185,19 +185,26 @@ def _of_ours(path: Path) -> Model:
     if kind is None:
         problem = f"is missing, and {path} does not say which published network it is: give one of {', '.join(CARDS)}"
         raise OptionError("card", problem)
-    if kind not in MAKERS:
+    if not isinstance(kind, str) or kind not in MAKERS:
         raise PDSError(f"{path} is of a network that is not this library's ({kind}): make it, load its weights, and wrap it")
     options.pop("checkpoint", None)
-    if process is not None:
-        options["process"] = PROCESSES[process.pop("kind")](**process)
-    model = MAKERS[kind](**options, checkpoint=str(path))
+    try:
+        if process is not None:
+            options["process"] = PROCESSES[process["kind"]](**{key: value for key, value in process.items() if key != "kind"})
+        model = MAKERS[kind](**options, checkpoint=str(path))
+    except PDSError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise DamagedError(
+            f"{path} describes no {kind} ({type(error).__name__}: {first_line(error)}): fetch it again"
+        ) from None
     sampler: Sampler[Any] = PredictorCorrector(50, ReverseDiffusion(), None)
     if isinstance(model.process, CriticallyDamped):
         sampler = SSCS()
     elif kind in ("ncsn", "ncsnv2"):
         sampler = AnnealedLangevin(2 * model.process.levels, 1.0)
     file = dataset.get("statistics_file")
-    known = DatasetStatistics.load(file) if file and locate(file).is_file() else None
+    known = DatasetStatistics.load(file) if isinstance(file, str) and locate(file).is_file() else None
     return replace(model, statistics=known, sampler=sampler)
 
 

@@ -41,6 +41,10 @@ T = TypeVar("T")
 PATIENCE = 600.0
 """Seconds that processes of one run wait for one another to start. Imports from a slow disk take minutes."""
 
+PROCESSES = 65_535
+NUMBERS = {"RANK": PROCESSES, "WORLD_SIZE": PROCESSES, "MASTER_PORT": 65_535}
+"""The greatest value of each number that `torchrun` puts into the environment."""
+
 
 class DivergedError(PDSError):
     """Image values that are not finite: these settings do not sample."""
@@ -63,17 +67,21 @@ class Processes:
         """Refuse wrong numbers in the environment; with these `join` would wait for processes that never come.
 
         Raises:
-            PDSError: the environment has a RANK without the other variables of `torchrun`, or a RANK that is too large.
+            PDSError: the environment has a RANK without the other variables of `torchrun`, or with wrong ones.
         """
         if "RANK" not in os.environ:
             return
-        numbers = ("RANK", "WORLD_SIZE", "MASTER_PORT")
-        wrong = [name for name in numbers if not os.environ.get(name, "").isdecimal()]
-        wrong += [name for name in ("MASTER_ADDR",) if not os.environ.get(name)]
+        numbers = NUMBERS | {name: PROCESSES for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ}
+        here = {name: os.environ.get(name, "") for name in ("MASTER_ADDR", *numbers)}
+        absent = [name for name, value in here.items() if not value]
+        # Python reads no number of thousands of digits.
+        wrong = [n for n, most in numbers.items() if not here[n].isdecimal() or len(here[n]) > 5 or int(here[n]) > most]
         what = ""
-        if wrong:
-            what = "is no number" if wrong[0] == "RANK" else f"is set, and {wrong[0]} is not"
-        elif int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+        if absent:
+            what = f"is set, and {absent[0]} is not"
+        elif wrong:
+            what = f"is set, and {wrong[0]} is no number from 0 to {numbers[wrong[0]]}"
+        elif int(here["RANK"]) >= int(here["WORLD_SIZE"]):
             what = "counts from 0, and is not below WORLD_SIZE"
         if what:
             raise PDSError(f"RANK {what}: start the processes with torchrun, or unset RANK to run in one")

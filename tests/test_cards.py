@@ -1,6 +1,8 @@
 """Models from their weights: shipped and trained files, published checkpoints, and diffusers folders."""
 
+import contextlib
 import json
+import random
 from dataclasses import asdict
 
 import numpy as np
@@ -75,6 +77,33 @@ def test_a_file_that_someone_trained_says_what_it_is(tmp_path):
     assert (model.shape, model.process.levels, model.statistics) == ((1, 8, 8), 3, None)
     samples = pds.sample(model, images=2)
     assert (samples.images.shape, samples.nfe) == ((2, 1, 8, 8), 7)  # T = 6, and the denoising
+
+
+def test_a_file_that_describes_no_network_is_one_sentence(tmp_path):
+    """Anything may stand in the description of a file whose digest fits."""
+    draw, refused = random.Random(0), 0
+    whole = {"shape": [1, 8, 8], "width": 4, "sigma_begin": 1.0, "sigma_end": 0.1, "levels": 3, "rescale": True}
+    process = {"kind": "VE", "sigma_min": 0.1, "sigma_max": 1.0}
+    odd = [None, True, -1, 3, 0.5, 1e308, "x", "", [], [1], [[1]], {}, {"x": 1}, {"kind": "VE"}, "VE", "ncsnv2", "w" * 5000]
+    for _ in range(60):
+        options = {"kind": draw.choice(["ncsn", "ncsnv2"]), **whole}
+        about = {"model": options, "dataset": {"name": "x", "statistics_file": None}}
+        tables = [options, about["dataset"]]
+        if draw.random() < 0.5:
+            options["process"] = dict(process)
+            tables.append(options["process"])
+        table = draw.choice(tables)
+        key = draw.choice([*table, "", "more", "checkpoint"])
+        if draw.random() < 0.3 and key in table:
+            del table[key]
+        else:
+            table[key] = draw.choice(odd)
+        save_weights(NCSN(1, 4, 3).state_dict(), tmp_path / "w.safetensors", {"config": json.dumps(about)})
+        with contextlib.suppress(pds.PDSError):
+            pds.load(tmp_path / "w.safetensors", device="cpu")
+            continue
+        refused += 1
+    assert refused > 40
 
 
 @pytest.mark.parametrize(

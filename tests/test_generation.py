@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -341,23 +342,23 @@ def test_a_damaged_shard_is_named(tmp_path):
         shards(tmp_path, 0, 5)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"RANK": "0"},
-        {"RANK": "0", "WORLD_SIZE": "1"},
-        {"RANK": "x", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"},
-        {"RANK": "0", "WORLD_SIZE": "", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"},
-        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "port"},
-    ],
-)
-def test_half_an_environment_of_processes_is_one_sentence(monkeypatch, given):
-    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(PDSError, match=r"RANK is .*: start the processes with torchrun, or unset RANK"):
-        Processes.join()
+def test_an_environment_of_processes_that_cannot_be_is_one_sentence(monkeypatch):
+    draw = random.Random(0)
+    whole = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    numbers = [*(name for name in whole if name != "MASTER_ADDR"), "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+    cases = [{name: None} for name in whole if name != "RANK"] + [{name: ""} for name in whole]
+    values = ["x", "-1", "1.5", "1e3", "0 1", "9" * 5000, *(str(draw.randrange(65_536, 10**20)) for _ in range(5))]
+    cases += [{name: value} for name in numbers for value in values]
+    assert len(cases) > 50
+    for case in cases:
+        for name in (*whole, *numbers):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in (whole | case).items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(PDSError, match=r"RANK is .*: start the processes with torchrun, or unset RANK") as told:
+            Processes.join()
+        assert str(told.value).isprintable() and len(str(told.value)) < 200 and next(iter(case)) in str(told.value)
 
 
 @pytest.mark.parametrize(("rank", "absent"), [(0, "1, 2"), (1, "the first")])

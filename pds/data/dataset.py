@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from pds.cache import cache_folder
 from pds.data.images import ImageSource
 from pds.data.statistics import DatasetStatistics, dataset_statistics
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 from pds.options import Range, Shape, checked, fitted, options, options_of
 
 StatisticsImages = Annotated[int, Range(1, 100_000_000)]
@@ -36,6 +37,13 @@ class Dataset:
 
     def __post_init__(self) -> None:
         # Its options are refused here, not when its files are wanted.
+        opener: Any = self.source.func if isinstance(self.source, partial) else self.source
+        made = opener
+        if not isinstance(opener, type):
+            with contextlib.suppress(Exception):  # a function may have no annotation, or one that is not there
+                made = get_type_hints(opener)["return"]
+        if isinstance(made, type) and not hasattr(made, "read"):
+            raise OptionError("source", f"must open images, and {opener.__qualname__} makes a {made.__name__}")
         if isinstance(self.source, partial):
             known = options_of(self.source.func)
             for name in self.source.keywords.keys() & known.keys():

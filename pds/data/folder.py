@@ -102,9 +102,15 @@ class EncodedImages(ABC):
 
 
 def image_paths(root: Path) -> Iterator[str]:
-    """Paths of the image files below `root`, relative to it; linked folders are followed, and no folder is read twice."""
-    seen = set()
+    """Paths of the image files below `root`, relative to it; linked folders are followed, and no folder is read twice.
+
+    Raises:
+        PDSError: a link leads to a folder around `root`, and so to all that lies beside it.
+    """
+    seen, home = set(), os.path.realpath(root)
     for folder, inner, files in os.walk(root, followlinks=True):
+        if os.path.islink(folder) and home.startswith(os.path.join(os.path.realpath(folder), "")):
+            raise PDSError(f"{folder} leads to {os.path.realpath(folder)}, which holds {root} itself: remove the link")
         facts = os.stat(folder)
         inner.sort()
         if (facts.st_dev, facts.st_ino) in seen:

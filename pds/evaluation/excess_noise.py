@@ -183,7 +183,8 @@ def follow(
     def look(iteration: int, sigma: float, x: Tensor) -> None:
         left.append(noise_in(x, modes) / levels[iteration + 1].std)
 
-    sampler.without_denoising()(score, x, levels[:last], preconditioner, noise, look)
+    if last:
+        sampler.without_denoising()(score, x, levels[:last], preconditioner, noise, look)
     return left
 
 

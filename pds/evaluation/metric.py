@@ -66,7 +66,8 @@ def panel_metric(
     Args:
         dataset: names its reference, and has the images to make it from. Memorisation reads these images and the test images.
         device: where the network runs.
-        measures: the measures; memorisation needs the data set's files.
+        measures: the measures; memorisation needs the data set's files. By default all others for which there are enough images
+            and a network with classes.
         features: the features that they are computed from: mnist_classifier, inception_clean (clean-fid), inception_tf,
             clip_vitb32 or dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a TorchScript file.
         kid_size: images in a subset of KID; another size than 1,000 is part of the measure's name.
@@ -81,7 +82,9 @@ def panel_metric(
     else:
         reference = (dataset.reference or MadeReference())(lambda: dataset.images, made, folder)
     seen = _seen(dataset, made, folder) if "memorisation" in measures else None
-    return Panel(made, reference, tuple(measures), kid_size, seed, seen, device)
+    named = tuple(measures) != WITHOUT_FILES
+    chosen = tuple(name for name in measures if named or name != "inception_score" or made.logits is not None)
+    return Panel(made, reference, chosen, kid_size, seed, seen, device, named=named)
 
 
 def _folder(cache: str | Path | None) -> Path:

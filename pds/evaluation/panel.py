@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -24,6 +25,8 @@ from pds.evaluation.measures import (
     neighbours,
 )
 from pds.evaluation.reference import Reference
+
+log = logging.getLogger(__name__)
 
 Name = Literal["fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "fid_infinity", "memorisation"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -135,6 +138,7 @@ class Panel:
         seen: the features that memorisation compares with.
         device: where distances between images are computed.
         short: whether Fréchet distances have their older names.
+        named: whether someone asked for these very measures; others are left out where there are too few images.
     """
 
     features: FeatureExtractor
@@ -145,6 +149,7 @@ class Panel:
     seen: Seen | None = field(default=None, repr=False)
     device: str = "cpu"
     short: bool = False
+    named: bool = True
 
     def __post_init__(self) -> None:
         self.reference.require(self.features)
@@ -176,10 +181,21 @@ class Panel:
         name = exact_name(measure, self.features, count)
         return short_name(name) if self.short else name
 
+    def _least(self, measure: str) -> int:
+        return self.kid_size if measure == "kid" else LEAST[measure]
+
+    def within(self, count: int) -> Panel:
+        """The panel without the measures that nobody named and that need more than `count` images; a log line names them."""
+        few = [] if self.named else [name for name in self.measures if self._least(name) > count]
+        if few:
+            needs = ", ".join(f"{name} ({self._least(name)})" for name in few)
+            log.info("%d images are too few for %s: left out", count, needs)
+        return replace(self, measures=tuple(name for name in self.measures if name not in few))
+
     def require(self, count: int) -> None:
         """Raise `OptionError` unless `count` images are enough for every measure."""
         for measure in self.measures:
-            least = self.kid_size if measure == "kid" else LEAST[measure]
+            least = self._least(measure)
             if count < least:
                 smaller = ", give a smaller kid_size" if measure == "kid" else ""
                 raise OptionError(

@@ -6,12 +6,14 @@ import contextlib
 import functools
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra._internal.utils import _locate
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -43,8 +45,11 @@ def build(node: DictConfig, *given: Any) -> Any:
 
     Raises:
         OptionError: an argument has an invalid value; the message has its key.
-        PDSError: the library's refusals, unchanged; refusals of values by Python or torch, with the node's key.
+        PDSError: the library's refusals, unchanged; refusals of values by Python or torch, with the node's key; a target is
+            Python's own.
     """
+    with contextlib.suppress(OmegaConfBaseException):  # `instantiate` reports it
+        _require_no_python(OmegaConf.to_container(node, resolve=True), _key(node))
     try:
         made = instantiate(node, _convert_="all", _partial_=bool(given))
         made = made(*given) if given else made
@@ -63,6 +68,29 @@ def build(node: DictConfig, *given: Any) -> Any:
     if (kind := KINDS.get(_key(node))) is not None and not offers(made, kind):
         raise PDSError(f"{_key(node)} must be a {kind.__name__}, and {_class(node)} makes none{_choices(_key(node))}")
     return made
+
+
+def _require_no_python(plain: Any, key: str) -> None:
+    """Refuse targets of Python itself, such as `os.system`, by whatever path: nothing here is made of them, and a
+    configuration may be someone else's."""
+    if isinstance(plain, dict):
+        target = str(plain.get("_target_", ""))
+        if _home(target).partition(".")[0] in sys.stdlib_module_names:
+            raise PDSError(f"{key}._target_={target} is Python's own, and is never called here{_choices(key)}")
+    if isinstance(plain, (dict, list)):
+        for name, inner in plain.items() if isinstance(plain, dict) else enumerate(plain):
+            _require_no_python(inner, f"{key}.{name}")
+
+
+def _home(target: str) -> str:
+    """The module of a target: a path may lead through a module of ours that imports one of Python's."""
+    if target.partition(".")[0] in sys.stdlib_module_names:  # its import alone may do something
+        return target
+    try:
+        found = _locate(target)  # `get_object` would log that there is none
+    except Exception:  # `build` reports it
+        return ""
+    return str(getattr(found, "__module__", None) or getattr(found, "__name__", ""))
 
 
 def build_model(node: DictConfig) -> Model:

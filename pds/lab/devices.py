@@ -13,6 +13,8 @@ import torch
 from pds.cache import cache_folder
 from pds.errors import PDSError
 from pds.files import open_lock
+from pds.lab.settings import Threads
+from pds.options import checked
 
 try:
     import fcntl
@@ -50,7 +52,8 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
     return shared
 
 
-def choose_device(name: str, threads: int | None) -> torch.device:
+@checked
+def choose_device(name: str, threads: Threads | None) -> torch.device:
     """The device to sample on, with torch's CPU threads set. "auto" is "cuda" if there is a GPU, one for each process."""
     if threads is not None:
         torch.set_num_threads(threads)
@@ -79,6 +82,7 @@ TF32 = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
 """The default of torch; an earlier point of a sweep may have set another number."""
 
 
+@checked
 def choose_precision(tf32: bool | None) -> None:
     """Let float32 arithmetic on a GPU round to TensorFloat-32 (True), or not (False); None is the default of torch."""
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = TF32 if tf32 is None else (tf32, tf32)

@@ -90,6 +90,7 @@ class Experiment:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
                 raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
+            metric = metric.within(cfg.images)
             with keyed(cfg.metric):
                 metric.require(cfg.images)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)

@@ -39,9 +39,13 @@ def sentence(error: Exception) -> str | None:
         return _no_choice(error)
     if isinstance(error, ConfigCompositionException):
         return _refused(error)
+    if (file := _local(error, "load_config", "full_path")) is not None:
+        why = escaped(" ".join(str(error).split()) or type(error).__name__, 300)
+        return f"{file} is no configuration ({why}): mend it"
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
-        if (override := _merged(error)) is not None:
-            return f"{override} is not possible: {_first_line(error)}"
+        # Its error for a number too large for a float does not name the override.
+        if (override := _local(error, "_apply_overrides_to_config", "override")) is not None:
+            return f"{override.input_line} is not possible: {_first_line(error)}"
         if "Config group override must be a string" in str(error):
             return "the command line cannot be used: a choice is a name, as in metric=none; --list GROUP shows them"
         return f"the command line cannot be used: {_first_line(error)}"
@@ -54,11 +58,11 @@ def _raised_in_hydra(error: Exception) -> bool:
     return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
 
 
-def _merged(error: BaseException) -> str | None:
-    """The override that Hydra was about to merge. Its error for a number too large for a float does not name it."""
+def _local(error: BaseException, function: str, name: str) -> Any:
+    """A variable of a function of Hydra that the error came through; None if it came another way."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_apply_overrides_to_config":
-            return getattr(frame.f_locals.get("override"), "input_line", None)
+        if frame.f_code.co_name == function and name in frame.f_locals:
+            return frame.f_locals[name]
     return None
 
 
@@ -83,8 +87,14 @@ def quoted(override: str) -> str | None:
 
 
 def typed(override: str) -> str:
-    """The override as it was meant: a value that needs quotes only for its letters gets them."""
-    _, equals, value = override.partition("=")
+    """The override as it was meant: a value that needs quotes only for its letters gets them.
+
+    Raises:
+        PDSError: it sets an empty table. Hydra would add nothing to what is there, and say nothing.
+    """
+    key, equals, value = override.partition("=")
+    if re.fullmatch(r"\{\s*\}", value.strip()):
+        raise PDSError(f"{key}={{}} changes nothing: leave it out, or give a name or values, as in {key}={{option:value}}")
     if override.isascii() or not equals or set(value) & set("=,()[]{}'\"\\"):
         return override
     try:

@@ -13,6 +13,7 @@ from pds.options import MOST, Length, Positive, Range, Seed, options, options_of
 
 Images = Annotated[int, Range(1, 100_000_000)]
 Batch = Annotated[int, Range(1, 65_536)]
+Threads = Annotated[int, Range(1, 1024)]
 Iterations = Annotated[Sequence[int], Range(2, MOST), Length(1, 100)]
 
 
@@ -27,7 +28,7 @@ class Machine:
     """
 
     device: str = "auto"
-    threads: Annotated[int, Range(1, 1024)] | None = None
+    threads: Threads | None = None
     outputs: str = "outputs"
 
 

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
 from pds.files import user_path
+from pds.lab import grammar
 from pds.lab.asked import Cell, Table
 from pds.lab.cli import configured, prepare
 from pds.lab.config import CONF, resolved
@@ -35,6 +36,7 @@ def reproduce(arguments: list[str]) -> None:
     Args:
         arguments: keys of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
     """
+    arguments = [grammar.typed(argument) for argument in arguments]
     groups = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
     ours = [argument for argument, group in groups.items() if group in OURS]
     engine = [argument for argument, group in groups.items() if group == "hydra"]

@@ -4,16 +4,22 @@ import gzip
 import pickle
 import struct
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import pds
+import pds.options
+from pds.data import folder, statistics
+from pds.data import images as images_of_data
 from pds.data.cifar10 import CLASSES, cifar10, cifar10_jpeg
+from pds.data.dataset import Dataset
 from pds.data.folder import ImageFolder
 from pds.data.mnist import mnist, read_idx
-from pds.errors import PDSError
+from pds.errors import OptionError, PDSError
 
 
 def idx(array):
@@ -162,3 +168,28 @@ def test_folders_of_images(tmp_path):
     with pytest.raises(PDSError, match="holds no images"):
         (tmp_path / "empty").mkdir()
         ImageFolder(tmp_path / "empty", (3, 6, 4))
+
+
+def makers():
+    """Functions and classes of this library, with and without a statement of what they make."""
+    for module in (pds, pds.options, pds.files, pds.cards, folder, images_of_data, statistics):
+        for name, made in vars(module).items():
+            if callable(made) and not name.startswith("_"):
+                yield made
+
+
+def test_a_source_that_says_that_it_makes_no_images_is_refused_at_once():
+    tried, kept = 0, [mnist, cifar10, ImageFolder, lambda: None]
+    for made in makers():
+        says = made if isinstance(made, type) else getattr(made, "__annotations__", {}).get("return")
+        for source in (made, partial(made)):
+            if says is None or (isinstance(says, type) and hasattr(says, "read")) or "Image" in str(says):
+                continue
+            if not isinstance(says, type) and says not in ("str", "int", "bytes", "Path", "bool"):
+                continue
+            with pytest.raises(OptionError, match=r"^source must open images, and .* makes a "):
+                Dataset("x", (1, 8, 8), source)
+            tried += 1
+    assert tried >= 50
+    for source in kept:
+        assert Dataset("x", (1, 8, 8), source)

@@ -221,3 +221,37 @@ def test_the_folders_of_images_are_their_classes(tmp_path):
     assert ImageFolder(tmp_path, (1, 2, 2)).labels.tolist() == [0, 1, 1, 2]
     Image.new("L", (2, 2)).save(tmp_path / "z.png")
     assert ImageFolder(tmp_path, (1, 2, 2)).labels is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_link_to_a_folder_around_the_images_is_refused_and_nothing_else_is_walked(tmp_path, seed):
+    rng, tried = np.random.default_rng(seed), 0
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "other.png").write_bytes(encoded(Image.new("L", (2, 2))))
+    for case in range(20):
+        root = tmp_path / f"case{case}" / "deep" / "images"
+        inner = root.joinpath(*"abc"[: rng.integers(4)])
+        inner.mkdir(parents=True)
+        (inner / "x.png").write_bytes(encoded(Image.new("L", (2, 2))))
+        around = [*root.parents]
+        target = around[int(rng.integers(len(around)))]
+        link = draw_link(rng, inner, root.parent / "there", target)
+        with pytest.raises(PDSError, match=rf"leads to {target}, which holds .*images itself: remove the link"):
+            ImageFolder(root, (1, 2, 2))
+        link.unlink()
+        for harmless in (tmp_path / "beside", inner, root):
+            link.symlink_to(harmless, target_is_directory=True)
+            assert len(ImageFolder(root, (1, 2, 2))) == 1 + (harmless.name == "beside")
+            link.unlink()
+            tried += 1
+    assert tried >= 50
+
+
+def draw_link(rng, inner, between, target):
+    """A link in a folder to another folder: absolute, relative, or by a link between them."""
+    link, kind = inner / "link", rng.integers(3)
+    if kind == 2:
+        between.symlink_to(target, target_is_directory=True)
+        target = between
+    link.symlink_to(os.path.relpath(target, inner) if kind else target, target_is_directory=True)
+    return link

@@ -120,13 +120,13 @@ def test_the_command(tmp_path):
         pixels = torch.randint(0, 256, (28, 28), dtype=torch.uint8, generator=generator)
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
     data = ["dataset=folder", "dataset.shape=[1,28,28]", f"dataset.source.root={tmp_path}", "images=4"]
-    here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[6,12]", "model.process.sigma_max=16"]
+    here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[2,6,12]", "model.process.sigma_max=16"]
     here.append(f"outputs={tmp_path / 'outputs'}")
     result = command("tools/excess_noise.py", *here)
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in result.stdout.splitlines() if row.startswith("| ")]
-    lines = [row for row in rows if row[0] in ("6", "12")]
-    assert [row[0] for row in lines] == ["6", "12"]
+    lines = [row for row in rows if row[0] in ("2", "6", "12")]
+    assert [row[0] for row in lines] == ["2", "6", "12"]
     for row in lines:
         predicted, sampled, with_filter, sampled_with_filter = map(float, row[2:6])
         assert predicted == pytest.approx(sampled, rel=0.2) and with_filter == pytest.approx(sampled_with_filter, rel=0.3)

@@ -1,5 +1,6 @@
 """A panel is its measures under exact names, its errors are those of a jackknife done directly, and bad input comes early."""
 
+import logging
 from dataclasses import replace
 from functools import partial
 
@@ -149,6 +150,25 @@ def test_memorisation_compares_with_the_files_and_refuses_a_part_of_the_training
         panel_metric(DIGITS, measures=["memorisation"], cache=tmp_path)
     with pytest.raises(PDSError, match="measures has memorisation, and mnist has no test images apart"):
         panel_metric(replace(DIGITS, source=lambda: train), measures=["memorisation"], cache=tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_measures_that_somebody_named_ask_for_more_images(seed, caplog):
+    caplog.set_level(logging.INFO, "pds")
+    rng, whole = np.random.default_rng(seed), panel_metric(DIGITS)
+    for count in [*map(int, rng.integers(2, 1200, 18)), 2, 999, 1000]:
+        caplog.clear()
+        fitting = whole.within(count)
+        fitting.require(count)
+        left = [name for name in whole.measures if name not in fitting.measures]
+        assert [f"{name} (" in caplog.text for name in whole.measures] == [name in left for name in whole.measures]
+        assert len(caplog.records) == bool(left)
+        for name in left:
+            with pytest.raises(PDSError, match=f"has {name}, which needs"):
+                replace(whole, measures=(name,)).require(count)
+    named = panel_metric(DIGITS, measures=["fid", "kid"]).within(256)
+    with pytest.raises(PDSError, match="has kid, which needs at least 1000 images"):
+        named.require(256)
 
 
 def test_what_cannot_be_measured_is_said_with_its_fix_before_anything_is_sampled(panel, features, tmp_path):

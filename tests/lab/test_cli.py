@@ -16,6 +16,7 @@ import sys
 
 import pytest
 from command_line import ROOT, command, environment, started
+from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -207,6 +208,56 @@ def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed,
     del cfg[gone]
     with pytest.raises(PDSError, match=f"^{gone} is gone"):
         grammar.require_known(cfg)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_an_empty_table_which_would_change_nothing_is_refused(seed, configuration):
+    draw = random.Random(seed)
+    nodes = list(grammar._keys(OmegaConf.to_container(configuration, resolve=False)))
+    key = draw.choice(["", "+", "++"]) + draw.choice([*nodes, "space", "space.edm", "origins", "table"])
+    given = f"{key}={draw.choice(['', ' '])}{{{draw.choice(['', ' ', '  '])}}}"
+    with pytest.raises(PDSError, match=rf"^{re.escape(key)}={{}} changes nothing: leave it out, or "):
+        grammar.typed(given)
+    assert grammar.typed(f"{key}={{a:1}}") == f"{key}={{a:1}}"
+
+
+def test_a_program_of_any_kind_refuses_an_empty_table():
+    for script, key in (("run.py", "filter"), ("tune.py", "space"), ("reproduce.py", "origins"), ("train.py", "model.process")):
+        refused = command(script, f"{key}={{}}")
+        assert refused.returncode == 1 and refused.stderr.startswith(f"error: {key}={{}} changes nothing: "), refused.stderr
+
+
+def test_a_file_of_the_configuration_that_cannot_be_read_is_named(tmp_path):
+    draw, refused = random.Random(0), 0
+    whole = b"# @package _global_\nimages: 2\nfilter:\n  alpha: [1, 2]\n"
+    file = tmp_path / "conf" / "local" / "default.yaml"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "conf" / "run.yaml").write_text("defaults:\n  - optional local: default\n  - _self_\n")
+    tokens = [
+        b"\xff",
+        b"\xed\xa0\x80",
+        b"\0",
+        b"\t",
+        b"[",
+        b"}",
+        b'"',
+        b"&a ",
+        b"*b",
+        b"!!python/name:os.abort ",
+        b"%YAML 9",
+        b": :",
+    ]
+    with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+        for _ in range(60):
+            at = draw.randrange(len(whole))
+            file.write_bytes(whole[:at] + draw.choice(tokens) + whole[at:])
+            try:
+                compose("run")
+            except Exception as error:
+                said = grammar.sentence(error)
+                refused += str(file) in said
+                assert said.isprintable() and len(said) < 600 and (str(file) in said or "cannot be used" in said), said
+    assert refused > 30
 
 
 @pytest.mark.parametrize("seed", range(60))

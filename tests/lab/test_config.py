@@ -3,6 +3,7 @@
 import itertools
 import logging
 import random
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -107,8 +108,38 @@ def test_a_class_of_another_kind_is_refused_by_its_path(key, target):
         return
     if (key, target) == ("guidance", "pds.samplers.edm.EDM"):
         return  # samplers have a title, a check and a call, too
-    with pytest.raises(PDSError, match=f"^{key} must be a .*, and {target} makes none"):
+    python = target.startswith(("builtins", "fractions"))
+    said = rf"^{key}._target_={target} is Python's own" if python else f"^{key} must be a .*, and {target} makes none"
+    with pytest.raises(PDSError, match=said):
         build(node)
+
+
+def test_nothing_of_python_itself_is_called_by_any_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw, paths = (
+        random.Random(0),
+        ["os.{}", "pds.files.os.{}", "torch.os.{}", "pds.lab.runs.os.{}", "posix.{}", "shutil.os.{}"],
+    )
+    calls = [
+        path.format(name) for path in paths for name in ("system", "abort", "_exit", "mkdir", "popen", "execv", "environ.clear")
+    ]
+    calls += [
+        "builtins.print",
+        "builtins.open",
+        "builtins.eval",
+        "subprocess.run",
+        "pds.lab.runs.subprocess.Popen",
+        "pty.spawn",
+    ]
+    calls += ["shutil.rmtree", "pathlib.Path.touch", "pds.files.Path", "importlib.import_module", "antigravity.webbrowser.open"]
+    assert len(calls) > 50
+    for call in calls:
+        bad = {"_target_": call, "_args_": ["made"]} | ({"_partial_": True} if draw.random() < 0.3 else {})
+        inner = draw.choice([{"part": bad}, {"part": {"_target_": f"{__name__}.Part", "steps": bad}}, {"part": [[bad]]}])
+        node = draw.choice([bad, {"_target_": f"{__name__}.Whole", **inner}])
+        with pytest.raises(PDSError, match=rf"^outer\..*_target_={call} is Python's own, and is never called here"):
+            build(OmegaConf.create({"outer": {"thing": node}}).outer.thing)
+    assert not list(tmp_path.iterdir()) and "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -206,7 +206,7 @@ def test_a_finished_run_gets_new_measures_without_sampling_and_without_its_featu
     more = [*given, "metric=panel", "metric.kid_size=20"]
     run(composed(*more), more)
     with pytest.raises(PDSError, match=r"metric\.measures has kid, which needs at least 1000 images, and there are 42: sample"):
-        run(composed(*given, "metric=panel"), [])
+        run(composed(*given, "metric=panel", "metric.measures=[kid]"), [])
     results = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("debug/*/result.json"), key=os.path.getmtime)]
     assert not sampled and seen == [1, 1], "an image, to see whether the extractor takes such"
     assert results[1]["taken_from"] == [results[0]["name"]]

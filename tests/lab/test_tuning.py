@@ -483,6 +483,19 @@ def test_another_search_in_the_same_folder_is_refused_and_nothing_is_lost(gaussi
     journal.write_bytes(kept)
 
 
+@pytest.mark.parametrize("what", ["fifo", "folder", "/dev/zero", "/dev/full", "/dev/urandom", "loop"])
+def test_a_journal_that_is_no_file_is_refused_at_once(tmp_path, what):
+    journal = tmp_path / "study.journal"
+    if what == "fifo":
+        os.mkfifo(journal)
+    elif what == "folder":
+        journal.mkdir()
+    else:
+        journal.symlink_to(what if what != "loop" else journal)
+    with pytest.raises(PDSError, match=r"study\.journal is (not the journal|not a file that can be read)"):
+        storage_of(tmp_path, None)
+
+
 def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_drawn(tmp_path, monkeypatch):
     kinds = [Kind("sde", (), 6, (Varied("sampler.eta", Search(0.25, 4, log=True), False, 1.0),))]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pds.files import Array, read_npz
+from pds.files import Array, read_bytes, read_npz
 from pds.lab.report.runs import Run
 from pds.pictures import GAP, image_grid
 
@@ -37,10 +37,11 @@ def grid_of(run: Run) -> Picture | None:
     path = run.folder / "grid.png"
     if not path.exists():
         return None
-    with Image.open(path, formats=["PNG"]) as opened:
+    content = read_bytes(path)
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as opened:
         image, size = opened.convert("RGB"), opened.size
     if max(size) <= _LONGEST:
-        return _picture(path.read_bytes(), size, size[0] < 700)
+        return _picture(content, size, size[0] < 700)
     image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     return _picture(image, size, False)
 

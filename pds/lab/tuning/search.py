@@ -30,7 +30,7 @@ from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
 from pds.files import json_digest, read_json, write_json
 from pds.generation import DivergedError
-from pds.lab import reference
+from pds.lab import grammar, reference
 from pds.lab.cli import prepare
 from pds.lab.config import CONF, resolved
 from pds.lab.experiment import Experiment, StoppedError, measured
@@ -72,6 +72,7 @@ def tune(arguments: list[str]) -> None:
     if told := reference.asked("tune", arguments):
         show(told)
         return
+    arguments = [grammar.typed(argument) for argument in arguments]
     # A space may be given new keys.
     ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
     runs = {key(argument): argument for argument in arguments if part_of(argument) not in OURS}

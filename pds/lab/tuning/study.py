@@ -21,8 +21,8 @@ from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pds.errors import PDSError
-from pds.files import open_lock, reading
+from pds.errors import MissingError, PDSError
+from pds.files import open_lock, open_regular, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
 from pds.samplers.preconditioned_sde import PreconditionedSDE
@@ -94,6 +94,8 @@ def storage_of(folder: Path, url: str | None) -> BaseStorage:
     journal, lock = folder / "study.journal", folder / "locks" / "journal"
     folder.mkdir(parents=True, exist_ok=True)
     with reading(journal, "the journal of a search", "delete it: the same command finds the images that were sampled"):
+        with contextlib.suppress(MissingError):
+            open_regular(journal).close()
         return JournalStorage(JournalFileBackend(str(journal), _JournalLock(journal, lock)))
 
 

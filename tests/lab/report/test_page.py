@@ -4,6 +4,8 @@ import base64
 import csv
 import html
 import io
+import os
+import random
 import re
 import sys
 from collections import Counter
@@ -18,7 +20,8 @@ from pds.errors import PDSError
 from pds.lab.points import Point, Points
 from pds.lab.report import page, read_runs, write_report
 from pds.lab.report.charts import filter_plane
-from pds.lab.report.pictures import strip_of
+from pds.lab.report.pictures import grid_of, strip_of
+from pds.lab.report.runs import Run
 from pds.pictures import image_grid
 
 
@@ -306,6 +309,27 @@ def test_damaged_pictures_cost_themselves_alone(pair):
     text = report(pair)
     assert section(text, "Images").count("This cannot be shown") == 1 and text.count("data:image") == 1
     assert "run-1/filter.npz is not" in section(text, "Filters")
+
+
+def test_a_grid_that_is_no_picture_never_holds_a_report_up(tmp_path):
+    draw, refused = random.Random(0), 0
+    add_pictures(tmp_path, np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8))
+    grid, found = tmp_path / "grid.png", Run(tmp_path, "done")
+    content, shown = grid.read_bytes(), grid_of(found)
+    for case in range(60):
+        grid.unlink()
+        if case % 3 == 0:
+            os.mkfifo(grid)
+        elif case % 3 == 1:
+            grid.symlink_to(draw.choice(["/dev/zero", "/dev/urandom", "/dev/full", grid, tmp_path, "/proc/self/mem"]))
+        else:
+            at = draw.randrange(len(content))
+            grid.write_bytes(content[:at] + draw.choice([b"", draw.randbytes(30) + content[at + 30 :]]))
+        try:
+            assert grid_of(found) in (None, shown) or case % 3 == 2
+        except Exception:  # the page shows its reason instead
+            refused += 1
+    assert refused > 40
 
 
 def plane(chart, kind="image/png"):
