@@ -15,9 +15,8 @@ from matplotlib.patches import Rectangle
 
 from pds.lab import charts as house
 from pds.lab.charts import DASHES, SOFT, Chart, Column, Series, lines
-from pds.lab.report.measures import SideBySide
 from pds.lab.report.settings import Curves, HeatMap, Line, Panel, T, repeated, symbol
-from pds.lab.report.table import Grid, timing
+from pds.lab.report.table import Grid, SideBySide, timing
 from pds.lab.text import shown, significant
 
 NFE = "NFE (score evaluations)"
@@ -26,15 +25,15 @@ LEVEL: Style = {"color": SOFT, "linewidth": 1.2}
 POINTS: Style = {"linestyle": "none", "markersize": 7}
 
 
-def against(name: str, panel: Panel, curves: Curves) -> Chart:
+def against(name: str, panel: Panel, x: str, curves: Curves) -> Chart:
     """Draw distance against one swept number, with vanilla as level lines; T is joined by NFE and seconds, side by side."""
-    settings, layout, heads = [s for line in curves.lines for s in line.settings], {}, {curves.x: symbol(curves.x)}
-    if curves.x == T:
+    settings, layout, heads = [s for line in curves.lines for s in line.settings], {}, {x: symbol(x)}
+    if x == T:
         heads = {"iterations": "T (iterations)", "nfe": NFE, "seconds": timing(panel.runs)}
         layout = {"size": (880, 300 + 17 * math.ceil(len(curves.lines) / 4)), "below": True}
     columns = [Column(head, [s.at(key) for s in settings if key != "seconds"]) for key, head in heads.items()]
     series = _series(curves.lines, heads, {}, [{"color": SOFT, "dashes": dashes} for dashes in DASHES])
-    ends = [pick(s.at(curves.x) for s in settings) for pick in (min, max)]
+    ends = [pick(s.at(x) for s in settings) for pick in (min, max)]
     for level, dashes in zip(curves.levels, cycle(DASHES), strict=False):
         ys = [level.settings[0].number] * 2
         series.append(Series(level.label, [ends] * len(columns), ys, LEVEL | {"dashes": dashes}))
@@ -71,18 +70,16 @@ def best_alphas(name: str, panel: Panel) -> Chart:
     found, series = panel.best_alphas(), []
     for (label, bests), tone, marker in zip(found, house.ramp(len(found)), cycle(house.MARKERS), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
-            placed = [best for best in bests if (None not in (best.below, best.above)) is inside]
-            reach = [b.alpha - (b.below or b.alpha) for b in placed], [(b.above or b.alpha) - b.alpha for b in placed]
+            placed = [best for best in bests if best.inside is inside]
+            reach = [best.alpha - best.below for best in placed], [best.above - best.alpha for best in placed]
             style, bars = {"color": tone, "marker": marker, "mfc": tone if inside else "none"}, {"elinewidth": 5, "capsize": 0}
             xs, ys = [best.iterations for best in placed], [best.alpha for best in placed]
             one = Series(f"{label or 'PDS'}, best α{note}", [xs], ys, POINTS | style, reach, bars | {"alpha": 0.35})
             series += [one] if placed else []
     ts = [best.iterations for _, bests in found for best in bests]
     for (alpha, t), dashes in zip(panel.references(), cycle(DASHES), strict=False):
-        ends = np.geomspace(min(ts), max(ts), 50).tolist()
-        series.append(
-            Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], [alpha * end / t for end in ends], LEVEL | {"dashes": dashes})
-        )
+        ends, style = np.geomspace(min(ts), max(ts), 50).tolist(), LEVEL | {"dashes": dashes}
+        series.append(Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], [alpha * end / t for end in ends], style))
     return lines(name, f"Best α against T, by {panel.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
 
 
@@ -97,15 +94,14 @@ def precision_recall(name: str, table: SideBySide) -> Chart:
     return lines(name, "Precision against recall", "precision (fidelity)", columns, series, size=(634, 310))
 
 
-def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, low: float, high: float) -> Chart:
-    """Draw distance in the cells of a grid over two keys, dark where it is low; the colours reach from `low` to `high`."""
-    (columns, rows), (x, y) = (
-        (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1)),
-        map(symbol, keys),
-    )
+def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, alike: Sequence[HeatMap]) -> Chart:
+    """Draw distance in the cells of a grid over two keys, dark where it is low; the maps `alike` share the colours."""
+    columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
+    x, y = map(symbol, keys)
     width, height = len(columns) * 62, len(rows) * (42 if repeated(panel.settings) else 34)
-    total, logarithmic = (max(width, 170) + 86, height + 72), low > 0 and high > house.LOG_RANGE * low
-    norm = (LogNorm if logarithmic else Normalize)(low, high)
+    total, numbers = (max(width, 170) + 86, height + 72), [s.number for one in alike for s in one.cells.values()]
+    low, high = min(numbers), max(numbers)
+    norm = (LogNorm if low > 0 and high > house.LOG_RANGE * low else Normalize)(low, high)
     with matplotlib.rc_context({**house.STYLE, "axes.grid": False}):
         figure = Figure(figsize=(total[0] / 72, total[1] / 72))
         axes = figure.add_axes((70 / total[0], 46 / total[1], width / total[0], height / total[1]))

@@ -8,17 +8,16 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
-from pds.lab.report.measures import SideBySide, side_by_side
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
 from pds.lab.report.settings import Number, Panel, Setting, T, panels, repeated, symbol
-from pds.lab.report.table import WORDS, Grid, long_form, plain_columns, write_table
+from pds.lab.report.table import FACTS, WORDS, Grid, SideBySide, long_form, plain_columns, side_by_side, write_table
 from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, write_text
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def write_report(folder: Path) -> Path:
         PDSError: there is neither a run nor a sweep in `folder`, or the files cannot be written.
     """
     runs, figures, notes = read_runs(folder), Figures(), list[str]()
-    done, points = runs.done, runs.points
+    done = runs.done
 
     def part(what: str, empty: Any, make: Callable[..., Any], *arguments: Any) -> Any:
         """Make one part; its failure must not prevent the rest of the page."""
@@ -66,13 +65,12 @@ def write_report(folder: Path) -> Path:
             return empty
 
     table = part("The table", {"table": None, "grid": None, "cells": [], "rows_chart": None}, _table, folder, figures)
-    swept = part("What was swept over", {}, _swept, runs, figures, {T} if table["rows_chart"] else set())
+    swept = part("What was swept over", [], _swept, runs, figures, {T} if table["rows_chart"] else set())
     configured, facts = [run for run in runs if run.config], [_facts(run) for run in done]
-    labels = [run.label if run.state == "done" else f"{run.label} ({run.state})" for run in configured]
     own, strips = differing(facts), len(done) > MANY
     page = {
         "title": next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name),
-        "verdicts": part("The verdict", [], lambda: list(_verdicts(done))),
+        "verdicts": part("The verdict", [], _verdicts, done),
         "search": (folder / "tuning.html").exists(),
         "lost": _lost(runs),
         "notes": notes,
@@ -86,13 +84,13 @@ def write_report(folder: Path) -> Path:
         "strips": strips,
         "images": part("The images", {}, _images, done, strip_of if strips else grid_of),
         "filters": part("The filters", [], _filters, done, figures),
-        "differences": _comparison(labels, differing([run.flat for run in configured])),
+        "configured": configured,
+        "differences": differing([run.flat for run in configured]),
         "shared": {key: value for key, value in facts[0].items() if key not in own} if facts else {},
         "methods": {run.result["sampler"]: run.result["source"] for run in done if run.result.get("source")},
-        "own": _comparison([run.label for run in done], {**own, "run directory": [run.folder.name for run in done]}),
-        "points": points,
-        "states": Counter(point.state for point in points),
-        "sweeps": list(dict.fromkeys(point.command for point in points if point.command)),
+        "own": {**own, "run directory": [run.folder.name for run in done]},
+        "points": runs.points,
+        "states": Counter(point.state for point in runs.points),
         "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
     }
     for drawn in figures.values():
@@ -107,56 +105,37 @@ def _template() -> jinja2.Template:
     loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
     environment.filters["told"] = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    environment.globals |= {"FLOOR": FLOOR, "words": WORDS, "many": MANY, "repeated": repeated}
+    environment.globals |= {"FLOOR": FLOOR, "words": WORDS, "many": MANY, "T": T}
+    environment.globals |= {"repeated": repeated, "significant": significant, "symbol": symbol}
     return environment.get_template("page.html")
 
 
 def _summary(runs: Runs) -> list[list[Any]]:
     """Return one row a run: its facts, every metric by its full name, every swept key."""
-    facts = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
     found = panels(runs)
     # Without a finished run, the keys that differ between all.
     keys = dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs])
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
-    rows: list[list[Any]] = [["name", "label", "state", "seed", *facts, *measures, *keys, "message"]]
+    rows: list[list[Any]] = [["name", "label", "state", "seed", *FACTS, *measures, *keys, "message"]]
     for run in runs:
         name, seed = run.folder.name * run.folder.exists(), run.result.get("seed", run.config.get("seed"))
-        numbers = [*map(run.result.get, facts.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
+        numbers = [*map(run.result.get, FACTS.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
         rows.append([name, run.label, run.state, seed, *numbers, run.message])
     return rows
 
 
-def _verdicts(done: Runs) -> Iterator[str]:
-    """Say for each model and metric whether PDS is closer to the data, for either outcome."""
+def _verdicts(done: Runs) -> list[dict[str, Any]]:
+    """Return the best preconditioned run of each model and metric beside vanilla runs, where it can be compared with one."""
+    found: list[dict[str, Any]] = []
     for model, metric in itertools.product(done.models, done.metrics):
-        if verdict := _verdict(Runs(tuple(run for run in done if run.model == model)), metric):
-            yield f"{model}: {verdict}" if len(done.models) > 1 else verdict
-
-
-def _verdict(done: Runs, metric: str) -> str:
-    """Return the sentence of one metric; empty without a run to compare with."""
-    ranked, texts = done.ranked(metric), done.texts(metric)
-    pds = next((run for run in ranked if not run.vanilla), None)
-    base = done.baseline(pds, metric) if pds else None
-    if pds is None or base is None:
-        return ""
-
-    reference = base.metrics[metric]
-    found = Setting(done.repeats(pds), metric).against(Setting(done.repeats(base), metric))
-    value, first, same = pds.metrics[metric], ranked[0], "the same sampler without preconditioning"
-    number, without = texts[value], texts[reference]
-    if found is not None and found.level:
-        reach = f"the 95% interval of the difference, {significant(found.low)} to {significant(found.high)}, holds 0"
-        return f"Level: {metric} {number} at best with PDS ({pds.label}), {without} without preconditioning; {reach}."
-    if value > reference:
-        best = f"{metric} {number} at best ({pds.label}), against {without} without preconditioning"
-        return f"No preconditioned run is closer to the data than vanilla: {best}."
-    if pds is first:
-        rivals = [run for run in ranked if run.vanilla and run.metrics[metric] < reference]
-        rival = f" ({rivals[0].result['sampler']}: {texts[rivals[0].metrics[metric]]})" if rivals else ""
-        return f"{pds.label} is closest to the data: {metric} {number}, against {without} of {same}{rival}."
-    closest = f"{first.label} ({first.result['sampler']}) is closest: {texts[first.metrics[metric]]}"
-    return f"{pds.label} is closer to the data than {same} ({metric} {number} against {without}), but {closest}."
+        alike = Runs(tuple(run for run in done if run.model == model))
+        pds = next((run for run in alike.ranked(metric) if not run.vanilla), None)
+        if pds is None or (base := alike.baseline(pds, metric)) is None:
+            continue
+        compared = Setting(alike.repeats(pds), metric).against(Setting(alike.repeats(base), metric))
+        facts = {"ranked": alike.ranked(metric), "texts": alike.texts(metric), "compared": compared}
+        found.append({"model": model, "metric": metric, "pds": pds, "base": base, **facts})
+    return found
 
 
 def _lost(runs: Runs) -> dict[str, dict[tuple[str, str], list[str]]]:
@@ -184,46 +163,30 @@ def _foremost(done: Runs) -> list[int]:
     return [i for i, run in enumerate(done) if run.folder in first]
 
 
-def _swept(runs: Runs, figures: Figures, without: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return the parts of each section about the sweep; the keys `without` get no curves.
-
-    A part is a table of means over the seeds, or a head, a note and charts.
-    """
-    parts: dict[str, list[dict[str, Any]]] = {"Over the seeds": [], "Curves": [], "Heat maps": [], "The best α against T": []}
-    seeds, curves, maps, bests = parts.values()
-    several, lowest, draw = len(runs.done.models) > 1, "those with the lowest distances", figures.draw
+def _swept(runs: Runs, figures: Figures, without: Collection[str]) -> list[tuple[Panel, dict[str, Any]]]:
+    """Return the panels with means over the seeds or charts, these by the swept keys; the keys `without` get no curves."""
+    swept = []
     for panel in panels(runs):
-        metric, note = panel.quantity, panel.quantity + (f", {panel.runs.models[0]}" if several else "")
-        if repeated(panel.settings):
-            seeds.append({"means": _means(panel, note)})
+        curves, maps, name = dict[str, Any](), dict[tuple[str, str], Any](), panel.quantity
         for x in panel.axes:
             if x not in without and (found := panel.curves(x)):
-                name, head = ("T", "T, NFE and seconds") if x == T else (x, symbol(x))
-                left = f"; of {len(found.lines) + found.left_out} lines {lowest}" * bool(found.left_out)
-                charts = [draw("against", f"{metric}-against-{name}", panel, found)]
-                curves.append({"head": f"Against {head}", "note": note + left, "charts": charts})
+                drawn = figures.draw("against", f"{name}-against-{'T' if x == T else x}", panel, x, found)
+                curves[x] = drawn, len(found.lines), found.left_out
         for x, y in itertools.combinations(panel.axes, 2):
             kept, left_out = panel.heat_maps(x, y)
-            numbers = [s.number for one in kept for s in one.cells.values()]
-            reach, name = (min(numbers, default=0), max(numbers, default=0)), f"{metric}-over-{x}-and-{y}"
-            charts = [draw("heat_map", name, panel, (x, y), one, *reach) for one in kept]
-            vanilla = [s for s in panel.settings if s.vanilla and x not in s.values and y not in s.values]
-            facts = [note, *(f"{panel.label([s])} {significant(s.number)}" for s in vanilla[:4])]
-            facts += [f"of {len(kept) + left_out} maps {lowest}"] * bool(left_out)
-            about = {"head": f"Over {symbol(x)} and {symbol(y)}", "note": "; ".join(facts), "charts": charts}
-            maps += [about] * bool(kept)
-        if panel.best_alphas():
-            charts = [draw("best_alphas", f"{metric}-best-alpha-against-T", panel)]
-            bests.append({"head": "By", "note": note, "charts": charts})
-    return {title: found for title, found in parts.items() if found}
+            charts = [figures.draw("heat_map", f"{name}-over-{x}-and-{y}", panel, (x, y), one, kept) for one in kept]
+            maps |= {(x, y): (charts, left_out)} if charts else {}
+        best = figures.draw("best_alphas", f"{name}-best-alpha-against-T", panel) if panel.best_alphas() else None
+        parts = {"means": _means(panel) if repeated(panel.settings) else [], "curves": curves, "maps": maps, "best": best}
+        swept += [(panel, parts)] if any(parts.values()) else []
+    return swept
 
 
-def _means(panel: Panel, head: str) -> list[list[Any]]:
-    """Return rows of means and deviations over the seeds under a row of heads, vanilla first."""
+def _means(panel: Panel) -> list[list[Any]]:
+    """Return rows of means and deviations over the seeds, vanilla first."""
     settings = sorted(panel.settings, key=lambda setting: (not setting.vanilla, setting.number))
     means = zip(settings, rounded((s.number for s in settings), [s.error for s in settings]), strict=True)
-    rows = [[panel.label([s]), Number.of(mean, s.spread), str(len(s.runs))] for s, mean in means]
-    return [["setting", head, "seeds"], *rows]
+    return [[panel.label([s]), Number.of(mean, s.spread), str(len(s.runs))] for s, mean in means]
 
 
 def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | None]]:
@@ -266,17 +229,8 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    result, weights = run.result, run.result.get("checkpoint") or {}
+    weights, versions = run.result.get("checkpoint") or {}, run.result.get("versions", {})
     facts = {"model": run.model, "checkpoint": weights.get("file"), "checkpoint SHA-256": weights.get("sha256")}
-    facts |= {key: result.get(key) for key in ("seed", "commit", "device")} | {"images/s": result.get("images_per_second")}
-    versions = ", ".join(f"{name} {version}" for name, version in result.get("versions", {}).items())
-    facts |= {"finished": result.get("finished"), "versions": versions}
-    return {key: value for key, value in facts.items() if value not in (None, "")}
-
-
-def _comparison(labels: list[str], rows: dict[str, list[Any]]) -> dict[str, Any]:
-    """Arrange values by key and run, the longer of the two downwards; many runs are folded."""
-    summary = f"{len(labels)} runs, {len(rows)} {'key' if len(rows) == 1 else 'keys'}" if len(labels) > MANY else ""
-    down, by_key = len(labels) <= len(rows), [["", *labels], *([key, *values] for key, values in rows.items())]
-    heads, *body = by_key if down else zip(*by_key, strict=True)
-    return {"down": down, "heads": heads[1:], "rows": body, "summary": summary}
+    facts |= {key: run.result.get(key) for key in ("seed", "commit", "device", "images_per_second", "finished")}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return {key.replace("images_per_second", "images/s"): value for key, value in facts.items() if value not in (None, "")}

@@ -21,13 +21,10 @@ from pds.options import fitted
 
 STATES = ("done", "failed", "damaged", "skipped")
 
-_NEEDED = {"name", "label", "vanilla", "sampler", "iterations", "nfe", "images", "seconds", "seed", "model", "metrics", "floor"}
+_NEEDED = ("name", "label", "vanilla", "sampler", "iterations", "nfe", "images", "seconds", "seed", "model", "metrics", "floor")
 """A result has these keys; older versions wrote no others."""
-_BY_MEASURE = {
-    "metrics": dict[str, float],
-    "floor": dict[str, float],
-    "errors": dict[str, float],
-    "left_out": dict[str, list[float]],
+_BY_MEASURE = {"errors": dict[str, float], "left_out": dict[str, list[float]]} | {
+    key: RESULT[key] for key in ("metrics", "floor")
 }
 """These entries of a result are by the name of a measure; a distance that has an older name goes by that one."""
 
@@ -182,8 +179,7 @@ class Runs:
         """Return the vanilla run of the lowest distance with the kind, sampler, NFE and seed of `run`; None without one."""
         facts = itemgetter("sampler", "nfe", "seed")
         alike = self.where(lambda r: r.vanilla and r.kind == run.kind and facts(r.result) == facts(run.result))
-        others = [] if run.vanilla or metric not in run.metrics else alike.ranked(metric)
-        return others[0] if others else None
+        return next(iter(alike.ranked(metric)), None) if metric in run.metrics and not run.vanilla else None
 
     def repeats(self, run: Run) -> tuple[Run, ...]:
         """Return the runs that differ from `run` in their seed alone, and `run` itself."""
@@ -205,13 +201,10 @@ def read_runs(folder: Path) -> Runs:
     points = Points(folder).read(damaged)
     for point in points:
         name, lost = point.run or f"points/{point.digest}", point.state in ("failed", "skipped")
-        if lost and name not in by_name:
-            by_name[name] = Run(folder / name, point.state, point.message)
-        if name in by_name:
-            run = replace(by_name[name], overrides=point.overrides or (point.title,))
+        if run := by_name.get(name, Run(folder / name, point.state) if lost else None):
             # A run that was repeated alone is done, for any earlier state of its point.
-            again = lost and run.state != "done"
-            by_name[name] = replace(run, state=point.state, message=point.message) if again else run
+            told: dict[str, Any] = {"state": point.state, "message": point.message} if lost and run.state != "done" else {}
+            by_name[name] = replace(run, overrides=point.overrides or (point.title,), **told)
     if not by_name and not points:
         raise PDSError(f"no runs in {folder}: give the folder of one experiment, outputs/<experiment>")
     runs = Runs(tuple(by_name.values()), tuple(points))
@@ -238,9 +231,8 @@ def _read_run(folder: Path) -> Run:
         fix = "delete its folder and run its command again"
         status = read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
         if status["state"] == "done":
-            result = read_result(folder, {key: RESULT[key] for key in _NEEDED})
+            result, kinds = read_result(folder, {key: RESULT[key] for key in _NEEDED}), RESULT | _BY_MEASURE
             with reading(folder / "result.json", "the result of a run", fix):
-                kinds = RESULT | _BY_MEASURE
                 for key in kinds.keys() & result.keys():
                     fitted(key, result[key], kinds[key])
             result |= {key: {short_name(n): v for n, v in result.get(key, {}).items()} for key in _BY_MEASURE}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
 from pds.lab.report.runs import Run, Runs, differing, grouped, token
 from pds.lab.runs import OF_T
-from pds.lab.text import MISSING, is_number, shown, significant, with_decimals_of
+from pds.lab.text import is_number, shown, significant, with_decimals_of
 
 T, ALPHA = "sampler.iterations", "filter.alpha"
 _SYMBOLS = {T: "T", ALPHA: "α", "filter.lam": "λ", "filter.r": "r", "solenoid.omega": "ω", "sampler.step_size": "α/σ²"}
@@ -99,7 +99,7 @@ class Setting:
 
 
 class Line(NamedTuple):
-    """Settings of a curve by rising x, equal in all except x, the seed and the keys that follow from x."""
+    """Settings by rising values of some keys, equal in all except these, the seed and the keys that follow from these."""
 
     label: str
     settings: list[Setting]
@@ -108,11 +108,14 @@ class Line(NamedTuple):
     def vanilla(self) -> bool:
         return all(setting.vanilla for setting in self.settings)
 
+    @property
+    def lowest(self) -> float:
+        return min(setting.number for setting in self.settings)
+
 
 class Curves(NamedTuple):
-    """Curves over the swept key `x`."""
+    """Curves over a swept key x."""
 
-    x: str
     lines: list[Line]
     levels: list[Line]  # one vanilla setting each, without x, that agrees with some line in all else
     left_out: int  # lines that are not among `lines`
@@ -121,22 +124,23 @@ class Curves(NamedTuple):
 class HeatMap(NamedTuple):
     """Cells over two swept numbers, all else held."""
 
+    lowest: float
+    held: str  # the common settings of all cells, short
     cells: dict[Place, Setting]
     lost: dict[Place, str]  # "failed", "damaged" or "skipped" in cells without a setting
-    held: str  # the common settings of all cells, short
-
-    @property
-    def lowest(self) -> float:
-        return min(setting.number for setting in self.cells.values())
 
 
 class Best(NamedTuple):
-    """The best α of a grid at T = `iterations`, between whose neighbours the optimum lies; None beyond an edge."""
+    """The best α of a grid at one T, and its neighbours, between which the optimum lies; at an edge of the grid α itself."""
 
     iterations: float
     alpha: float
-    below: float | None
-    above: float | None
+    below: float
+    above: float
+
+    @property
+    def inside(self) -> bool:
+        return self.below < self.alpha < self.above
 
 
 @dataclass(frozen=True)
@@ -153,17 +157,18 @@ class Panel:
     @cached_property
     def keys(self) -> list[str]:
         """The dotted keys on which the configurations differ, of those that count."""
-        found = differing([run.values for run in self.runs])
-        at = [token(run.values.get(T)) for run in self.runs]
-        of_t = {key: {(t, token(v)) for t, v in zip(at, found.get(key, []), strict=False) if v != MISSING} for key in OF_T}
-        return [key for key in found if key not in OF_T or len(dict(of_t[key])) < len(of_t[key])]
+        own = [run.values for run in self.runs]
+        pairs = {key: {(token(values.get(T)), token(values[key])) for values in own if key in values} for key in OF_T}
+        return [key for key in differing(own) if key not in OF_T or len(dict(pairs[key])) < len(pairs[key])]
 
     @cached_property
     def settings(self) -> list[Setting]:
-        own = [({key: run.values[key] for key in self.keys if key in run.values}, run) for run in self.runs]
-        groups = grouped((_key(values), (values, run)) for values, run in own).values()
-        firsts = [(group[0][0], {run.result["seed"]: run for _, run in reversed(group)}) for group in groups]
-        return [Setting(tuple(reversed(seeds.values())), self.quantity, values) for values, seeds in firsts]
+        """The runs by all except their seed; of several with one seed the first counts."""
+        groups: dict[Any, tuple[Values, dict[int, Run]]] = {}
+        for run in self.runs:
+            values = {key: run.values[key] for key in self.keys if key in run.values}
+            groups.setdefault(_key(values), (values, {}))[1].setdefault(run.result["seed"], run)
+        return [Setting(tuple(seeds.values()), self.quantity, values) for values, seeds in groups.values()]
 
     @cached_property
     def axes(self) -> list[str]:
@@ -180,14 +185,13 @@ class Panel:
         found = _with(self.settings, *keys)
         return list(grouped((_key({k: "" if is_number(v) else v for k, v in s.values.items()}), s) for s in found).values())
 
-    def _apart(self, *keys: str) -> list[tuple[str, list[Setting]]]:
-        """Group the settings that agree except in `keys` and the keys that follow from them; each group has a label."""
-        found = []
+    def _apart(self, *keys: str) -> Iterator[Line]:
+        """Group the settings that agree except in `keys` and the keys that follow from them."""
         for family in self._families(*keys):
             follow = set().union(*(_following(family, key) for key in keys))
             groups = grouped((_key({k: v for k, v in s.values.items() if k not in {*keys, *follow}}), s) for s in family)
-            found += [(self.label(group, keys, follow), group) for group in groups.values()]
-        return found
+            for group in groups.values():
+                yield Line(self.label(group, keys, follow), sorted(group, key=lambda s: [s.values[key] for key in keys]))
 
     def label(self, settings: Sequence[Setting], without: Iterable[str] = (), following: Iterable[str] = ()) -> str:
         """Name `settings` by the values that tell them from others: "PDS α=5", "vanilla T=50"."""
@@ -215,10 +219,10 @@ class Panel:
         Of more than `most` lines those with the lowest numbers are kept, single points last. Neither vanilla nor preconditioned
         lines crowd out the others.
         """
-        lines = [Line(label, sorted(group, key=lambda s: s.values[x])) for label, group in self._apart(x)]
+        lines = list(self._apart(x))
         if all(len(line.settings) == 1 for line in lines):
             return None
-        lines.sort(key=lambda line: (len(line.settings) == 1, min(s.number for s in line.settings)))
+        lines.sort(key=lambda line: (len(line.settings) == 1, line.lowest))
         vanilla, pds = ([line for line in lines if line.vanilla is kind] for kind in (True, False))
         kept = vanilla[: max(most // 2, most - len(pds))] + pds[: max(most - most // 2, most - len(vanilla))]
         kept.sort(key=lambda line: (not line.vanilla, self._order(line.settings[0], x)))
@@ -229,7 +233,7 @@ class Panel:
         beside = [rest(setting) for line in kept for setting in line.settings]
         alone = [s for s in self.settings if s.vanilla and x not in s.values and rest(s) in beside]
         levels = [Line(self.label([s]), [s]) for s in sorted(alone, key=self._order)]
-        return Curves(x, kept, levels, len(lines) - len(kept))
+        return Curves(kept, levels, len(lines) - len(kept))
 
     def heat_maps(self, x: str, y: str, most: int = 6) -> tuple[list[HeatMap], int]:
         """Return a map with at least 2 x 2 filled cells for each value of all else, and the number of maps left out.
@@ -241,23 +245,23 @@ class Panel:
             return {(float(one.values[x]), float(one.values[y])): one for one in found}
 
         maps = []
-        for label, group in self._apart(x, y):
-            cells = by_place(group)
-            xs, ys = (itertools.combinations({at[axis] for at in cells}, 2) for axis in (0, 1))
-            if any(cells.keys() >= set(itertools.product(*sides)) for sides in itertools.product(xs, ys)):
-                beside = by_place(self._lost_beside(group[0], x, y))
-                lost = {at: run.state for at, run in beside.items() if at not in cells}
-                maps.append(HeatMap(cells, lost, self._held(label, group, x, y)))
+        for line in self._apart(x, y):
+            cells = by_place(line.settings)
+            columns = grouped(cells).values()
+            if any(len({*rows} & {*others}) > 1 for rows, others in itertools.combinations(columns, 2)):
+                beside = by_place(self._lost_beside(line.settings[0], x, y))
+                lost = {at: beside[at].state for at in beside if at not in cells}
+                maps.append(HeatMap(line.lowest, self._held(line, x, y), cells, lost))
         kept = sorted(maps, key=lambda found: found.lowest)[:most]
         kept.sort(key=lambda found: self._order(next(iter(found.cells.values())), x, y))
         return kept, len(maps) - len(kept)
 
-    def _held(self, label: str, group: Sequence[Setting], *without: str) -> str:
+    def _held(self, line: Line, *without: str) -> str:
         """Add T and the sampler to a label: a reader needs them even if the whole group has the same."""
-        held, sampler = label.removeprefix("PDS").strip(" ,"), group[0].result["sampler"]
-        lengths = {s.at("iterations") for s in group} if T not in {*without, *self.keys} else set()
-        facts = [held, f"T={shown(*lengths)}" if len(lengths) == 1 else "", "" if sampler in held else sampler]
-        return ", ".join(filter(None, facts))
+        held, sampler = line.label.removeprefix("PDS").strip(" ,"), line.settings[0].result["sampler"]
+        lengths = {s.at("iterations") for s in line.settings} if T not in {*without, *self.keys} else set()
+        steps = f"T={shown(*lengths)}" if len(lengths) == 1 else ""
+        return ", ".join(filter(None, [held, steps, sampler * (sampler not in held)]))
 
     def _lost_beside(self, setting: Setting, *keys: str) -> list[Run]:
         """Return the lost runs that have numbers for `keys` and, as far as is known, the values of `setting` for all else."""
@@ -269,13 +273,12 @@ class Panel:
     def best_alphas(self) -> list[tuple[str, list[Best]]]:
         """Return the best α of each T with several α, by label of all else; a label needs two such T."""
         found = []
-        for label, group in self._apart(ALPHA, T):
+        for line in self._apart(T, ALPHA):
             bests = []
-            for t, grid in sorted(grouped((s.values[T], s) for s in group).items()):
-                alphas: list[Any] = [None, *sorted(float(s.values[ALPHA]) for s in grid), None]
-                i = alphas.index(min(grid, key=lambda s: (s.number, s.values[ALPHA])).values[ALPHA])
-                bests += [Best(float(t), alphas[i], alphas[i - 1], alphas[i + 1])] if len(grid) > 1 else []
-            found += [(label, bests)] if len(bests) > 1 else []
+            for t, grid in grouped((s.values[T], s) for s in line.settings).items():
+                alphas, i = [float(s.values[ALPHA]) for s in grid], grid.index(min(grid, key=lambda s: s.number))
+                bests += [Best(float(t), alphas[i], alphas[max(i - 1, 0)], *alphas[i:][:2][-1:])] if len(grid) > 1 else []
+            found += [(line.label, bests)] if len(bests) > 1 else []
         return found
 
     def references(self) -> list[Place]:

@@ -1,4 +1,4 @@
-"""Compare a group of runs in a table, and fill a paper's table with the numbers measured here."""
+"""Compare a group of runs in tables, and fill a paper's table with the numbers measured here."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pds.evaluation.panel import better, long_name, parts
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
-from pds.lab.report.measures import side_by_side
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Number, Setting, repeated
+from pds.lab.report.settings import Line, Number, Panel, Setting, repeated
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
+ARROWS = {"low": " ↓", "high": " ↑", "": ""}
 WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")  # columns without numbers
+FACTS = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
 Place = tuple[str, str]
 
 
@@ -47,9 +49,15 @@ def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
     """Return the plain columns of finished runs; the keys `more` only where they differ."""
-    keys = {"model": "model"} if len(done.models) > 1 else {}
-    keys |= {"sampler": "sampler", "T": "iterations", "NFE": "nfe", **{key: key for key in more if done.common(key) is None}}
-    columns = {head: [str(run.result[key]) for run in done] for head, key in {**keys, "images": "images"}.items()}
+    heads = [
+        *["model"] * (len(done.models) > 1),
+        "sampler",
+        "T",
+        "NFE",
+        *(key for key in more if done.common(key) is None),
+        "images",
+    ]
+    columns = {head: [str(run.result[FACTS.get(head, head)]) for run in done] for head in heads}
     return {**columns, "seconds": rounded(run.number("seconds") for run in done)}
 
 
@@ -60,6 +68,51 @@ def timing(runs: Runs) -> str:
     return f"{of}, on {len(devices)} kinds of device" if len(devices) > 1 else of
 
 
+class SideBySide(NamedTuple):
+    """Settings of one kind whose measures are of the same features, resize and image count."""
+
+    name: str  # the common part of the measures' names
+    model: str
+    rows: dict[str, dict[str, Setting]]  # by label and by measure
+
+    @property
+    def table(self) -> list[list[Any]]:
+        """Rows of numbers with their errors, under a row of heads; the best of a column and those level with it are marked."""
+        ends = {measure: better(f"{measure}_") for row in self.rows.values() for measure in row}
+        columns = [_column([row.get(measure) for row in self.rows.values()], end) for measure, end in ends.items()]
+        heads = ["setting", *(measure + ARROWS[end] for measure, end in ends.items())]
+        return [heads, *map(list, zip(self.rows, *columns, strict=True))]
+
+
+def _column(settings: Sequence[Setting | None], end: str) -> list[Number]:
+    errors, numbers = ([getattr(s, key, None) for s in settings] for key in ("error", "number"))
+    present = [setting for setting in settings if setting]
+    best = (min if end == "low" else max)(present, key=lambda s: s.number) if end and len(present) > 1 else None
+
+    def kind(setting: Setting | None) -> str:
+        found = setting.against(best) if setting and best else None
+        return "best" if setting and setting is best else "level" * bool(found and found.level)
+
+    return [Number.of(text, e, kind(s)) for s, text, e in zip(settings, rounded(numbers, errors), errors, strict=True)]
+
+
+def side_by_side(runs: Runs) -> list[SideBySide]:
+    """Return a table for each kind of runs and each features, resize and image count that has several measures."""
+    found = []
+    named = ((run, name, parts(long_name(name))) for run in runs.done if run.config for name in run.measures)
+    groups = grouped(((run.kind, split[1]), (run, name, split[0])) for run, name, split in named if split)
+    for ((model, *_), rest), measured in groups.items():
+        names, rows = {measure: name for _, name, measure in measured}, dict[str, dict[str, Setting]]()
+        panel = Panel("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
+        for setting in panel.settings:
+            label = panel.label([setting])
+            label = label if label not in rows else f"{label} ({setting.runs[0].folder.name})"
+            having = {name: tuple(run for run in setting.runs if name in run.measures) for name in names.values()}
+            rows[label] = {m: Setting(having[name], name, setting.values) for m, name in names.items() if having[name]}
+        found += [SideBySide(rest, model, rows)] if len(names) > 1 else []
+    return found
+
+
 @dataclass(frozen=True)
 class Measured:
     """A measured cell."""
@@ -67,7 +120,7 @@ class Measured:
     cell: Cell
     notes: list[str]  # reasons why it is no like-for-like comparison, or not measured
     setting: Setting | None = None  # its runs
-    alike: bool = False  # whether measured and printed are of one kind
+    difference: float | None = None  # measured less printed, if both are of one kind
 
     def known(self, key: str) -> Any:
         """Return an entry of the first seed's result.json; None without a seed."""
@@ -76,16 +129,11 @@ class Measured:
     @property
     def record(self) -> dict[str, Any]:
         """The facts by the heads of table.csv; None where unknown."""
-        cell, setting = self.cell, self.setting
-        number, spread = (setting.number, setting.spread) if setting else (None, None)
-        return {
-            **{"row": cell.row, "column": cell.column, "printed": cell.printed, "measured": number, "deviation": spread},
-            "seeds": len(setting.runs) if setting else 0,
-            "difference": number - cell.printed if self.alike and number is not None and cell.printed is not None else None,
-            **{"images": self.known("images"), "T": self.known("iterations"), "NFE": self.known("nfe")},
-            **{"seconds": setting and setting.at("seconds"), "metric": setting and setting.quantity},
-            "note": "; ".join(self.notes),
-        }
+        cell, s = self.cell, self.setting
+        record = {"row": cell.row, "column": cell.column, "printed": cell.printed, "measured": s and s.number}
+        record |= {"deviation": s and s.spread, "seeds": len(s.runs) if s else 0, "difference": self.difference}
+        record |= {head: self.known(FACTS[head]) for head in ("images", "T", "NFE")}
+        return record | {"seconds": s and s.at("seconds"), "metric": s and s.quantity, "note": "; ".join(self.notes)}
 
 
 def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[Measured]:
@@ -114,12 +162,14 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     notes += [f"other features than {table.metric}'s"] * (not alike)
     notes += [f"{images:,} images instead of {table.images:,}"] * (images != table.images)
     notes += ["another model"] if table.another_model else [table.note] * bool(table.note and cell.printed is not None)
-    return Measured(cell, notes, setting, alike and not table.another_model and not (seconds and images != table.images))
+    if cell.printed is None or not alike or table.another_model or (seconds and images != table.images):
+        return Measured(cell, notes, setting)
+    return Measured(cell, notes, setting, setting.number - cell.printed)
 
 
 def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     """Return one row a cell, under a row of heads."""
-    records, errors = [line.record for line in lines], [line.setting.error if line.setting else None for line in lines]
+    records, errors = [line.record for line in lines], [getattr(line.setting, "error", None) for line in lines]
     columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
     columns["printed"] = [MISSING if r["printed"] is None else f"{r['printed']:g}" for r in records]
     columns |= {head: rounded((r[head] for r in records), errors) for head in ("measured", "difference")}
@@ -164,10 +214,10 @@ class Grid:
 
     def tables(self) -> list[list[list[Any]]]:
         """Return the rows of the measured quantity, then of the seconds, each under a row of heads."""
-        heads = {self.quantity or self.table.quantity: False}
-        heads |= {"seconds": True} if self.settings and self.table.quantity != "seconds" else {}
-        numbers = {t: [[row, *(self._number((row, c), t) for c in self.columns)] for row in self.rows] for t in heads.values()}
-        return [[[head, *self.columns], *numbers[timed]] for head, timed in heads.items()]
+        heads = {False: self.quantity or self.table.quantity}
+        heads |= {True: "seconds"} if self.settings and self.table.quantity != "seconds" else {}
+        numbers = {t: [[row, *(self._number((row, c), t) for c in self.columns)] for row in self.rows] for t in heads}
+        return [[[head, *self.columns], *numbers[timed]] for timed, head in heads.items()]
 
     def _number(self, place: Place, timed: bool) -> Number:
         line, setting = self.lines.get(place), self.settings.get(place)
@@ -221,17 +271,14 @@ class Grid:
 
     def _steps(self, head: str, key: str) -> str:
         """Say T or NFE of each column, then the rows with others."""
-
-        def listed(values: Sequence[int | None]) -> str:
-            words = [MISSING if value is None else str(value) for value in values]
-            return words[0] if len(set(words)) == 1 else ", ".join(words)
-
-        known = {at: line.known(key) for at, line in self.lines.items()}
-        steps, usual = {row: tuple(known.get((row, c)) for c in self.columns) for row in self.rows}, self.usual(key)
-        unusual = [row for row, own in steps.items() if any(v not in (None, u) for v, u in zip(own, usual, strict=True))]
-        others = grouped((steps[row], row) for row in unusual)
-        parts = [listed(usual), *(f"{' and '.join(rows)}: {listed(own)}" for own, rows in others.items())]
-        return f"{head}: {'; '.join(parts)}."
+        known, usual = {at: line.known(key) for at, line in self.lines.items()}, self.usual(key)
+        steps = [(tuple(known.get((row, c)) for c in self.columns), row) for row in self.rows]
+        others = grouped((own, row) for own, row in steps if any(v not in (None, u) for v, u in zip(own, usual, strict=True)))
+        told = []
+        for own, rows in [(usual, []), *others.items()]:
+            words = [MISSING if value is None else str(value) for value in own]
+            told.append(" and ".join(rows) + ": " * bool(rows) + ", ".join(words if len(set(words)) > 1 else words[:1]))
+        return f"{head}: {'; '.join(told)}."
 
     def _named(self, places: Sequence[Place], most: int = 4) -> str:
         """Name cells by row; a whole row by its name alone, and cells in many rows by their number."""
@@ -265,7 +312,7 @@ def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
     """Write table.md and table.csv beside table.json; return what `table_lines` does."""
     found = table_lines(folder)
     if found:
-        records = [line.record for line in found[1]]
         write_text(folder / "table.md", f"{markdown(*found)}\n    {found[0].command}\n")
-        write_text(folder / "table.csv", csv_table([list(records[0]), *(list(r.values()) for r in records)]))
+        records = [line.record for line in found[1]]
+        write_text(folder / "table.csv", csv_table([list(records[0]), *(list(record.values()) for record in records)]))
     return found

@@ -8,7 +8,7 @@ from made_runs import NOTHING, statistics, write_run
 
 from pds.evaluation.measures import compared_once, jackknife_error
 from pds.lab.report import format_table, read_runs, write_report
-from pds.lab.report.measures import side_by_side
+from pds.lab.report.table import side_by_side
 from pds.lab.text import rounded, significant
 
 REST = "mnist_classifier_native_n256"

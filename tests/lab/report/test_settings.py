@@ -143,5 +143,6 @@ def test_best_alpha_has_its_neighbours_or_is_a_bound(over_alpha_and_t):
         write_run(over_alpha_and_t, 50 / alpha, statistics(alpha, t), t)
     panel = only_panel(over_alpha_and_t)
     ((_label, bests),) = panel.best_alphas()
-    assert bests == [Best(25, 1.25, None, 2.5), Best(50, 2.5, 1.25, 5.0), Best(100, 5.0, 2.5, 10.0), Best(200, 10.0, 5.0, None)]
+    assert bests == [Best(25, 1.25, 1.25, 2.5), Best(50, 2.5, 1.25, 5.0), Best(100, 5.0, 2.5, 10.0), Best(200, 10.0, 5.0, 10.0)]
+    assert [best.inside for best in bests] == [False, True, True, False]
     assert panel.references() == [(5.0, 100.0)]
