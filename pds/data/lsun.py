@@ -193,7 +193,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-@functools.cache  # a process for each LMDB
+@functools.lru_cache(1)  # a process for each LMDB; those that nobody uses end
 def _open(root: Path) -> Database:
     if importlib.util.find_spec("lmdb") is None:
         raise MissingError(

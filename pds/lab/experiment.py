@@ -34,7 +34,7 @@ from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
 from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
-from pds.moments import noise_moments
+from pds.moments import NoiseMoments, noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
@@ -102,9 +102,14 @@ class Experiment:
         labels = labels_of(model, asked.labels, guidance)
         remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile and like is None)  # a network is compiled once
+
+        def moments(count: int) -> NoiseMoments:
+            if labels is not None:
+                doubts.append("the noise moments are of the network without a class, and the images have classes")
+            return noise_moments(model, dataset, count, device, cfg.batch_size)
+
         with keyed(cfg.sampler):
-            sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range)
-            sampler = sampler.with_moments(lambda count: noise_moments(model, dataset, count, device, cfg.batch_size))
+            sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range).with_moments(moments)
         sample = ImageSampler(
             score,
             sampler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -80,13 +81,17 @@ def choices_of(group: str) -> dict[str, str]:
 
 @functools.cache
 def samplers_table() -> str:
-    """Title, source, evaluations and draws of every sampler."""
-    rows = []
+    """Title, evaluations and draws of every sampler, then the sources; no line is longer than 120 characters."""
+    rows, sources = [], dict[str, list[str]]()
     for name in choices_of("sampler"):
         sampler: Sampler[Any] = build(_alone(f"sampler/{name}").sampler)
         filtered, drawn = ("yes" if fact else "no" for fact in (sampler.takes_filter, sampler.stochastic))
-        rows.append((f"`{name}`", sampler.title, sampler.source, str(sampler.nfe_per_iteration), filtered, drawn))
-    return _table(("sampler", "title", "source", "evaluations an iteration", "takes a filter", "draws noise"), rows)
+        rows.append((f"`{name}`", sampler.title, str(sampler.nfe_per_iteration), filtered, drawn))
+        sources.setdefault(sampler.source, []).append(f"`{name}`")
+    told = [f"- {source}: {', '.join(names)}" for source, names in sources.items()]
+    lines = [textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in told]
+    table = _table(("sampler", "title", "NFE an iteration", "takes a filter", "draws noise"), rows)
+    return "\n".join([table, "\nNFE are evaluations of the network. Sources:\n", *lines])
 
 
 def _alone(name: str, overrides: Sequence[str] = ()) -> DictConfig:

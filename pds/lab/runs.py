@@ -366,7 +366,8 @@ def _device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return f"CPU ({names[0] if names else platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def _commit() -> str:

@@ -69,10 +69,13 @@ def wrap(
 ) -> Model:
     """A pretrained network as a model that every sampler here can sample.
 
-    The network is called as `network(x, label)`. The state x is (batch, C, H, W) float32, m(t) (x_0 + sigma z) of the process
-    (m = 1 for VE). The label is (batch,) float32. A network with classes is called as `network(x, label, labels)`, where labels
-    is the (batch,) int64 class of each image. The network returns a tensor of the shape of x. It is called once here, with two
-    images, and is put into evaluation mode.
+    The network is called as `network(x, label)`, or as `network(x, label, labels)` if it has classes:
+
+    - x: (batch, C, H, W) float32, the state m(t) (x_0 + sigma z) of the process; m = 1 for VE.
+    - label: (batch,) float32.
+    - labels: (batch,) int64, the class of each image.
+
+    It returns a tensor of the shape of x. It is called once here, with two images, and is put into evaluation mode.
 
     Args:
         network: a `torch.nn.Module` or a function.

@@ -98,9 +98,8 @@ class StatisticsFilter:
     Attributes:
         alpha: normalisation, the smaller the stronger. 1 leaves the zeros of the spectrum in R, and a filter with zeros is
             refused.
-        pixels: the space filter: "none", "released" or "paper". "released" is that of the authors' code, E[x^2] normalised with
-            alpha like R. "paper" is A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25). "paper" has no alpha, and no inverse where the
-            mean image is 0.
+        pixels: the space filter. "none": A = 1. "released": the authors' code, E[x^2] normalised with alpha like R. "paper":
+            A = log(E[x] + 1) / max ([ECCV] Eqs. 24-25), without alpha; it has no inverse where the mean image is 0.
     """
 
     alpha: Alpha = 5.0

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pds.errors import MissingError, OptionError, PDSError
 from pds.noise import NoiseSource
-from pds.options import options
+from pds.options import fitted, options
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
@@ -138,10 +138,15 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         except ImportError:
             raise MissingError(f"{self.title} needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
         make = getattr(diffusers, self.scheduler)
-        choices = inspect.signature(make).parameters.keys() - _OF_THE_MODEL
+        parameters = inspect.signature(make).parameters
+        choices = parameters.keys() - _OF_THE_MODEL
         if unknown := sorted(self.options.keys() - choices):
             taken = ", ".join(sorted(choices))
             raise OptionError(f"options.{unknown[0]}", f"is no option of {self.scheduler} here, which takes {taken}")
+        for name, value in self.options.items():
+            # A scheduler would take any text for true.
+            if isinstance(parameters[name].default, bool):
+                fitted(f"options.{name}", value, bool)
         return make
 
     def check(self, levels: list[SchedulerLevel], preconditioner: Preconditioner) -> list[str]:

@@ -115,6 +115,8 @@ def test_the_sampler_is_that_of_the_model_or_the_predictor_corrector():
     assert composed("model=ncsn_small").sampler._target_ == "pds.samplers.annealed_langevin.AnnealedLangevin"
     assert build(composed("model=own").sampler) == DEFAULT
     assert composed("model=own").sampler == composed("model=own", "sampler=predictor_corrector").sampler
+    for model in ("cld", "cld_small"):
+        assert composed(f"model={model}").sampler == composed("sampler=sscs").sampler
     assert composed("model=own", "sampler=edm").sampler._target_ == "pds.samplers.edm.EDM"
 
 

@@ -45,18 +45,15 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
 
 
 def test_the_samplers_are_listed_with_their_facts():
-    rows = {
-        cells[1].strip(" `"): cells for cells in (line.split("|") for line in asked("run", ["--list", "samplers"]).splitlines())
-    }
+    told = asked("run", ["--list", "samplers"])
+    assert max(map(len, told.splitlines())) <= 120, "a terminal has the room"
+    table, sources = told.split("Sources:")
+    rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in table.splitlines()) if len(cells) > 1}
     assert rows.keys() >= choices_of("sampler").keys()
-    assert [cell.strip() for cell in rows["edm"][2:7]] == [
-        "EDM Heun",
-        "Karras et al., NeurIPS 2022, Algorithm 2",
-        "2",
-        "no",
-        "yes",
-    ]
-    assert [cell.strip() for cell in rows["ddim"][4:7]] == ["1", "no", "no"]
+    assert [cell.strip() for cell in rows["edm"][2:6]] == ["EDM Heun", "2", "no", "yes"]
+    assert [cell.strip() for cell in rows["ddim"][3:6]] == ["1", "no", "no"]
+    assert "\n- Karras et al., NeurIPS 2022, Algorithm 2: `edm`\n" in sources
+    assert sorted(re.findall(r"`(\w+)`", sources)) == sorted(choices_of("sampler")), "each has one source"
 
 
 @pytest.mark.parametrize("group", GROUPS)

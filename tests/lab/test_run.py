@@ -184,6 +184,9 @@ def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_
     first = Experiment.build(composed(*chosen, "sampler.training_images=1"))
     assert len(list((tmp_path / "cache" / "moments").glob("net_folder_1-*.json"))) == 1
     assert torch.isfinite(first.sample(range(2))[0]).all()
+    labelled = ["model=ncsnpp_small_classes", "labels=[3]", *chosen[-2:], "sampler.training_images=1"]
+    assert "moments are of the network without a class" in Experiment.build(composed(*data, *labelled)).doubts[-1]
+    assert not first.doubts
     make_moments(composed(*chosen, "sampler.training_images=2"))
     shutil.rmtree(folder)
     second = Experiment.build(composed(*chosen, "sampler.training_images=2"))

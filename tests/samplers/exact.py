@@ -71,15 +71,15 @@ def _end(solver, process):
 
 @functools.cache
 def _fine(process):
-    return flow(_start(process), process.ladder[0].item(), process.ladder[-1].item())
+    return flow(MixtureTarget(), _start(process), process.ladder[0].item(), process.ladder[-1].item())
 
 
-def flow(x, start, end, steps=300):
-    """The probability flow of the mixture, dx / d log sigma = -sigma^2 s, by Runge-Kutta's fourth order."""
+def flow(score, x, start, end, steps=300):
+    """The probability flow, dx / d log sigma = -sigma^2 s, by Runge-Kutta's fourth order."""
     u, h = math.log(start), math.log(end / start) / steps
 
     def rate(x, u):
-        return -math.exp(2 * u) * MixtureTarget()(x, torch.full((len(x),), math.exp(u), dtype=x.dtype))
+        return -math.exp(2 * u) * score(x, torch.full((len(x),), math.exp(u), dtype=torch.float64))
 
     for _ in range(steps):
         k1 = rate(x, u)

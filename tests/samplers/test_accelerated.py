@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GaussianTarget, RecordedNoise, mode_variance, natural_power
+from samplers.exact import flow
 from scipy.integrate import quad
 from test_configurations import composed
 
@@ -108,19 +109,6 @@ def test_the_first_order_form_is_ddims_step():
         torch.testing.assert_close(a_below**0.5 * step, expected, rtol=1e-6, atol=1e-7)
 
 
-def solved(score, x, start, end, steps=1500):
-    """dx/dlog(sigma) = -sigma^2 S by Runge-Kutta's fourth order: the exact flow, up to 1e-9."""
-    rate = lambda x, u: -math.exp(2 * u) * score(x, torch.tensor([math.exp(u)], dtype=torch.float64))  # noqa: E731
-    u, h = math.log(start), (math.log(end) - math.log(start)) / steps
-    for _ in range(steps):
-        k1 = rate(x, u)
-        k2 = rate(x + h / 2 * k1, u + h / 2)
-        k3 = rate(x + h / 2 * k2, u + h / 2)
-        k4 = rate(x + h * k3, u + h)
-        x, u = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), u + h
-    return x
-
-
 def slope(counts, errors):
     return np.polyfit(np.log(counts), np.log(errors), 1)[0]
 
@@ -134,7 +122,7 @@ def test_errors_of_the_ode_fall_with_the_claimed_order(name, order, schedule):
         sampler = DETERMINISTIC[name](T, schedule, False)
         levels = sampler.levels(VariancePreserving())
         x = (1 + levels[0].sigma ** 2) ** 0.5 * z.reshape(-1, 1, 1, 1)
-        exact = solved(score, x, levels[0].sigma, levels[-1].below)
+        exact = flow(score, x, levels[0].sigma, levels[-1].below, 1500)
         errors.append((sampler(score, x, levels, Identity(), RecordedNoise([])) - exact).square().mean().sqrt().item())
     assert slope(counts, errors) == pytest.approx(-order, abs=0.12)
 

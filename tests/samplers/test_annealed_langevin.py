@@ -1,4 +1,4 @@
-"""Annealed Langevin dynamics against the published trajectories and against the exact Gaussian recursion."""
+"""Annealed Langevin dynamics against the published trajectories, those of MILD too, and the exact Gaussian recursion."""
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from pds.preconditioning.solenoids import FourierSolenoid, ShiftSolenoid
 from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import geometric_ladder
 from pds.samplers.annealed_langevin import AnnealedLangevin
+from pds.samplers.momentum_langevin import MomentumLangevin
 from pds.score import CountedScore
 
 CASES = [
@@ -20,6 +21,9 @@ CASES = [
     "ncsnv2_ald_denoise_analytic",
     "ncsnv2_ald_denoise_network",
     "ncsnv2_ald_nodenoise_analytic",
+    "mild_gamma0.1_analytic",
+    "mild_gamma0.38_analytic",
+    "mild_gamma0.38_network",
 ]
 
 
@@ -28,10 +32,12 @@ def test_published_trajectories(case):
     golden = Golden(f"sampler/{case}")
     hyper = golden.json("meta")["hyper"]
     sigmas = geometric_ladder(hyper["sigma_begin"], hyper["sigma_end"], hyper["num_classes"])
-    sampler = AnnealedLangevin(
+    momentum = {"gamma": hyper["gamma"]} if case.startswith("mild") else {}
+    sampler = (MomentumLangevin if momentum else AnnealedLangevin)(
         iterations=hyper["num_classes"] * hyper["n_steps_each"],
         step_size=hyper["step_lr"] / hyper["sigma_end"] ** 2,
         denoise=hyper.get("denoise", False),
+        **momentum,
     )
     score = CountedScore(golden_score(golden, sigmas))
     noise = RecordedNoise(list(golden.under("noise/").values()))

@@ -241,6 +241,7 @@ def test_what_it_refuses(monkeypatch):
             r"options.eta is no option of DDIMScheduler here, which takes clip_sample, ",
         ),
         ((20, "DDIMScheduler", {"beta_end": 1}), "options.beta_end is no option"),
+        ((20, "DDIMScheduler", {"clip_sample": "maybe"}), "options.clip_sample must be true or false, got 'maybe'"),
         ((20, "DDIMScheduler", {"timestep_spacing": "even"}), "does not take.*'even'.*trailing"),
         ((20, "DDIMScheduler", {"steps_offset": 90}), "does not take.*out of bounds"),
         ((31, "DDIMScheduler", UNCLIPPED), "31 of the 400 noise levels.*; use 30 or"),  # timestep -1

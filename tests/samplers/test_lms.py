@@ -51,5 +51,5 @@ def test_steps_with_all_their_history_are_of_their_order(order):
         lambdas = np.cumsum([-math.log(4.0), h**3, h**2, h**1.5, *[h] * count])
         levels = [Interval(math.exp(-a), math.exp(-b)) for a, b in itertools.pairwise(lambdas)]
         final = LMS(9, order=order)(MixtureTarget(), START, levels, Identity(), None)
-        errors.append((final - flow(START, 4.0, levels[-1].below)).abs().mean().item())
+        errors.append((final - flow(MixtureTarget(), START, 4.0, levels[-1].below)).abs().mean().item())
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([order, order], abs=0.6)

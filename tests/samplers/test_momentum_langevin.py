@@ -1,46 +1,18 @@
-"""MILD against its published trajectories, the exact Gaussian recursion of (x, v), and its true law."""
+"""MILD against the exact Gaussian recursion of (x, v), and its true law; test_annealed_langevin.py has its trajectories."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import GaussianTarget, Golden, RecordedNoise, golden_score, mode_variance, natural_power
+from conftest import GaussianTarget, mode_variance, natural_power
 
 from pds.errors import OptionError
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.preconditioning.solenoids import FourierSolenoid
-from pds.processes.forward import VarianceExploding
 from pds.processes.ladders import geometric_ladder
 from pds.samplers.annealed_langevin import AnnealedLangevin
 from pds.samplers.momentum_langevin import MomentumLangevin
-from pds.score import CountedScore
-
-
-@pytest.mark.parametrize("case", ["mild_gamma0.1_analytic", "mild_gamma0.38_analytic", "mild_gamma0.38_network"])
-def test_published_trajectories(case):
-    golden = Golden(f"sampler/{case}")
-    hyper = golden.json("meta")["hyper"]
-    sigmas = geometric_ladder(hyper["sigma_begin"], hyper["sigma_end"], hyper["num_classes"])
-    sampler = MomentumLangevin(
-        iterations=hyper["num_classes"] * hyper["n_steps_each"],
-        step_size=hyper["step_lr"] / hyper["sigma_end"] ** 2,
-        denoise=hyper["denoise"],
-        gamma=hyper["gamma"],
-    )
-    score = CountedScore(golden_score(golden, sigmas))
-    noise = RecordedNoise(list(golden.under("noise/").values()))
-    process = VarianceExploding(hyper["sigma_end"], hyper["sigma_begin"], hyper["num_classes"])
-    x = sampler.prior(noise, process, Identity())
-    assert torch.equal(x, golden["x_init"])
-    steps = []
-    with torch.no_grad():
-        final = sampler(score, x, sampler.levels(process), Identity(), noise, lambda i, sigma, x: steps.append(x))
-    tolerance = {"rtol": 0, "atol": 1e-3 * golden["steps/x"].abs().max().item()}
-    torch.testing.assert_close(torch.stack(steps), golden["steps/x"], **tolerance)
-    torch.testing.assert_close(final, golden["final"], rtol=0, atol=1e-3 * golden["final"].abs().max().item())
-    assert score.nfe == len(golden["net/labels"])
-
 
 SIZE = 8
 SHAPE = (1, SIZE, SIZE)

@@ -99,7 +99,7 @@ def test_steps_with_all_their_history_are_of_order_3(sampler):
         lambdas = np.cumsum([-math.log(4.0), h**2, h**1.5, *[h] * count, h, h])
         levels = [Interval(math.exp(-a), math.exp(-b)) for a, b in itertools.pairwise(lambdas)]
         sampler(MixtureTarget(), x, levels, Identity(), None, lambda i, sigma, x, states=states: states.append(x))
-        errors.append((states[-3] - flow(x, 4.0, levels[-3].below)).abs().mean().item())
+        errors.append((states[-3] - flow(MixtureTarget(), x, 4.0, levels[-3].below)).abs().mean().item())
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([3, 3], abs=0.5)
 
 
