@@ -34,12 +34,13 @@ from pds.lab.terminal import show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
 from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
-from pds.moments import NoiseMoments, noise_moments
+from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
+from pds.samplers.analytic import NoiseMoments
 from pds.samplers.sampler import Sampler
 from pds.shards import Contents, Shard, read_all, shards, take_over
 
