@@ -23,8 +23,7 @@ from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.options import Positive, Range
-from pds.samplers.analytic import NoiseMoments
-from pds.score import Score, score_at
+from pds.score import NoiseMoments, Score, score_at
 
 log = logging.getLogger(__name__)
 

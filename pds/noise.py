@@ -1,7 +1,7 @@
 """Noise that belongs to an image: draw d of image i depends on (seed, i, d) alone.
 
-A counter-based generator (Philox4x32-10; Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011) makes the whole
-batch at once on any device. It has no state. So an image does not depend on the batch size, on its neighbours, on the number of
+The generator counts (Philox4x32-10; Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011) and has no state. It
+makes the whole batch at once on any device. So an image does not depend on the batch size, on its neighbours, on the number of
 processes or on a restart. CPU and GPU differ only by the rounding of log, sin and cos.
 """
 

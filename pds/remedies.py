@@ -5,7 +5,7 @@ on the exact amount then errs. Each class here wraps a score; each function retu
 
     pds.sample(epsilon_scaling(model, scale=1.01), sampler)
 
-Here e = -sigma s(x, sigma) is the noise that a network predicts, and D = x - sigma e the image that it denoises x to.
+Here e = -sigma s(x, sigma) is the noise that a network predicts. It denoises x to the image D = x - sigma e.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ from pds.options import Count, Seed, checked
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
-from pds.samplers.analytic import NoiseMoments
 from pds.samplers.predictor_corrector import PredictorCorrector
 from pds.samplers.sampler import Callback, Sampler, no_callback
+from pds.score import NoiseMoments
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The score contract, and the counter of its evaluations.
+"""The score contract, the counter of its evaluations, and the moments of the noise that it predicts.
 
 `score(x, sigma) -> tensor like x` is the gradient of the log-density of data plus sigma times standard noise. The state x is
 (batch, C, H, W) in the range of the data. The level sigma is (batch,) in the same units. Every network is an adapter to it
@@ -10,8 +10,11 @@ sigma is still the noise of its data half. The score is that by the velocity alo
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor
 
 
@@ -61,3 +64,24 @@ class CountedScore:
         self.nfe += 1
         self.images += len(x)
         return self.score(x, sigma, *labels)
+
+
+@dataclass(frozen=True)
+class NoiseMoments:
+    """Gamma(sigma) = E‖e(x_0 + sigma z, sigma)‖² / d of a model's noise prediction e = -sigma s, over its training images x_0.
+
+    Attributes:
+        sigmas: K noise levels, ascending.
+        values: Gamma at each level, in [0, 1]: 0 where the noise cannot be told from the data, 1 where the noise is known.
+        data_range: pixel values of black and white in the model's state.
+        provenance: what the values were measured on: weights, process, images.
+    """
+
+    sigmas: tuple[float, ...]
+    values: tuple[float, ...]
+    data_range: tuple[float, float] = (0.0, 1.0)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, sigma: float) -> float:
+        """Gamma at any noise level: linear in log(sigma) between two of them, constant beyond the outermost."""
+        return float(np.interp(math.log(sigma), np.log(self.sigmas), self.values))

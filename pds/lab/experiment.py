@@ -40,8 +40,8 @@ from pds.pictures import image_grid
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
-from pds.samplers.analytic import NoiseMoments
 from pds.samplers.sampler import Sampler
+from pds.score import NoiseMoments
 from pds.shards import Contents, Shard, read_all, shards, take_over
 
 log = logging.getLogger(__name__)

@@ -269,7 +269,7 @@ class NCSNpp(nn.Module):
             looks its level up here.
         velocity: the input is data and velocity, 2 `channels`; the output is the velocity's half.
         classes: number of its classes, 0 for none. A linear layer of sqrt(classes) times the one-hot label adds to the features
-            of the noise level, as in EDM's `SongUNet` (Karras et al., NeurIPS 2022).
+            of the noise level. EDM's `SongUNet` does the same (Karras et al., NeurIPS 2022).
     """
 
     sigmas: Tensor
@@ -385,8 +385,8 @@ class NCSNpp(nn.Module):
 
         Args:
             x: (batch, C, H, W) noisy images, or (batch, 2 C, H, W) with their velocity.
-            condition: (batch,) sigma, or t of CLD, for Fourier embeddings; a label for positional ones: 999 t for continuous
-                VP, the integer index of the noise level, 0 = the LARGEST, for discrete VE.
+            condition: (batch,) sigma, or t of CLD, for Fourier embeddings. Positional ones take a label. For continuous VP it
+                is 999 t; for discrete VE it is the integer index of the noise level, 0 = the LARGEST.
             labels: (batch,) int64 class of each image, -1 for none; None is none for all.
 
         Returns:

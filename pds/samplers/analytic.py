@@ -5,40 +5,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from pds.errors import PDSError
 from pds.options import Count, options
 from pds.samplers.accelerated import VPLevel, VPStateSampler
 from pds.samplers.sampler import Steps, Task
+from pds.score import NoiseMoments
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-@dataclass(frozen=True)
-class NoiseMoments:
-    """Gamma(sigma) = E‖e(x_0 + sigma z, sigma)‖² / d of a model's noise prediction e = -sigma s, over its training images x_0.
-
-    Attributes:
-        sigmas: K noise levels, ascending.
-        values: Gamma at each level, in [0, 1]: 0 where the noise cannot be told from the data, 1 where the noise is known.
-        data_range: pixel values of black and white in the model's state.
-        provenance: what the values were measured on: weights, process, images.
-    """
-
-    sigmas: tuple[float, ...]
-    values: tuple[float, ...]
-    data_range: tuple[float, float] = (0.0, 1.0)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, sigma: float) -> float:
-        """Gamma at any noise level: linear in log(sigma) between two of them, constant beyond the outermost."""
-        return float(np.interp(math.log(sigma), np.log(self.sigmas), self.values))
 
 
 @options

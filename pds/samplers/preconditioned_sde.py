@@ -269,8 +269,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
             levels: from `levels`, with or without the last, to 0.
             power: variance p of the data in each mode, float64.
             gain, turn: eigenvalue of P P^T, and of omega S without its i; numbers or like `power`.
-            share: maps (sigma, k) to the part of the exact noise that a network predicts in a mode with k times the exact
-                standard deviation; None for the exact score.
+            share: maps (sigma, k) to the part of the exact noise that a network predicts. The mode has k times the exact
+                standard deviation. None is the exact score.
             initial: standard deviation of the noise at the start, in units of its level.
 
         Returns:

@@ -19,13 +19,12 @@ from pds.noise import NoiseSource
 from pds.options import Count, options
 from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process
-from pds.score import Score, denoised, score_at
+from pds.score import NoiseMoments, Score, denoised, score_at
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from pds.data.statistics import DatasetStatistics
-    from pds.samplers.analytic import NoiseMoments
 
 Callback = Callable[[int, float, Tensor], None]
 """Called with (iteration, sigma, x) after each iteration: progress, recording, early stops."""

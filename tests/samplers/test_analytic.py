@@ -20,8 +20,8 @@ from pds.noise import ImageNoise
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.accelerated import DDIM
-from pds.samplers.analytic import AnalyticDDIM, NoiseMoments
-from pds.score import CountedScore
+from pds.samplers.analytic import AnalyticDDIM
+from pds.score import CountedScore, NoiseMoments
 
 MEAN, POWER = 0.5, natural_power(SIZE)
 VP, VE = VariancePreserving(0.1, 6.0, 100), VarianceExploding(0.05, 4.0, 100)

@@ -26,13 +26,12 @@ from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import VarianceExploding
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.adaptive import AdaptiveSDE
-from pds.samplers.analytic import NoiseMoments
 from pds.samplers.critically_damped import VelocitySampler
 from pds.samplers.preconditioned_sde import DataLaw, PreconditionedSDE
 from pds.samplers.predictor_corrector import Ancestral, AnnealedLangevinSteps, EulerMaruyama, Langevin, ReverseDiffusion
 from pds.samplers.restart import Restart
 from pds.samplers.sampler import Sampler
-from pds.score import CountedScore
+from pds.score import CountedScore, NoiseMoments
 
 SHAPE = (2, 4, 4)
 VE = VarianceExploding(0.05, 4.0, 30)

@@ -9,7 +9,7 @@ from pds.lab.points import Point, Points
 
 @pytest.fixture
 def over_alpha_and_t(tmp_path):
-    """vanilla, and α x T with its best at α = T / 20: inside the grid at T = 50 and 100, at the edge at 25."""
+    """vanilla, and α x T with its best at α = T / 20. That is inside the grid at T = 50 and 100, at its edge at 25."""
     for t in (25, 50, 100):
         write_run(tmp_path, 30.0, t=t)
         for alpha in (1.25, 2.5, 5.0, 10.0):
