@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 import shlex
+import sys
 import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -32,7 +33,9 @@ OPTIONAL = ("local", "published")
 def sentence(error: Exception) -> str | None:
     """Return the fault of the command line in a sentence; None for an error with another cause."""
     if isinstance(error, InstantiationException):
-        return None
+        # Ours have their sentence already. Of Hydra's own parts the command line is the only source.
+        part = re.search(r"\nfull_key: (hydra\.\S+)\Z", str(error))
+        return part and f"{part[1]} cannot be made of these values: {_first_line(error.__cause__ or error)}"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException):
@@ -53,9 +56,10 @@ def sentence(error: Exception) -> str | None:
 
 
 def _raised_in_hydra(error: Exception) -> bool:
-    frames = list(traceback.walk_tb(error.__traceback__))
-    module = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return module.partition(".")[0] in ("hydra", "omegaconf", "antlr4")
+    modules = (frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__))
+    # Hydra also gives Python what Python refuses, such as a path with a NUL in it.
+    others = [name for name in modules if name not in sys.stdlib_module_names]
+    return others[-1:] in (["hydra"], ["omegaconf"], ["antlr4"])
 
 
 def _local(error: BaseException, function: str, name: str) -> Any:
