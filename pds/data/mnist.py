@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import IO, Literal, cast
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from pds.data.images import ArrayImages, require_file
 from pds.errors import PDSError
-from pds.files import open_regular, user_path
+from pds.files import open_regular, reading, user_path
 from pds.options import checked
 
 log = logging.getLogger(__name__)
@@ -44,14 +43,12 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """
     header = _idx_header(shape)
     length = len(header) + math.prod(shape)
-    try:
-        with contextlib.ExitStack() as opened:
-            file: IO[bytes] = opened.enter_context(open_regular(path, most=2 * length))
-            file = cast(IO[bytes], opened.enter_context(gzip.open(file))) if path.suffix == ".gz" else file
-            raw = file.read(length)
-            more = file.read(1)  # at the end of a gzip file, this checks its CRC
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise PDSError(f"{path} is not a whole gzip file ({error}): fetch it again") from None
+    packed = path.suffix == ".gz"
+    with reading(path, f"a whole {'gzip' if packed else 'idx'} file", "fetch it again"), contextlib.ExitStack() as opened:
+        file: IO[bytes] = opened.enter_context(open_regular(path, most=2 * length))
+        file = cast(IO[bytes], opened.enter_context(gzip.open(file))) if packed else file
+        raw = file.read(length)
+        more = file.read(1)  # at the end of a gzip file, this checks its CRC
     if raw[:4] != header[:4]:
         raise PDSError(
             f"{path} is not an idx file of unsigned bytes in {len(shape)} dimensions (its first bytes are "

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
 from pds.files import user_path
-from pds.lab import grammar
+from pds.lab import grammar, schema
 from pds.lab.asked import Cell, Table
 from pds.lab.cli import configured, prepare
 from pds.lab.config import CONF, resolved
@@ -23,7 +23,7 @@ from pds.lab.runs import group_folder
 from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
 from pds.lab.terminal import show
-from pds.options import options_of
+from pds.options import fitted, options_of
 
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
 OURS = ["table", *options_of(Reproduce)]
@@ -47,6 +47,8 @@ def reproduce(arguments: list[str]) -> None:
     prepare()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("reproduce", ours))
+    for name, kind in get_type_hints(schema.Table).items():
+        fitted(f"table.{name}", config["table"][name], kind)  # a reference may stand for a value of any type
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
     folder = group_folder(config["outputs"], group)
     table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))

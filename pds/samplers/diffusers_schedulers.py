@@ -8,7 +8,7 @@ are the ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / a
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import field
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pds.errors import MissingError, OptionError, PDSError
 from pds.noise import NoiseSource
-from pds.options import fitted, options
+from pds.options import fitted, options, options_of
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
@@ -138,15 +138,16 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         except ImportError:
             raise MissingError(f"{self.title} needs diffusers: install it with pip install 'pds-lab[diffusers]'") from None
         make = getattr(diffusers, self.scheduler)
-        parameters = inspect.signature(make).parameters
-        choices = parameters.keys() - _OF_THE_MODEL
+        known = options_of(make)
+        choices = known.keys() - _OF_THE_MODEL
         if unknown := sorted(self.options.keys() - choices):
             taken = ", ".join(sorted(choices))
             raise OptionError(f"options.{unknown[0]}", f"is no option of {self.scheduler} here, which takes {taken}")
         for name, value in self.options.items():
-            # A scheduler would take any text for true.
-            if isinstance(parameters[name].default, bool):
-                fitted(f"options.{name}", value, bool)
+            # diffusers takes any value: a text is true, and not a number is a number.
+            fitted(
+                f"options.{name}", "nan" if isinstance(value, float) and math.isnan(value) else value, known[name].annotation
+            )
         return make
 
     def check(self, levels: list[SchedulerLevel], preconditioner: Preconditioner) -> list[str]:

@@ -261,3 +261,11 @@ def test_a_small_form_end_to_end_and_again(tmp_path):
         assert f"{significant(float(row['measured']))}±" in first.stdout
     again = command("reproduce.py", *arguments)
     assert again.stderr.count("is done already") == 12
+
+
+def test_a_reference_that_stands_for_a_value_of_another_type_is_refused(monkeypatch):
+    monkeypatch.setenv("PDS_TEXT", "text")
+    for name in ("base", "cells", "rows"):
+        refused = command("reproduce.py", "table=few_steps", "small=true", f"table.{name}=${{oc.env:PDS_TEXT}}")
+        assert refused.returncode == 1 and refused.stderr.startswith("error: table."), refused.stderr
+        assert refused.stderr.count("\n") == 1

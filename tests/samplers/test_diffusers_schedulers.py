@@ -14,16 +14,17 @@ from test_configurations import composed
 from pds.errors import PDSError
 from pds.lab.config import build
 from pds.noise import ImageNoise
+from pds.options import options_of
 from pds.preconditioning.preconditioner import Identity
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.accelerated import DDIM
-from pds.samplers.diffusers_schedulers import DiffusersScheduler, image_generators
+from pds.samplers.diffusers_schedulers import TITLES, DiffusersScheduler, image_generators
 from pds.samplers.dpm_solver import DPMSolver
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.sigma_space import Interval
 from pds.score import CountedScore, denoised
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 VE, VP = VarianceExploding(0.01, 20.0, 1000), VariancePreserving(0.1, 12.0, 400)
 UNCLIPPED = {"timestep_spacing": "trailing", "clip_sample": False}
@@ -242,7 +243,7 @@ def test_what_it_refuses(monkeypatch):
         ),
         ((20, "DDIMScheduler", {"beta_end": 1}), "options.beta_end is no option"),
         ((20, "DDIMScheduler", {"clip_sample": "maybe"}), "options.clip_sample must be true or false, got 'maybe'"),
-        ((20, "DDIMScheduler", {"timestep_spacing": "even"}), "does not take.*'even'.*trailing"),
+        ((20, "DDIMScheduler", {"timestep_spacing": "even"}), "options.timestep_spacing must be one of .*, got 'even'"),
         ((20, "DDIMScheduler", {"steps_offset": 90}), "does not take.*out of bounds"),
         ((31, "DDIMScheduler", UNCLIPPED), "31 of the 400 noise levels.*; use 30 or"),  # timestep -1
         ((31, "UniPCMultistepScheduler", {"timestep_spacing": "trailing"}), "31 of the 400.*; use 30 or"),
@@ -259,6 +260,23 @@ def test_what_it_refuses(monkeypatch):
         PDSError, match=r"^DDIM \(diffusers\) needs diffusers: install it with pip install 'pds-lab\[diffusers\]'$"
     ):
         DiffusersScheduler(20, "DDIMScheduler", UNCLIPPED).levels(VP)
+
+
+def test_values_of_another_type_than_the_scheduler_states_are_refused():
+    odd, tried = [None, "x", "../..", -1, 0, 7, 0.5, math.nan, math.inf, [1], {"a": 1}, 10**30], 0
+    for name in TITLES:
+        for option, stated in options_of(getattr(diffusers, name)).items():
+            if stated.annotation not in (bool, int, float):
+                continue
+            for value in odd:
+                if isinstance(value, int) and stated.annotation in (int, float):
+                    continue
+                if isinstance(value, float) and not math.isnan(value) and stated.annotation is float:
+                    continue
+                with pytest.raises(PDSError, match=rf"^options\.{option} (must be .*, got |is no option of {name} here)"):
+                    DiffusersScheduler(20, name, {option: value}).levels(VP)
+                tried += 1
+    assert tried > 50
 
 
 @pytest.mark.parametrize(("T", "doubts"), [(20, 0), (30, 1)])
