@@ -130,21 +130,15 @@ def test_two_points_of_a_sweep_read_back_as_two_runs(tmp_path: Path, caplog: pyt
 def test_an_online_run_that_cannot_be_opened_becomes_an_offline_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import wandb
-
-    init = wandb.init
-
-    def unreachable(**options: Any) -> wandb.Run:
-        if options["mode"] == "online":
-            raise wandb.errors.CommError("made-up network failure")
-        return init(**options)
-
-    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr("pds.lab.trackers.wandb.GRACE", 60.0)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    with WandbTracker("pds-test").run(tmp_path, "a", "g", "sample", {}) as run:
+    with WandbTracker("pds-test", timeout=2).run(tmp_path, "a", "g", "sample", {}) as run:
         run.log({"loss": 1.0})
     assert [h["item"]["loss"] for h in records(tmp_path)["history"]] == [1.0]
-    assert "opening the run online, the run goes on: CommError: made-up network failure" in caplog.text
+    (kept,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert kept.name.endswith(json.loads((tmp_path / "wandb.json").read_text())["run"])
+    assert "opening the run online, the run goes on: CommError" in caplog.text and "offline, the run" not in caplog.text
 
 
 def test_a_broken_tracker_never_stops_a_run(

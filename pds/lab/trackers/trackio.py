@@ -36,7 +36,7 @@ class TrackioTracker:
 
         # Trackio knows a run by its name, and keeps those of all folders in one place.
         own = entry(folder, "trackio", lambda _: True, lambda: f"{group}/{name}-{secrets.token_hex(3)}")
-        run = trackio.init(
+        run: Any = trackio.init(
             project=self.project,
             name=own,
             group=group,

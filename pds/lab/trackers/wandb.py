@@ -66,6 +66,7 @@ class WandbTracker:
                 run = wandb_service.within(self.timeout + GRACE, make)
                 wandb_service.end_at_exit()
                 break
+            wandb_service.end()  # which takes a run that it could not open for one in use
         with opened:
             if run is None:
                 with NoTracker().run(folder, name, group, job_type, config) as nothing:

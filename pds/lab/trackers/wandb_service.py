@@ -75,13 +75,19 @@ def within(seconds: float, call: Callable[[], T]) -> T:
     asked, service = _Asked(call), _process()
     asked.join(seconds)
     if asked.is_alive():
-        for process in {service, _process()}:
-            if process is not None:
-                process.kill()
-        # The next run starts another service.
-        _Asked(_teardown).join(LAST_CALL)
+        if service is not None:
+            service.kill()
+        end()
         raise TimeoutError(f"no answer in {seconds:g} s")
     return asked.answer()
+
+
+def end() -> None:
+    """End the service at once, with all of its runs; the next run starts another."""
+    process = _process()
+    if process is not None:
+        process.kill()
+    _Asked(_teardown).join(LAST_CALL)
 
 
 class _Asked(threading.Thread, Generic[T]):
