@@ -37,8 +37,12 @@ def exact_moments(sampler, process, power, mean, draws, preconditioner=Identity(
     x = sampler.prior(noise, process, preconditioner)
     final = sampler(target or GaussianTarget(power, mean), x, sampler.levels(process), preconditioner, noise)
     assert noise.draws == draws
-    response = torch.fft.fft2((final[:-1] - final[-1:])[:, 0])
-    return final[-1].mean().item(), response.abs().square().sum(0)
+    return final[-1].mean().item(), modes_of(final)
+
+
+def modes_of(final):
+    """(H, W) variance of every mode, from the answers of an affine sampler to `Impulses`."""
+    return torch.fft.fft2((final[:-1] - final[-1:])[:, 0]).abs().square().sum(0)
 
 
 class MixtureTarget:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GaussianTarget, mode_variance, natural_power
+from samplers.exact import Impulses, modes_of
 
 from pds.errors import OptionError
 from pds.noise import ImageNoise
@@ -48,18 +49,11 @@ def test_the_variance_of_every_frequency_follows_the_exact_recursion(name):
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_the_law_is_that_of_mild_whatever_the_preconditioner(name):
     # Small steps: a Gaussian of variance q comes out with (1 - gamma) q, with P and S as without.
-    power, sigma, images, gamma, shape = natural_power(4) / 16, 0.5, 4_000, 0.5, (1, 4, 4)
-    R4, S4 = ParametricFilter(0.3, 0.8).frequency(shape), 0.5 * FourierSolenoid("spectral", 1.0).spectrum((4, 4))
-    P = {
-        "vanilla": Identity(),
-        "P": FourierPreconditioner(shape, R4),
-        "P and S": FourierPreconditioner(shape, R4, solenoid=S4, omega=1.0),
-    }[name]
-    noise = ImageNoise(4, torch.arange(images), shape)
-    sampler = MomentumLangevin(iterations=300, step_size=0.02, denoise=False, gamma=gamma)
-    final = sampler(GaussianTarget(power), 0.5 * noise.normal(), torch.full((300,), sigma), P, noise)
-    ratio = mode_variance(final) / ((1 - gamma) * (power + sigma**2))
-    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.05 + 5 * (2 / images) ** 0.5)
+    power, sigma, T, gamma, noise = natural_power(SIZE) / 16, 0.5, 300, 0.5, Impulses(301)
+    sampler, levels = MomentumLangevin(iterations=T, step_size=0.01, denoise=False, gamma=gamma), torch.full((T,), sigma)
+    final = sampler(GaussianTarget(power), 0.5 * noise.normal(), levels, PRECONDITIONERS[name], noise)
+    ratio = modes_of(final) / ((1 - gamma) * (power + sigma**2))
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=0.07)  # of which 6% are the bias of the step
 
 
 def test_without_momentum_it_is_annealed_langevin():

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, Golden, RecordedNoise, natural_power
-from samplers.exact import SIZE, MixtureTarget, exact_moments, flow, measured_orders
+from conftest import GOLDEN, GaussianTarget, Golden, RecordedNoise, natural_power
+from samplers.exact import SIZE, Impulses, MixtureTarget, exact_moments, flow, measured_orders
 
 from pds.errors import OptionError
 from pds.noise import ImageNoise
@@ -101,6 +101,13 @@ def test_steps_with_all_their_history_are_of_order_3(sampler):
         sampler(MixtureTarget(), x, levels, Identity(), None, lambda i, sigma, x, states=states: states.append(x))
         errors.append((states[-3] - flow(MixtureTarget(), x, 4.0, levels[-3].below)).abs().mean().item())
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([3, 3], abs=0.5)
+
+
+def test_the_window_of_tau_holds_its_ends():
+    for _, end in SASolver(5).levels(VE)[:-1]:
+        noise, sampler = Impulses(2), SASolver(5, tau_from=end, tau_to=end)
+        sampler(GaussianTarget(natural_power(SIZE)), noise.normal(), sampler.levels(VE), Identity(), noise)
+        assert noise.draws == 2, "the start, and the step that ends at this level"
 
 
 @pytest.mark.parametrize("sampler", [lambda T: ERSDE(T, order=2), lambda T: SASolver(T, predictor_order=2, corrector_order=0)])
