@@ -12,9 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from pds.errors import OptionError
-from pds.files import user_path
+from pds.files import open_regular, user_path
 from pds.models.checkpoints import first_line
 from pds.options import shown
+
+MOST = 1 << 24
+"""Bytes of a Python file."""
 
 
 def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
@@ -34,6 +37,7 @@ def _file(path: Path, option: str) -> ModuleType:
     """The module of a Python file. Modules beside the file can be imported, as when Python runs it."""
     if not path.is_file():
         raise OptionError(option, f"names {path}, which is no file: give FILE.py:NAME")
+    open_regular(path, MOST).close()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # of any name that ends with .py
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
-from pds.files import pin, write_json
+from pds.files import pin, reading, write_json
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_device, require_compiler
 from pds.lab.logs import log_file, traced
@@ -26,7 +26,8 @@ from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_con
 from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
 from pds.models.safetensors_files import as_configuration, save_weights
-from pds.models.scores import Model, NetworkScore
+from pds.models.scores import NetworkScore
+from pds.options import Range, fitted, shown
 from pds.processes.discrete import DiscreteVariancePreserving
 from pds.training import Trainer, check_labels, read_state
 
@@ -117,12 +118,17 @@ def ship(folder: Path, output: Path) -> None:
     checkpoint = folder / "training.pt"
     if not checkpoint.is_file():
         raise MissingError(f"{folder} has no training.pt: give the folder of a training that has reached its first checkpoint")
-    config = read_config(folder / "config.yaml")
-    model: Model = build(OmegaConf.create(config["model"] | {"checkpoint": None}))
-    network: NetworkScore = model.score
-    most, fix = config["trainer"]["iterations"], "give the folder of another training"
+    file, fix = folder / "config.yaml", "give the folder of another training"
+    with reading(file, "the configuration of a training", fix):
+        config = read_config(file)
+        name = fitted("name", config["name"], str)
+        most = fitted("iterations", config["trainer"]["iterations"], Annotated[int, Range(1)])
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"its name {shown(name)} leads out of its folder")
+        node = OmegaConf.create({"model": config["model"] | {"checkpoint": None}}).model
+    network: NetworkScore = build_model(node).score
     state = read_state(checkpoint, dict(network.named_parameters()), most, fix)
-    path = output / f"{config['name']}.safetensors"
+    path = output / f"{name}.safetensors"
     save_network(network, state.ema, path, config, state.iteration, half=True)
     pin(path)
     log.info("%s: %d iterations in %.0f s, loss %.4f", path, state.iteration, state.seconds, state.loss)

@@ -18,15 +18,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 import pds
 from pds.errors import PDSError
-from pds.files import atomic_path, read_json, write_json
+from pds.files import atomic_path, read_json, reading, write_json
 from pds.models.checkpoints import first_line
+from pds.options import Range, fitted
 from pds.speed.measuring import synchronise
 from pds.speed.parts import PARTS, Plan, Row, processes
 from pds.speed.text import written
@@ -34,6 +35,8 @@ from pds.speed.text import written
 log = logging.getLogger(__name__)
 
 FILE = "gpu.json"
+PART: dict[str, Any] = {"state": str, "seconds": Annotated[float, Range(0)], "rows": dict, "cut": list[str | None]}
+"""The keys of a part in the file."""
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -59,7 +62,15 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.exists():
         return {"machine": {}, "parts": {}}
-    return read_json(path, {"machine": {}, "parts": {}}, "a report of this version", "delete it, or give another folder")
+    what, fix = "a report of this version", "delete it, or give another folder"
+    report = read_json(path, {"machine": dict, "parts": dict}, what, fix)
+    with reading(path, what, fix):
+        for part in report["parts"].values():
+            for key, kind in PART.items():
+                part[key] = fitted(key, part[key], kind)
+            if not all(isinstance(row, dict) for row in part["rows"].values()):
+                raise ValueError("it has a row that is no table")
+    return report
 
 
 def measure(name: str, plan: Plan, device: torch.device, folder: Path) -> None:

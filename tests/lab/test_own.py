@@ -10,6 +10,7 @@ from command_line import command
 from test_configurations import composed
 
 import pds
+from pds.errors import PDSError
 from pds.lab.config import build, build_model
 from pds.lab.schema import CHOICES, Part
 from pds.sampling import DEFAULT
@@ -170,3 +171,18 @@ def test_the_data_range_is_asked_for(network):
     done = command("run.py", *without, f"outputs={network}/out")
     assert done.returncode == 1
     assert "model.data_range has no value: give model.data_range=..." in done.stderr
+
+
+def test_a_file_that_is_too_large_for_code_is_not_read(tmp_path):
+    with open(tmp_path / "net.py", "wb") as file:
+        file.truncate(100 << 30)
+    with pytest.raises(PDSError, match=r"net\.py is not a file that can be read here \(it has 107,374,182,400 bytes"):
+        build_model(
+            composed(
+                "model=own",
+                f"model.make={tmp_path}/net.py:Net",
+                "model.predicts=data",
+                "model/process=ve",
+                "model.data_range=[0,1]",
+            ).model
+        )

@@ -1,5 +1,7 @@
 """Every network that ships with this package loads by its configuration and knows the noise in real images."""
 
+import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,19 @@ def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Pat
     (folder / "training.pt").unlink()
     with pytest.raises(MissingError, match=r"has no training\.pt"):
         ship(folder, tmp_path)
+
+
+def test_a_folder_that_is_no_training_is_one_sentence(tmp_path: Path) -> None:
+    draw, folder = random.Random(0), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "training.pt").write_bytes(b"x")
+    whole = {"name": "mine", "model": {"_target_": "pds.models.ncsn.ncsn"}, "trainer": {"iterations": 6}}
+    odd = [None, True, -1, "x", [], [1], {"a": 1}, 10**30, "../../x", "/x", {"_target_": "os.abort"}]
+    for _ in range(60):
+        key, value = draw.choice(list(whole)), draw.choice(odd)
+        found = whole | {key: value} if draw.random() < 0.7 else {k: v for k, v in whole.items() if k != key}
+        (folder / "config.yaml").write_text(json.dumps(found))
+        with pytest.raises(PDSError) as told:
+            ship(folder, tmp_path / "out")
+        assert str(told.value).isprintable() and len(str(told.value)) < 600
+    assert not (tmp_path / "out").exists()

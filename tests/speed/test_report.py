@@ -1,5 +1,6 @@
 """The report on a machine: end to end at tiny sizes without the lab, what fails in it, and where it goes on."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -136,6 +137,30 @@ def test_a_report_is_of_one_machine(folder):
     write_json(folder / report.FILE, content | {"machine": {"device": "another card"}})
     with pytest.raises(PDSError, match="is of another card, and this is CPU: give another"):
         report.measure("training", SMALL, CPU, folder)
+
+
+def test_a_report_of_other_parts_is_one_sentence(tmp_path):
+    part = {"state": "done", "seconds": 1.0, "rows": {"a": {"failed": "x"}}, "cut": [None, "a"]}
+    odd, file, tried = [None, True, -1, "x", [], [1], {}, {"a": 1}, 10**30], tmp_path / report.FILE, 0
+    for whole in ({"machine": {}, "parts": {"peaks": part}}, {"machine": {"device": "CPU"}, "parts": {}}):
+        file.write_text(json.dumps(whole))
+        assert report.read(tmp_path) == whole
+    wrong = [{"machine": value, "parts": {}} for value in odd if not isinstance(value, dict)]
+    wrong += [{"machine": {}, "parts": value} for value in odd if value != {}]
+    wrong += [{"machine": {}, "parts": {"peaks": {k: v for k, v in part.items() if k != key}}} for key in part]
+    for key, value in itertools.product(part, odd):
+        fits = type(value) is type(part[key]) and value != [1] and value != {"a": 1}
+        if not fits and not (key == "seconds" and value == 10**30):
+            wrong.append({"machine": {}, "parts": {"peaks": part | {key: value}}})
+    for content in wrong:
+        file.write_text(json.dumps(content))
+        with pytest.raises(
+            PDSError, match=r"gpu\.json is not a report of this version \(.*\): delete it, or give another"
+        ) as told:
+            report.read(tmp_path)
+        assert str(told.value).isprintable()
+        tried += 1
+    assert tried >= 40
 
 
 def test_a_part_that_is_not_there_is_refused(tmp_path):
