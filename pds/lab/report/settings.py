@@ -207,7 +207,7 @@ class Panel:
                 bare = isinstance(values[key], str) and key != ALPHA
                 words.append(shown(values[key]) if bare else f"{symbol(key)}={shown(values[key])}")
         several = len({s.result["sampler"] for s in self.settings}) > 1
-        return " ".join(words) + f", {settings[0].result['sampler']}" * several
+        return " ".join(words) + (f", {settings[0].result['sampler']}" if several else "")
 
     def _order(self, setting: Setting, *without: str) -> list[tuple[bool, float, str]]:
         values = [setting.values.get(key) for key in self.keys if key not in without]
@@ -261,7 +261,7 @@ class Panel:
         held, sampler = line.label.removeprefix("PDS").strip(" ,"), line.settings[0].result["sampler"]
         lengths = {s.at("iterations") for s in line.settings} if T not in {*without, *self.keys} else set()
         steps = f"T={shown(*lengths)}" if len(lengths) == 1 else ""
-        return ", ".join(filter(None, [held, steps, sampler * (sampler not in held)]))
+        return ", ".join(filter(None, [held, steps, "" if sampler in held else sampler]))
 
     def _lost_beside(self, setting: Setting, *keys: str) -> list[Run]:
         """Return the lost runs that have numbers for `keys` and, as far as is known, the values of `setting` for all else."""
@@ -277,7 +277,8 @@ class Panel:
             bests = []
             for t, grid in grouped((s.values[T], s) for s in line.settings).items():
                 alphas, i = [float(s.values[ALPHA]) for s in grid], grid.index(min(grid, key=lambda s: s.number))
-                bests += [Best(float(t), alphas[i], alphas[max(i - 1, 0)], *alphas[i:][:2][-1:])] if len(grid) > 1 else []
+                if len(grid) > 1:
+                    bests.append(Best(float(t), alphas[i], alphas[max(i - 1, 0)], alphas[min(i + 1, len(alphas) - 1)]))
             found += [(line.label, bests)] if len(bests) > 1 else []
         return found
 

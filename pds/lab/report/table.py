@@ -91,7 +91,9 @@ def _column(settings: Sequence[Setting | None], end: str) -> list[Number]:
 
     def kind(setting: Setting | None) -> str:
         found = setting.against(best) if setting and best else None
-        return "best" if setting and setting is best else "level" * bool(found and found.level)
+        if setting and setting is best:
+            return "best"
+        return "level" if found and found.level else ""
 
     return [Number.of(text, e, kind(s)) for s, text, e in zip(settings, rounded(numbers, errors), errors, strict=True)]
 
@@ -177,7 +179,7 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     for i, r in enumerate(records):
         if r["deviation"] is not None:
             columns["measured"][i] += f" ± {with_decimals_of(columns['measured'][i], r['deviation'])} ({r['seeds']} seeds)"
-        columns["difference"][i] = "+" * ((r["difference"] or 0) > 0) + columns["difference"][i]
+        columns["difference"][i] = ("+" if (r["difference"] or 0) > 0 else "") + columns["difference"][i]
     del columns["deviation"], columns["seeds"]
     return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
@@ -226,7 +228,7 @@ class Grid:
             return Number(word, kind="failing" if word == "failed" else "soft")
         if timed:
             return Number(significant(setting.at("seconds")), kind="soft")
-        return setting.shown._replace(kind="best" * (place in self.lowest))
+        return setting.shown._replace(kind="best" if place in self.lowest else "")
 
     @cached_property
     def lowest(self) -> set[Place]:
@@ -277,7 +279,8 @@ class Grid:
         told = []
         for own, rows in [(usual, []), *others.items()]:
             words = [MISSING if value is None else str(value) for value in own]
-            told.append(" and ".join(rows) + ": " * bool(rows) + ", ".join(words if len(set(words)) > 1 else words[:1]))
+            those = f"{' and '.join(rows)}: " if rows else ""
+            told.append(those + ", ".join(words if len(set(words)) > 1 else words[:1]))
         return f"{head}: {'; '.join(told)}."
 
     def _named(self, places: Sequence[Place], most: int = 4) -> str:
