@@ -115,21 +115,24 @@ class Neighbours(NamedTuple):
         inside: (N,) whether a sample lies in the ball of a real image.
         balls: (N,) number of wide balls that a sample lies in, divided by k.
         recalled: (M, blocks) whether a real image lies in the ball of a sample of the block.
+        grown: (M, blocks) whether it lies in a ball that grows when the block is left out.
         covered: (M, blocks) whether the wide ball of a real image holds a sample of the block.
     """
 
     inside: np.ndarray
     balls: np.ndarray
     recalled: np.ndarray
+    grown: np.ndarray
     covered: np.ndarray
 
     def manifold(self, without: int | None = None) -> Manifold:
-        """The four measures, of all samples or of those outside one block; the balls stay those of all samples."""
+        """The four measures, of all samples or of those outside one block."""
         samples = blocks_of(len(self.inside)) != (-1 if without is None else without)
         blocks = np.arange(BLOCKS) != (-1 if without is None else without)
+        recalled = self.recalled[:, blocks].any(1)
         return Manifold(
             float(self.inside[samples].mean()),
-            float(self.recalled[:, blocks].any(1).mean()),
+            float((recalled if without is None else recalled | self.grown[:, without]).mean()),
             float(self.balls[samples].mean(dtype=np.float64)),
             float(self.covered[:, blocks].any(1).mean()),
         )
@@ -159,23 +162,27 @@ def neighbours(
     fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
     total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
     with tqdm(total=total, desc="neighbours", unit="block", disable=not progress, leave=False, delay=1) as bar:
-        fake_radius = _radii(fake, (near,), bar)[0]
+        block_of = blocks_of(len(fake))
+        fake_radius, without = _radii_without(fake, near, torch.from_numpy(block_of).to(device), bar)
+        grows = without > fake_radius[:, None]
         real_radius, real_wide = _radii(real, (near, wide), bar)
         inside, balls = [], []
-        recalled, covered = (torch.zeros(len(real), BLOCKS, dtype=torch.bool, device=device) for _ in range(2))
-        block_of = blocks_of(len(fake))
+        recalled, grown, covered = (torch.zeros(len(real), BLOCKS, dtype=torch.bool, device=device) for _ in range(3))
         for start, distances in _blocks(fake, real):
             inside.append((distances <= real_radius).any(1))
             within = distances < real_wide
             balls.append(within.sum(1) / wide)
             held = distances <= fake_radius[start : start + len(distances), None]
+            for block in range(BLOCKS):
+                wider = grows[start : start + len(distances), block].nonzero()[:, 0]
+                grown[:, block] |= (distances[wider] <= without[start + wider, block, None]).any(0)
             of = block_of[start : start + len(distances)]
             for block in np.unique(of):
                 first, last = np.searchsorted(of, (block, block + 1))
                 recalled[:, block] |= held[first:last].any(0)
                 covered[:, block] |= within[first:last].any(0)
             bar.update()
-    return Neighbours(*(found.cpu().numpy() for found in (torch.cat(inside), torch.cat(balls), recalled, covered)))
+    return Neighbours(*(found.cpu().numpy() for found in (torch.cat(inside), torch.cat(balls), recalled, grown, covered)))
 
 
 def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm[Any]) -> list[Tensor]:
@@ -187,6 +194,28 @@ def _radii(points: Tensor, neighbours: tuple[int, ...], bar: tqdm[Any]) -> list[
             found.append(least[:, k])
         bar.update()
     return [torch.cat(found) for found in radii]
+
+
+def _radii_without(points: Tensor, k: int, block_of: Tensor, bar: tqdm[Any]) -> tuple[Tensor, Tensor]:
+    """The squared radii (N,) of `_radii` for one k, and those (N, blocks) without the points of each block.
+
+    Those of a block's own points without it are 0. A list of a few more neighbours than k has nearly all of them.
+    """
+    radii, without = [], torch.zeros(len(points), BLOCKS, device=points.device)
+    for start, distances in _blocks(points, points):
+        rows = torch.arange(len(distances), device=points.device)
+        distances[rows, start + rows] = math.inf
+        least = distances.topk(min(k + 16, len(points)), dim=1, largest=False)
+        radii.append(least.values[:, k - 1])
+        of = block_of[least.indices]
+        for block in range(BLOCKS):
+            order = (of != block).cumsum(1)
+            found = least.values.gather(1, (order >= k).to(torch.uint8).argmax(1, keepdim=True))[:, 0]
+            if len(few := (order[:, -1] < k).nonzero()[:, 0]):
+                found[few] = distances[few].masked_fill(block_of == block, math.inf).kthvalue(k, 1).values
+            without[start : start + len(distances), block] = found.masked_fill(block_of[start + rows] == block, 0)
+        bar.update()
+    return torch.cat(radii), without
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -296,8 +325,7 @@ def jackknife_error(left_out: Sequence[float] | np.ndarray) -> float:
     """Standard error of a measure from its values without each block of images in turn (Efron & Stein, 1981).
 
     The error does not contain a bias that all blocks share. The Fréchet distance of N images has a bias of the order of 1/N,
-    which its error does not show. The balls of neighbours are held fixed, so the error leaves out their growth with fewer
-    images.
+    which its error does not show.
     """
     values = np.asarray(left_out)
     return math.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())

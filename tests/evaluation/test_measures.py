@@ -7,6 +7,7 @@ import torch
 from pds.errors import PDSError
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import (
+    blocks_of,
     class_accuracy,
     compared,
     frechet_limit,
@@ -15,6 +16,7 @@ from pds.evaluation.measures import (
     kernel_distance,
     manifold,
     memorisation,
+    neighbours,
 )
 
 
@@ -69,6 +71,16 @@ def test_neighbours_in_blocks_are_their_definitions(seed, monkeypatch):
     a, b = features(60, 4, seed, 0.2), features(45, 4, seed + 10)
     assert manifold(a, b, near=2 + seed, wide=4) == pytest.approx(directly(a, b, 2 + seed, 4))
     assert manifold(b, b, wide=3).coverage == 1
+
+
+@pytest.mark.parametrize(("count", "near"), [(60, 3), (137, 5), (400, 15)])
+def test_without_a_block_neighbours_are_those_of_the_other_samples(count, near, monkeypatch):
+    monkeypatch.setattr("pds.evaluation.measures.BLOCK", 50)
+    a, b = features(count, 3, count), features(90, 3, 1)
+    a[: count // 4] = a[0] + a[: count // 4] / 100  # whole blocks beside one another, beyond the list of neighbours
+    found, block_of = neighbours(a, b, near), blocks_of(count)
+    for block in range(20):
+        assert found.manifold(without=block) == pytest.approx(manifold(a[block_of != block], b, near))
 
 
 def test_an_extrapolated_distance_has_no_bias_where_that_of_few_images_has():
