@@ -81,7 +81,7 @@ def test_a_file_that_someone_trained_says_what_it_is(tmp_path):
 
 def test_a_file_that_describes_no_network_is_one_sentence(tmp_path):
     """Anything may stand in the description of a file whose digest fits."""
-    draw, refused = random.Random(0), 0
+    draw, refused, state = random.Random(0), 0, NCSN(1, 4, 3).state_dict()
     whole = {"shape": [1, 8, 8], "width": 4, "sigma_begin": 1.0, "sigma_end": 0.1, "levels": 3, "rescale": True}
     process = {"kind": "VE", "sigma_min": 0.1, "sigma_max": 1.0}
     odd = [None, True, -1, 3, 0.5, 1e308, "x", "", [], [1], [[1]], {}, {"x": 1}, {"kind": "VE"}, "VE", "ncsnv2", "w" * 5000]
@@ -98,7 +98,7 @@ def test_a_file_that_describes_no_network_is_one_sentence(tmp_path):
             del table[key]
         else:
             table[key] = draw.choice(odd)
-        save_weights(NCSN(1, 4, 3).state_dict(), tmp_path / "w.safetensors", {"config": json.dumps(about)})
+        save_weights(state, tmp_path / "w.safetensors", {"config": json.dumps(about)})
         with contextlib.suppress(pds.PDSError):
             pds.load(tmp_path / "w.safetensors", device="cpu")
             continue
