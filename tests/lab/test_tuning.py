@@ -483,13 +483,16 @@ def test_another_search_in_the_same_folder_is_refused_and_nothing_is_lost(gaussi
     journal.write_bytes(kept)
 
 
-@pytest.mark.parametrize("what", ["fifo", "folder", "/dev/zero", "/dev/full", "/dev/urandom", "loop"])
+@pytest.mark.parametrize("what", ["fifo", "folder", "hole", "/dev/zero", "/dev/full", "/dev/urandom", "loop"])
 def test_a_journal_that_is_no_file_is_refused_at_once(tmp_path, what):
     journal = tmp_path / "study.journal"
     if what == "fifo":
         os.mkfifo(journal)
     elif what == "folder":
         journal.mkdir()
+    elif what == "hole":  # some 900 MB that are nowhere on the disk
+        journal.touch()
+        os.truncate(journal, 900_000_000)
     else:
         journal.symlink_to(what if what != "loop" else journal)
     with pytest.raises(PDSError, match=r"study\.journal is (not the journal|not a file that can be read)"):

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pds.errors import MissingError, PDSError
-from pds.files import open_lock, open_regular, reading
+from pds.files import MOST_TEXT, open_lock, open_regular, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
 from pds.samplers.preconditioned_sde import PreconditionedSDE
@@ -95,7 +95,7 @@ def storage_of(folder: Path, url: str | None) -> BaseStorage:
     folder.mkdir(parents=True, exist_ok=True)
     with reading(journal, "the journal of a search", "delete it: the same command finds the images that were sampled"):
         with contextlib.suppress(MissingError):
-            open_regular(journal).close()
+            open_regular(journal, MOST_TEXT).close()
         return JournalStorage(JournalFileBackend(str(journal), _JournalLock(journal, lock)))
 
 
