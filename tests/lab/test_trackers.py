@@ -181,8 +181,8 @@ def test_real_trackers_that_cannot_write_warn(name, tmp_path, caplog, monkeypatc
     assert "failed at opening or closing the run, the run goes on" in caplog.text
 
 
-# Each tracker with its own store, in a killed and a resumed run. MLflow is silent in a process that it takes for a test, so this
-# is a process of its own. At its end MLflow speaks once, so that the server hears it.
+# Each tracker with its own store, in a killed and a resumed run. MLflow is silent in a process that it takes for a test,
+# so this is a process of its own. At its end MLflow speaks once, so that the server hears it.
 HERE = (
     COUNTING
     + """
