@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from pds.data.dataset import Dataset
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.evaluation.excess_noise import DATA_SHARE
 from pds.models.scores import Model, NetworkScore
 from pds.options import Range, Search, checked
 
 LEAST_MODES = 16  # the fewest modes for a measurement of the noise
+DATA_SHARE = 0.01  # the most variance of the data in these modes, in units of the noise's
 
 
 class Remedy(NetworkScore):

@@ -28,6 +28,7 @@ from pds.errors import PDSError
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
+from pds.remedies import DATA_SHARE
 from pds.samplers.predictor_corrector import Level, Predictor, PredictorCorrector, ReverseDiffusion
 from pds.score import Score, score_at
 
@@ -38,7 +39,6 @@ FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
 HIGH = 0.35  # cycles a pixel, along both axes; images have least above it
 MOST = 8.0  # the largest gain of a filter that is tried
 LEVELS = 5  # noise levels at which the response of a model is measured
-DATA_SHARE = 0.01  # the most variance of the data in the chosen modes, in units of the noise's
 
 
 @dataclass(frozen=True)
