@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -24,7 +23,10 @@ if TYPE_CHECKING:
     from pds.lab.charts import Chart
 
 log = logging.getLogger(__name__)
-Made = TypeVar("Made")
+
+_FILES, _STRICT = jinja2.FileSystemLoader(Path(__file__).parents[1]), jinja2.StrictUndefined
+_TEMPLATES = jinja2.Environment(loader=_FILES, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=_STRICT)
+_TEMPLATES.filters["told"] = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 MANY = 12  # with more runs than this a page shows strips instead of grids, and folds its long tables
 
@@ -69,6 +71,7 @@ def write_report(folder: Path) -> Path:
     configured, facts = [run for run in runs if run.config], [_facts(run) for run in done]
     own, strips = differing(facts), len(done) > MANY
     page = {
+        "done": done,
         "title": next((run.result["experiment"] for run in done if run.result.get("experiment")), folder.resolve().name),
         "verdicts": part("The verdict", [], _verdicts, done),
         "search": (folder / "tuning.html").exists(),
@@ -82,7 +85,7 @@ def write_report(folder: Path) -> Path:
         "measures": part("The measures", [], _measures, done, figures),
         "swept": swept,
         "strips": strips,
-        "images": part("The images", {}, _images, done, strip_of if strips else grid_of),
+        "images": part("The images", {}, _images, done, strips),
         "filters": part("The filters", [], _filters, done, figures),
         "configured": configured,
         "differences": differing([run.flat for run in configured]),
@@ -92,22 +95,19 @@ def write_report(folder: Path) -> Path:
         "points": runs.points,
         "states": Counter(point.state for point in runs.points),
         "commands": grouped((run.result["command"], run.label) for run in runs if run.result.get("command")),
+        **{"FLOOR": FLOOR, "T": T, "many": MANY, "words": WORDS},
+        **{"repeated": repeated, "significant": significant, "symbol": symbol},
     }
     for drawn in figures.values():
         write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
     write_text(folder / "summary.csv", csv_table(_summary(runs)))
-    write_text(folder / "report.html", _template().render(page, done=done))
-    return folder / "report.html"
+    return write_html(folder / "report.html", "report/page.html", page)
 
 
-@functools.cache
-def _template() -> jinja2.Template:
-    loader, strict = jinja2.FileSystemLoader(Path(__file__).parent), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=strict)
-    environment.filters["told"] = lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    environment.globals |= {"FLOOR": FLOOR, "words": WORDS, "many": MANY, "T": T}
-    environment.globals |= {"repeated": repeated, "significant": significant, "symbol": symbol}
-    return environment.get_template("page.html")
+def write_html(path: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """Write a page atomically, from the file of its template within `pds/lab`; return its path."""
+    write_text(path, _TEMPLATES.get_template(template).render(content))
+    return path
 
 
 def _summary(runs: Runs) -> list[list[Any]]:
@@ -118,7 +118,8 @@ def _summary(runs: Runs) -> list[list[Any]]:
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
     rows: list[list[Any]] = [["name", "label", "state", "seed", *FACTS, *measures, *keys, "message"]]
     for run in runs:
-        name, seed = run.folder.name * run.folder.exists(), run.result.get("seed", run.config.get("seed"))
+        name = run.folder.name if run.folder.exists() else ""
+        seed = run.result.get("seed", run.config.get("seed"))
         numbers = [*map(run.result.get, FACTS.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
         rows.append([name, run.label, run.state, seed, *numbers, run.message])
     return rows
@@ -191,21 +192,21 @@ def _means(panel: Panel) -> list[list[Any]]:
 
 def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | None]]:
     """Return the tables of measures, each with a picture of precision against recall where every row has both."""
-
-    def picture(table: SideBySide) -> Chart | None:
-        drawn = all({"precision", "recall"} <= row.keys() for row in table.rows.values())
-        return figures.draw("precision_recall", f"precision-against-recall_{table.name}", table) if drawn else None
-
-    return [(table, picture(table)) for table in side_by_side(done)]
-
-
-def _images(done: Runs, picture: Callable[[Run], Picture | None]) -> dict[Any, list[tuple[Run, Picture | str]]]:
-    """Return the picture of every run, strips by seed."""
-    found = [(run, _seen(picture, run)) for run in done]
-    return grouped((run.result["seed"] * (picture is strip_of), (run, seen)) for run, seen in found if seen is not None)
+    found = []
+    for table in side_by_side(done):
+        both = all({"precision", "recall"} <= row.keys() for row in table.rows.values())
+        name = f"precision-against-recall_{table.name}"
+        found.append((table, figures.draw("precision_recall", name, table) if both else None))
+    return found
 
 
-def _seen(read: Callable[[Run], Made], run: Run) -> Made | str:
+def _images(done: Runs, strips: bool) -> dict[int | None, list[tuple[Run, Picture | str]]]:
+    """Return the grid of every run, or the strips by seed."""
+    found = [(run, _seen(strip_of if strips else grid_of, run)) for run in done]
+    return grouped((run.result["seed"] if strips else None, (run, seen)) for run, seen in found if seen is not None)
+
+
+def _seen(read: Callable[[Run], Any], run: Run) -> Any:
     """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
@@ -229,8 +230,9 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    weights, versions = run.result.get("checkpoint") or {}, run.result.get("versions", {})
+    known, weights = run.result.get, run.result.get("checkpoint") or {}
     facts = {"model": run.model, "checkpoint": weights.get("file"), "checkpoint SHA-256": weights.get("sha256")}
-    facts |= {key: run.result.get(key) for key in ("seed", "commit", "device", "images_per_second", "finished")}
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return {key.replace("images_per_second", "images/s"): value for key, value in facts.items() if value not in (None, "")}
+    facts |= {"seed": known("seed"), "commit": known("commit"), "device": known("device")}
+    facts |= {"images/s": known("images_per_second"), "finished": known("finished")}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in known("versions", {}).items())
+    return {key: value for key, value in facts.items() if value not in (None, "")}

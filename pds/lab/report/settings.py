@@ -202,7 +202,7 @@ class Panel:
             if key.endswith("_target_"):
                 continue
             if key in following:
-                words += [f"{symbol(key)} by {'/'.join(map(symbol, without))}"] * part
+                words += [f"{symbol(key)} by {'/'.join(map(symbol, without))}"] if part else []
             elif key == "solenoid.operator" or (part and is_number(values[key])) or several:
                 bare = isinstance(values[key], str) and key != ALPHA
                 words.append(shown(values[key]) if bare else f"{symbol(key)}={shown(values[key])}")

@@ -14,7 +14,7 @@ from pds.evaluation.panel import better, long_name, parts
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Number, Panel, Setting, repeated
+from pds.lab.report.settings import Line, Number, Panel, Setting
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
@@ -35,8 +35,9 @@ def format_table(runs: Runs) -> str:
         return unfinished
     texts, columns = {name: done.texts(name) for name in names}, {"run": [run.label for run in done]}
     columns |= plain_columns(done, "seed") | {name: [texts[name][run.metrics.get(name)] for run in done] for name in names}
-    floor = [FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in columns if head != "run")]
-    rows = [list(columns), *zip(*columns.values(), strict=True), *[floor] * bool(texts.keys() & done.floors.keys())]
+    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
+    if texts.keys() & done.floors.keys():
+        rows.append([FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in rows[0][1:])])
     measures = [f"{found.name}\n\n{as_markdown(found.table)}" for found in side_by_side(done)]
     return "\n\n".join(filter(None, [as_markdown(rows), *measures, "\n".join(done.other_floors), unfinished]))
 
@@ -48,15 +49,10 @@ def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
-    """Return the plain columns of finished runs; the keys `more` only where they differ."""
-    heads = [
-        *["model"] * (len(done.models) > 1),
-        "sampler",
-        "T",
-        "NFE",
-        *(key for key in more if done.common(key) is None),
-        "images",
-    ]
+    """Return the plain columns of finished runs; the model only where there are several, the keys `more` where they differ."""
+    heads = ["sampler", "T", "NFE", *(key for key in more if done.common(key) is None), "images"]
+    if len(done.models) > 1:
+        heads.insert(0, "model")
     columns = {head: [str(run.result[FACTS.get(head, head)]) for run in done] for head in heads}
     return {**columns, "seconds": rounded(run.number("seconds") for run in done)}
 
@@ -152,18 +148,25 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     runs = [done[point.run] for point in ended if point.run in done]
     # One sentence if all seeds have the same message.
     notes = sorted({f"{p.state}: {p.message}".removesuffix(": ") for p in points if p and p.state != "done"})
-    notes += ["not started"] * (None in points) + ["a run is gone: run the command again"] * (len(runs) < len(ended))
+    if None in points:
+        notes.append("not started")
+    if len(runs) < len(ended):
+        notes.append("a run is gone: run the command again")
     seconds = table.quantity == "seconds"
     name = "seconds" if seconds else next((name for run in runs[:1] for name in run.metrics), "")
     if not runs or not name:
-        return Measured(cell, notes + ["no distance: the runs have metric=none"] * bool(runs))
+        return Measured(cell, [*notes, "no distance: the runs have metric=none"] if runs else notes)
     setting = Setting(tuple(run for run in runs if seconds or name in run.metrics), name)
     images, alike = runs[0].result["images"], seconds or name.startswith(table.metric)
-    notes += [f"{len(setting.runs)} of {len(points)} seeds"] * (len(setting.runs) < len(points))
-    notes += [f"measured on {runs[0].result.get('device')}"] * seconds
-    notes += [f"other features than {table.metric}'s"] * (not alike)
-    notes += [f"{images:,} images instead of {table.images:,}"] * (images != table.images)
-    notes += ["another model"] if table.another_model else [table.note] * bool(table.note and cell.printed is not None)
+    doubts = [
+        (len(setting.runs) < len(points), f"{len(setting.runs)} of {len(points)} seeds"),
+        (seconds, f"measured on {runs[0].result.get('device')}"),
+        (not alike, f"other features than {table.metric}'s"),
+        (images != table.images, f"{images:,} images instead of {table.images:,}"),
+        (table.another_model, "another model"),
+        (table.note and cell.printed is not None and not table.another_model, table.note),
+    ]
+    notes += [note for holds, note in doubts if holds]
     if cell.printed is None or not alike or table.another_model or (seconds and images != table.images):
         return Measured(cell, notes, setting)
     return Measured(cell, notes, setting, setting.number - cell.printed)
@@ -184,7 +187,6 @@ def long_form(lines: Sequence[Measured]) -> list[list[str]]:
     return [list(columns), *map(list, zip(*columns.values(), strict=True))]
 
 
-@dataclass(frozen=True)
 class Grid:
     """A table to read across and down, without printed numbers.
 
@@ -192,13 +194,13 @@ class Grid:
     is the full name of the measured quantity, empty if cells differ or none is measured.
     """
 
-    table: Table
-    lines: dict[Place, Measured]
-    settings: dict[Place, Setting]
-    runs: Runs
-    quantity: str
-    rows: list[str]
-    columns: list[str]
+    def __init__(self, table: Table, lines: dict[Place, Measured]) -> None:
+        self.table, self.lines = table, lines
+        self.rows, self.columns = (list(dict.fromkeys(place[side] for place in lines)) for side in (0, 1))
+        self.settings = {place: line.setting for place, line in lines.items() if line.setting}
+        self.runs = Runs(tuple(run for setting in self.settings.values() for run in setting.runs))
+        quantities = {setting.quantity for setting in self.settings.values()}
+        self.quantity = quantities.pop() if len(quantities) == 1 else ""
 
     @classmethod
     def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
@@ -207,28 +209,28 @@ class Grid:
         rows, columns = (Counter(place[side] for place in places) for side in (0, 1))
         shared = all(sum(count > 1 for count in side.values()) > 1 for side in (rows, columns))
         full = 2 * len(places) >= len(rows) * len(columns) and len(places) == len(lines)
-        if not shared or not full or any(line.cell.printed is not None for line in lines):
-            return None
-        settings = {place: line.setting for place, line in places.items() if line.setting}
-        quantities = {setting.quantity for setting in settings.values()}
-        runs, quantity = [run for s in settings.values() for run in s.runs], quantities.pop() if len(quantities) == 1 else ""
-        return cls(table, places, settings, Runs(tuple(runs)), quantity, list(rows), list(columns))
+        printed = any(line.cell.printed is not None for line in lines)
+        return cls(table, places) if shared and full and not printed else None
 
     def tables(self) -> list[list[list[Any]]]:
         """Return the rows of the measured quantity, then of the seconds, each under a row of heads."""
-        heads = {False: self.quantity or self.table.quantity}
-        heads |= {True: "seconds"} if self.settings and self.table.quantity != "seconds" else {}
-        numbers = {t: [[row, *(self._number((row, c), t) for c in self.columns)] for row in self.rows] for t in heads}
-        return [[[head, *self.columns], *numbers[timed]] for timed, head in heads.items()]
+        kinds = {self.quantity or self.table.quantity: self._number}
+        if self.settings and self.table.quantity != "seconds":
+            kinds["seconds"] = self._seconds
+        return [
+            [[head, *self.columns], *([row, *(number((row, column)) for column in self.columns)] for row in self.rows)]
+            for head, number in kinds.items()
+        ]
 
-    def _number(self, place: Place, timed: bool) -> Number:
-        line, setting = self.lines.get(place), self.settings.get(place)
-        if setting is None:
-            word = "" if line is None else MISSING if timed else line.notes[0].partition(":")[0]
-            return Number(word, kind="failing" if word == "failed" else "soft")
-        if timed:
-            return Number(significant(setting.at("seconds")), kind="soft")
-        return setting.shown._replace(kind="best" if place in self.lowest else "")
+    def _number(self, place: Place) -> Number:
+        if place in self.settings:
+            return self.settings[place].shown._replace(kind="best" if place in self.lowest else "")
+        word = self.lines[place].notes[0].partition(":")[0] if place in self.lines else ""
+        return Number(word, kind="failing" if word == "failed" else "soft")
+
+    def _seconds(self, place: Place) -> Number:
+        known = significant(self.settings[place].at("seconds")) if place in self.settings else MISSING
+        return Number(known if place in self.lines else "", kind="soft")
 
     @cached_property
     def lowest(self) -> set[Place]:
@@ -251,14 +253,17 @@ class Grid:
 
     def sentences(self) -> list[str]:
         """Return sentences about all cells, about T and NFE of the columns, and about single cells."""
-        told, facts = [], [self._facts(line) for line in self.lines.values() if line.setting]
+        told, facts = list[str](), [self._facts(line) for line in self.lines.values() if line.setting]
         shared = [fact for fact in facts[0] if all(fact in others for others in facts)] if facts else []
         if facts:
-            settings, floor, device = self.settings.values(), self.runs.floors.get(self.quantity), self.runs.common("device")
-            seeds = f"mean ± standard deviation over {max(len(setting.runs) for setting in settings)} seeds"
-            told.append(sentence(f"measured: {'; '.join([*shared, *[seeds] * repeated(settings)])}"))
-            told += [sentence(timing(self.runs) + (f", on {device}" if device else ""))] * (self.table.quantity != "seconds")
-            told += [] if floor is None else [sentence(f"{FLOOR}: {significant(floor)}")]
+            seeds = max(len(setting.runs) for setting in self.settings.values())
+            measured = [*shared, f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else shared
+            told.append(sentence(f"measured: {'; '.join(measured)}"))
+            if self.table.quantity != "seconds":
+                device = self.runs.common("device")
+                told.append(sentence(timing(self.runs) + (f", on {device}" if device else "")))
+            if self.quantity in self.runs.floors:
+                told.append(sentence(f"{FLOOR}: {significant(self.runs.floors[self.quantity])}"))
             told += [self._steps("T", "iterations"), self._steps("NFE", "nfe")]
         others = grouped((f, at) for at, line in self.lines.items() for f in self._facts(line) if f not in shared)
         return told + [f"{self._named(places)}: {fact.rstrip('.')}." for fact, places in others.items()]
@@ -268,7 +273,7 @@ class Grid:
             # A state without a message stands in the cell itself.
             return [note for note in line.notes if ":" in note]
         # The notes name the cells with another number.
-        images = [f"{self.table.images:,} images"] * (line.known("images") == self.table.images)
+        images = [f"{self.table.images:,} images"] if line.known("images") == self.table.images else []
         return [line.setting.quantity, *images, *line.notes]
 
     def _steps(self, head: str, key: str) -> str:
@@ -283,11 +288,11 @@ class Grid:
             told.append(those + ", ".join(words if len(set(words)) > 1 else words[:1]))
         return f"{head}: {'; '.join(told)}."
 
-    def _named(self, places: Sequence[Place], most: int = 4) -> str:
+    def _named(self, places: Sequence[Place]) -> str:
         """Name cells by row; a whole row by its name alone, and cells in many rows by their number."""
         rows, whole = grouped(places), Counter(row for row, _ in self.lines)
         named = [row if len(own) == whole[row] else f"{row} ({', '.join(own)})" for row, own in rows.items()]
-        return "; ".join(named) if len(rows) <= most else f"{len(places)} cells"
+        return "; ".join(named) if len(rows) < 5 else f"{len(places)} cells"
 
 
 def markdown(table: Table, lines: Sequence[Measured]) -> str:

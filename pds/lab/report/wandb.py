@@ -141,9 +141,9 @@ def _provenance(runs: Runs) -> list[Any]:
     """Return commands, doubts, commits and versions, as the runs recorded them."""
     commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
     doubts = "\n".join(dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", [])))
-    texts, made = [f"```bash\n{commands}\n```", *[doubts] * bool(doubts)], []
+    made = []
     for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
         made.append((f"Commit {run.result['commit']} on {run.result['device']} ({versions})", f"`{run.folder.name}`"))
-    texts += [f"{title}: {', '.join(names)}" for title, names in grouped(made).items()]
-    return [wr.MarkdownBlock(text=text) for text in texts]
+    origins = [f"{title}: {', '.join(names)}" for title, names in grouped(made).items()]
+    return [wr.MarkdownBlock(text=text) for text in (f"```bash\n{commands}\n```", doubts, *origins) if text]

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from pds.lab.report.page import write_html
 from pds.lab.report.pictures import Picture, grid_of
 from pds.lab.report.runs import Run
-from pds.lab.text import write_text
 from pds.lab.tuning.recommendation import FILE, Answer, Measured
 from pds.lab.tuning.study import Study
 
@@ -44,10 +43,7 @@ def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Stu
         "importance": {budget: _importance(study.study) for budget, study in studies.items()},
         "trials": {budget: study.ended for budget, study in studies.items()},
     }
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)  # type: ignore[arg-type]
-    write_text(folder / "tuning.html", environment.get_template("page.html").render(page))
-    return folder / "tuning.html"
+    return write_html(folder / "tuning.html", "tuning/page.html", page)
 
 
 def _sides(answer: Answer) -> list[tuple[str, Measured]]:
