@@ -3,6 +3,7 @@ warning."""
 
 import contextlib
 import errno
+import inspect
 import json
 import subprocess
 import sys
@@ -181,10 +182,23 @@ def test_real_trackers_that_cannot_write_warn(name, tmp_path, caplog, monkeypatc
     assert "failed at opening or closing the run, the run goes on" in caplog.text
 
 
+def tell(tracker, folder, picture):
+    """A run that is killed after two images and ends with four."""
+    for images in (2, 4):
+        with contextlib.suppress(KeyError), tracker.run(folder, "run", "group", "pds", {"seed": 3}) as told:
+            told.log({"images_done": images, "images_per_second": images / 4}, step_name="images_done")
+            if images == 2:
+                raise KeyError("killed")
+            told.image("samples", picture)
+            told.table("result", ["run", "fid"], [["vanilla", 2.5]])
+            told.summary({"fid": 1.5, "report": "file:///report.html"})
+
+
 # Each tracker with its own store, in a killed and a resumed run. MLflow is silent in a process that it takes for a test,
 # so this is a process of its own. At its end MLflow speaks once, so that the server hears it.
 HERE = (
     COUNTING
+    + inspect.getsource(tell)
     + """
 import contextlib, json, sys, time
 for name in set(os.environ) - {*proxies, "PATH", "PYTHONPATH", "HOME", "TMPDIR", "TRACKIO_DIR"}:
@@ -198,15 +212,7 @@ from pds.lab.trackers.trackio import TrackioTracker
 here = Path(sys.argv[1])
 Image.new("L", (2, 2)).save(here / "grid.png")
 for tracker, outputs in ((MLflowTracker(), "a"), (TensorBoardTracker(), "a"), (TrackioTracker(), "a"), (TrackioTracker(), "b")):
-    folder = here / outputs / "group" / "run"
-    for images in (2, 4):
-        with contextlib.suppress(KeyError), tracker.run(folder, "run", "group", "pds", {"seed": 3}) as told:
-            told.log({"images_done": images, "images_per_second": images / 4}, step_name="images_done")
-            if images == 2:
-                raise KeyError("killed")
-            told.image("samples", here / "grid.png")
-            told.table("result", ["run", "fid"], [["vanilla", 2.5]])
-            told.summary({"fid": 1.5, "report": "file:///report.html"})
+    tell(tracker, here / outputs / "group" / "run", here / "grid.png")
 
 import trackio
 from trackio.sqlite_storage import SQLiteStorage
@@ -294,17 +300,7 @@ def server(tmp_path):
 def test_an_mlflow_server_has_one_run_with_all_that_two_processes_told_it(server, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     Image.new("L", (2, 2)).save(tmp_path / "grid.png")
-    for images in (2, 4):
-        with (
-            contextlib.suppress(KeyError),
-            build(composed("tracker=mlflow").tracker).run(tmp_path / "run", "run", "group", "pds", {"seed": 3}) as told,
-        ):
-            told.log({"images_done": images, "images_per_second": images / 4}, step_name="images_done")
-            if images == 2:
-                raise KeyError("killed")
-            told.image("samples", tmp_path / "grid.png")
-            told.table("result", ["run", "fid"], [["vanilla", 2.5]])
-            told.summary({"fid": 1.5, "report": "file:///report.html"})
+    tell(build(composed("tracker=mlflow").tracker), tmp_path / "run", tmp_path / "grid.png")
     told_mlflow(server, tmp_path)
 
 
