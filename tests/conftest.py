@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 from pathlib import Path
@@ -18,6 +20,25 @@ from pds.models.scores import LadderScore
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def seeds(count):
+    """The test takes `count` seeds in turn, and its failure names the seed. A test for each would cost more than its work."""
+
+    def over(test):
+        @functools.wraps(test)
+        def each(**fixtures):
+            for seed in range(count):
+                try:
+                    test(seed=seed, **fixtures)
+                except Exception as error:
+                    raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+
+        about = inspect.signature(test)
+        each.__signature__ = about.replace(parameters=[one for name, one in about.parameters.items() if name != "seed"])
+        return each
+
+    return over
 
 
 class Golden:

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import seeds
 
 from pds import training
 from pds.data.images import ArrayImages
@@ -266,7 +267,7 @@ def refused(path):
     assert all(torch.equal(value, weights[name]) for name, value in score.state_dict().items())
 
 
-@pytest.mark.parametrize("seed", range(80))
+@seeds(80)
 def test_a_wrong_training_state_is_refused(tmp_path, stopped, seed):
     state = damages(torch.load(io.BytesIO(stopped), weights_only=True), np.random.default_rng(seed))
     torch.save(state, tmp_path / "training.pt", _use_new_zipfile_serialization=bool(seed % 2))

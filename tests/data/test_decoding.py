@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import seeds
 from PIL import Image
 
 from pds.data.decoding import MOST_PIXELS, decoded
@@ -47,7 +48,7 @@ TURNS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(8))
+@seeds(8)
 def test_pixels_are_those_that_a_viewer_shows(seed):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(3, 30, 2)
@@ -76,7 +77,7 @@ def test_pixels_are_those_that_a_viewer_shows(seed):
         assert result.dtype == np.uint8 and np.array_equal(result, expected), name
 
 
-@pytest.mark.parametrize("seed", range(10))
+@seeds(10)
 def test_pictures_without_8_bits_of_their_own_are_refused(seed):
     rng = np.random.default_rng(seed)
     size = tuple(rng.integers(3, 30, 2))

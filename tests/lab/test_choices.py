@@ -47,8 +47,12 @@ def targets():
 
 
 TARGETS = sorted(set(targets()), key=lambda target: target.__name__)
-EACH = [pytest.param(target, name, id=f"{target.__name__}.{name}") for target in TARGETS for name in options_of(target)]
-PLAIN = [case for case in EACH if is_plain(options_of(case.values[0])[case.values[1]].annotation)]
+every = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
+
+
+def annotations_of(target, plain):
+    """Name and annotation of each option whose value is plain, or of each that is an object."""
+    return [(name, option.annotation) for name, option in options_of(target).items() if is_plain(option.annotation) == plain]
 
 
 def valid(target):
@@ -96,38 +100,37 @@ def refusal(target, arguments):
     return None
 
 
-@pytest.mark.parametrize(("target", "name"), PLAIN)
-def test_what_an_option_cannot_be_is_refused_by_name_at_once(target, name):
-    annotation, base = options_of(target)[name].annotation, valid(target)
-    values = wrong_values(random.Random(f"{target.__name__}.{name}"))
-    assert len(values) >= 50
-    refused, takes_others = 0, bool(by_position(target))
-    for value in values:
-        begun = time.process_time()
-        if takes_others and fits(name, value, annotation):
-            continue
-        error = refusal(target, base | {name: value})
-        assert time.process_time() - begun < 5, value
-        said = str(error or "")
-        assert said.isprintable() and len(said) < 500, (value, said)
-        if not fits(name, value, annotation):
-            refused += 1
-            assert isinstance(error, OptionError) and error.name == name, value
-    assert refused >= 20
+@every
+def test_what_an_option_cannot_be_is_refused_by_name_at_once(target):
+    base, takes_others = valid(target), bool(by_position(target))
+    for name, annotation in annotations_of(target, plain=True):
+        values = wrong_values(random.Random(f"{target.__name__}.{name}"))
+        assert len(values) >= 50
+        refused = 0
+        for value in values:
+            begun = time.process_time()
+            wrong = not fits(name, value, annotation)
+            if takes_others and not wrong:
+                continue
+            error = refusal(target, base | {name: value})
+            assert time.process_time() - begun < 5, (name, value)
+            said = str(error or "")
+            assert said.isprintable() and len(said) < 500, (name, value, said)
+            if wrong:
+                refused += 1
+                assert isinstance(error, OptionError) and error.name == name, (name, value)
+        assert refused >= 20, name
 
 
-OBJECTS = [case for case in EACH if case not in PLAIN]
-
-
-@pytest.mark.parametrize(("target", "name"), OBJECTS)
-def test_plain_data_are_no_object(target, name):
-    annotation = options_of(target)[name].annotation
-    for value in (True, 0, 7, -1e12, math.nan, 10**400, "", "abc", b"x", 1j):
-        if not fits(name, value, annotation):
-            with pytest.raises(OptionError) as error:
-                target(*by_position(target), **valid(target) | {name: value})
-            assert error.value.name == name
-    assert annotation is Any or not any(fits(name, value, annotation) for value in (7, math.nan))
+@every
+def test_plain_data_are_no_object(target):
+    for name, annotation in annotations_of(target, plain=False):
+        for value in (True, 0, 7, -1e12, math.nan, 10**400, "", "abc", b"x", 1j):
+            if not fits(name, value, annotation):
+                with pytest.raises(OptionError) as error:
+                    target(*by_position(target), **valid(target) | {name: value})
+                assert error.value.name == name, value
+        assert annotation is Any or not any(fits(name, value, annotation) for value in (7, math.nan)), name
 
 
 def limits(annotation, found=()):
@@ -142,19 +145,21 @@ def limits(annotation, found=()):
             yield from limits(part, found)
 
 
-@pytest.mark.parametrize(("target", "name"), PLAIN)
-def test_every_number_has_a_range_and_every_count_an_end(target, name):
-    for kind, found in limits(options_of(target)[name].annotation):
-        ranges = [limit for limit in found if isinstance(limit, Range)]
-        assert ranges, f"{name}: {kind.__name__} without a range"
-        assert kind is float or math.isfinite(ranges[0].high)
+def test_every_number_has_a_range_and_every_count_an_end():
+    found = [(target.__name__, name, limits(kind)) for target in TARGETS for name, kind in annotations_of(target, plain=True)]
+    numbers = [(owner, name, kind, around) for owner, name, within in found for kind, around in within]
+    assert len(numbers) > 100
+    for owner, name, kind, around in numbers:
+        ranges = [limit for limit in around if isinstance(limit, Range)]
+        assert ranges, f"{owner}.{name}: {kind.__name__} without a range"
+        assert kind is float or math.isfinite(ranges[0].high), f"{owner}.{name}"
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.__name__)
-def test_every_default_is_one_that_its_own_statement_takes(target):
-    for name, option in options_of(target).items():
-        if not option.required:
-            fitted(name, option.default, option.annotation)
+def test_every_default_is_one_that_its_own_statement_takes():
+    for target in TARGETS:
+        for name, option in options_of(target).items():
+            if not option.required:
+                fitted(f"{target.__name__}.{name}", option.default, option.annotation)
 
 
 def test_a_length_is_part_of_the_statement():

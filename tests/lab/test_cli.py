@@ -16,6 +16,7 @@ import sys
 
 import pytest
 from command_line import ROOT, command, environment, started
+from conftest import seeds
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -39,7 +40,7 @@ def text(draw, longest=40):
     return "".join(chr(draw.randrange(*draw.choice(LETTERS))) for _ in range(draw.randrange(1, longest)))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_any_text_is_shown_in_any_locale(seed, tmp_path):
     draw = random.Random(seed)
     encoding, said = draw.choice(ENCODINGS), [text(draw) for _ in range(5)]
@@ -66,7 +67,7 @@ def lost(how):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
 @pytest.mark.parametrize("how", ["full", "pipe"])
-@pytest.mark.parametrize("seed", range(25))
+@seeds(25)
 def test_a_stream_that_takes_nothing_fails_nothing(how, seed):
     draw = random.Random(seed)
     with lost(how) as file:
@@ -84,7 +85,7 @@ def test_a_stream_that_was_closed_before_the_start_is_a_quiet_one():
     stream.close()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_a_log_line_is_one_printable_line_of_bounded_length(seed):
     draw = random.Random(seed)
     controls = ["\n", "\r", "\x1b[2J", "\x9b", "\x00", "\u2028", "\u202e", "\ud800", "\x07"]
@@ -108,7 +109,7 @@ def test_a_traceback_keeps_its_lines_and_nothing_else():
 SPECIAL = "=,()[]{}:#'\"\\ "
 
 
-@pytest.mark.parametrize("seed", range(80))
+@seeds(80)
 def test_a_value_that_hydra_cannot_read_is_refused_with_the_words_that_it_reads(seed):
     draw = random.Random(seed)
     value = "".join(draw.choice(["a", "ckpt", "/", ".", "-", "7", draw.choice(SPECIAL)]) for _ in range(draw.randrange(3, 12)))
@@ -136,7 +137,7 @@ def configuration():
     return composed("filter=statistics", "model=ncsnpp_small")
 
 
-@pytest.mark.parametrize("seed", range(80))
+@seeds(80)
 def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration):
     draw = random.Random(seed)
     keys = [key for key in grammar._keys(OmegaConf.to_container(configuration, resolve=False)) if len(key.split(".")[-1]) > 4]
@@ -193,7 +194,7 @@ def test_what_hydra_refuses_is_one_sentence_and_a_status(given, says, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed, configuration):
     draw, cfg = random.Random(seed), configuration.copy()
     grammar.require_known(cfg)
@@ -212,7 +213,7 @@ def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed,
         grammar.require_known(cfg)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_an_empty_table_which_would_change_nothing_is_refused(seed, configuration):
     draw = random.Random(seed)
     nodes = list(grammar._keys(OmegaConf.to_container(configuration, resolve=False)))
@@ -259,7 +260,7 @@ def test_a_file_of_the_configuration_that_cannot_be_read_is_named(tmp_path):
     assert refused > 30
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_a_choice_that_hydra_would_leave_out_is_refused(seed):
     draw = random.Random(seed)
     known = sorted(path.stem for path in (CONF / "published").glob("*.yaml"))
@@ -277,7 +278,7 @@ def test_a_choice_that_hydra_would_leave_out_is_refused(seed):
         grammar.require_choice(left, CONF)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_letters_beyond_ascii_need_no_quotes(seed):
     draw = random.Random(seed)
     letters = "".join(draw.choice("abc/._-ü日ñ\udcc3é") for _ in range(draw.randrange(1, 20)))
@@ -288,7 +289,7 @@ def test_letters_beyond_ascii_need_no_quotes(seed):
         assert grammar.typed(left) == left
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_a_sweep_over_nothing_is_refused(seed):
     draw = random.Random(seed)
     start = draw.randrange(-50, 50)
@@ -308,7 +309,7 @@ def test_a_sweep_over_nothing_is_refused(seed):
 FAILURES = [PDSError("no"), MissingError("no"), OptionError("rho", "must be positive"), MemoryError()]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_a_failure_is_one_sentence_with_the_place_and_a_status(seed, capsys):
     draw = random.Random(seed)
     code = draw.choice(list(errno.errorcode))

@@ -1,6 +1,5 @@
 """From configuration nodes to objects: every refusal of a value names its key; our own defects stay tracebacks."""
 
-import itertools
 import logging
 import random
 import sys
@@ -100,18 +99,19 @@ OWN = {"NoFilter": "filter", "NoSolenoid": "solenoid", "NoTracker": "tracker"}
 OWN |= {"EDM": "sampler", "Trainer": "trainer", "ClassifierFree": "guidance"}
 
 
-@pytest.mark.parametrize(("key", "target"), list(itertools.product(KINDS, CLASSES)))
-def test_a_class_of_another_kind_is_refused_by_its_path(key, target):
-    node = OmegaConf.create({key: {"_target_": target}})[key]
-    if OWN.get(target.rpartition(".")[2]) == key:
-        build(node)
-        return
-    if (key, target) == ("guidance", "pds.samplers.edm.EDM"):
-        return  # samplers have a title, a check and a call, too
-    python = target.startswith(("builtins", "fractions"))
-    said = rf"^{key}._target_={target} is Python's own" if python else f"^{key} must be a .*, and {target} makes none"
-    with pytest.raises(PDSError, match=said):
-        build(node)
+@pytest.mark.parametrize("key", KINDS)
+def test_a_class_of_another_kind_is_refused_by_its_path(key):
+    for target in CLASSES:
+        node = OmegaConf.create({key: {"_target_": target}})[key]
+        if OWN.get(target.rpartition(".")[2]) == key:
+            build(node)
+            continue
+        if (key, target) == ("guidance", "pds.samplers.edm.EDM"):
+            continue  # samplers have a title, a check and a call, too
+        python = target.startswith(("builtins", "fractions"))
+        said = rf"^{key}._target_={target} is Python's own" if python else f"^{key} must be a .*, and {target} makes none"
+        with pytest.raises(PDSError, match=said):
+            build(node)
 
 
 def test_nothing_of_python_itself_is_called_by_any_path(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import GOLDEN, Golden
+from conftest import GOLDEN, Golden, seeds
 from safetensors.torch import save_file
 
 import pds
@@ -117,7 +117,7 @@ def test_a_buffer_that_no_file_has_stays(tmp_path):
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@pytest.mark.parametrize("seed", range(80))
+@seeds(80)
 def test_levels_are_compared_in_the_precision_of_the_file_and_what_mends_them_does(seed):
     rng = np.random.default_rng(seed)
     ends, count, dtype = (10 ** rng.uniform(0, 3.2), 10 ** rng.uniform(-2.7, -1)), int(rng.integers(3, 2000)), DTYPES[seed % 4]

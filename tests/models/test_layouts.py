@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import seeds
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
@@ -147,7 +148,7 @@ def assert_loaded(network, names, expected):
     assert all(torch.equal(found[name], expected.state_dict()[name]) for name in names)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_the_average_is_taken_and_the_last_weights_on_demand(tmp_path, seed):
     rng = np.random.default_rng(seed)
     raw, average, content = drawn(rng, with_average=True)
@@ -160,7 +161,7 @@ def test_the_average_is_taken_and_the_last_weights_on_demand(tmp_path, seed):
         assert network.frequencies[0] in (1, 2)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_without_an_average_the_last_weights_are_taken_and_an_average_asked_for_is_refused(tmp_path, seed):
     rng = np.random.default_rng(seed)
     raw, _, content = drawn(rng, with_average=False)
@@ -190,7 +191,7 @@ UNMATCHED = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_what_looks_like_an_average_and_cannot_be_matched_is_refused_by_name(tmp_path, seed):
     rng = np.random.default_rng(seed)
     key, raw = str(rng.choice(AVERAGES[:6])), Small(1)
