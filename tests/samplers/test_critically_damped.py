@@ -1,5 +1,6 @@
 """Samplers of CLD: the authors' numbers, and the exact law of a Gaussian, with PDS or without."""
 
+import functools
 import math
 
 import pytest
@@ -99,6 +100,13 @@ def test_the_flow_is_the_authors():
         torch.testing.assert_close(drift[0], GOLDEN["flow/drift"][i].double(), rtol=1e-3, atol=2e-3)
 
 
+@functools.cache
+def law_at(sigma):
+    """Mean and covariance of (x, v) at a level, which many samplers visit: its time takes a search."""
+    mean, root = CLD.kernel(CLD.time(torch.tensor([sigma], dtype=torch.float64)))
+    return mean[0], (root @ root.mT + 0 * mean[:, :, None])[0]
+
+
 class Stationary:
     """The score by the velocity of images with a power spectrum, and that of the stationary law at every level without one."""
 
@@ -109,10 +117,8 @@ class Stationary:
         x, v = u.chunk(2, 1)
         if self.power is None:
             return -v / CLD.mass
-        mean, root = CLD.kernel(CLD.time(sigma[:1].double()))
-        law = (root @ root.mT + 0 * mean[:, :, None])[0][:, :, None, None] + torch.einsum(
-            "i,j,hw->ijhw", mean[0], mean[0], self.power
-        )
+        mean, covariance = law_at(sigma[0].item())
+        law = covariance[:, :, None, None] + torch.einsum("i,j,hw->ijhw", mean, mean, self.power)
         X, V = torch.fft.fft2(x), torch.fft.fft2(v)
         return torch.fft.ifft2(-(law[0, 0] * V - law[0, 1] * X) / (law[0, 0] * law[1, 1] - law[0, 1] ** 2)).real
 
