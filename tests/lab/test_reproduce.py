@@ -106,14 +106,23 @@ def test_printed_numbers(name):
     assert rows == PRINTED[name]
 
 
+def build_parts(runs):
+    """Resolve every run, and build each filter, solenoid and sampler in them once."""
+    nodes = {}
+    for cfg in runs:
+        config = resolved(cfg)
+        nodes |= {f"{part} {config[part]}": cfg[part] for part in ("filter", "solenoid", "sampler")}
+    for node in nodes.values():
+        build(node)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_cell_of_every_table_builds(name):
     table, runs = full(name)
     assert len(runs) == sum(len(cell.points) for cell in table.cells)
     assert all(cell.points or cell.printed for cell in table.cells)
+    build_parts(runs)
     for cfg in runs:
-        resolved(cfg)
-        build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
         assert Path(cfg.model.checkpoint).stem in CHECKPOINTS or cfg.model.checkpoint.startswith("asset:")
         assert cfg.images == table.images
 
@@ -211,8 +220,9 @@ def test_every_small_form_builds(name):
     table, points = planned(name, "small=true")
     assert points
     assert all(cell.points for cell in table.cells)
-    for cfg in configurations(points):
-        build(cfg.filter), build(cfg.solenoid), build(cfg.sampler)
+    runs = configurations(points)
+    build_parts(runs)
+    for cfg in runs:
         assert cfg.model.checkpoint.startswith("asset:")
         assert cfg.images <= 512
 
