@@ -19,8 +19,9 @@ from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
 from pds.models.ncsnv2 import ncsnv2
 from pds.models.safetensors_files import read_configuration
-from pds.models.scores import Model
+from pds.models.scores import Model, placed
 from pds.models.unet2d import unet2d
+from pds.options import Shape, checked
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.annealed_langevin import AnnealedLangevin
@@ -130,8 +131,9 @@ CARDS: dict[str, Card] = {
 """Published checkpoints by network and data set; `deep` has twice the blocks."""
 
 
+@checked
 def load(
-    source: str | Path, *, card: str | None = None, shape: Sequence[int] | None = None, device: str | torch.device | None = None
+    source: str | Path, *, card: str | None = None, shape: Shape | None = None, device: str | torch.device | None = None
 ) -> Model:
     """A model from its weights.
 
@@ -145,6 +147,8 @@ def load(
     Raises:
         PDSError: the file is absent, damaged or of another network, or it does not name its network and there is no card.
     """
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    place = placed(default if device is None else device)
     path = _found(source)
     if card is not None:
         if card not in CARDS:
@@ -161,7 +165,7 @@ def load(
         model = _of_ours(path)
     if shape is not None and tuple(shape) != tuple(model.shape):
         raise OptionError("shape", f"is {tuple(shape)}, and the network is of images of shape {tuple(model.shape)}")
-    model.score.to(torch.device("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    model.score.to(place)
     return model
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from pds.errors import OptionError
 from pds.files import read_bytes, reading, user_path
+from pds.models.checkpoints import first_line
 from pds.models.scores import Model
-from pds.options import MOST, Length, Range, Said, options
+from pds.options import MOST, Length, Range, Said, checked, options
 from pds.score import Labelled, Score, score_of
 
 WAYS = "uniform, a list of classes as in [3], or a file of whole numbers"
@@ -26,6 +27,7 @@ Labels = Annotated[Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | s
 """Classes of the images: image i has entry i mod n of a list or a file of n whole numbers; "uniform" takes all classes in
 turn."""
 
+Weight = Annotated[float, Range(-1000, 1000)]
 Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
 
 
@@ -43,6 +45,7 @@ class Conditional:
         labels: (batch,) int64 class of each image.
     """
 
+    @checked
     def __init__(self, score: Labelled, labels: Tensor) -> None:
         self.score, self.labels = score, labels
 
@@ -70,8 +73,10 @@ class Guided:
         interval: (low, high), for low < sigma <= high, in units of the data range.
     """
 
-    def __init__(self, score: Score, unconditional: Score, scale: float, interval: Sequence[float] = (0.0, math.inf)) -> None:
+    @checked
+    def __init__(self, score: Score, unconditional: Score, scale: Weight, interval: Interval = (0.0, math.inf)) -> None:
         self.score, self.unconditional, self.scale, self.interval = score, unconditional, scale, interval
+        _require_ascending(interval)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         w = within(sigma, self.interval, self.scale, 1.0).to(x.dtype)
@@ -130,6 +135,12 @@ def within(sigma: Tensor, interval: Sequence[float], inside: float, outside: flo
     return torch.where((sigma > low) & (sigma <= high), inside, outside)
 
 
+def _require_ascending(interval: Sequence[float]) -> None:
+    low, high = interval
+    if low >= high:
+        raise OptionError("interval", f"must have the lower noise level first, got [{low:g}, {high:g}]")
+
+
 class Guidance(Protocol):
     """Makes the score of a batch from its labels. `check` refuses a model that cannot be guided."""
 
@@ -150,8 +161,11 @@ class ClassifierFree:
         interval: noise levels that are guided, (low, high], in units of the data range; the class alone elsewhere.
     """
 
-    scale: Annotated[float, Range(-1000, 1000)] = 1.0
+    scale: Weight = 1.0
     interval: Interval = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        _require_ascending(self.interval)
 
     @property
     def title(self) -> str:
@@ -185,8 +199,11 @@ class ClassifierGuidance:
 
     classifier: Classifier
     classes: Annotated[int, Range(1, 1_000_000)]
-    scale: Annotated[float, Range(-1000, 1000)] = 1.0
+    scale: Weight = 1.0
     interval: Interval = (0.0, math.inf)
+
+    def __post_init__(self) -> None:
+        _require_ascending(self.interval)
 
     @property
     def title(self) -> str:
@@ -194,11 +211,23 @@ class ClassifierGuidance:
         return f"classifier guidance, w={self.scale:g}"
 
     def check(self, model: Model) -> None:
-        """Refuse a network of other classes."""
+        """Refuse a network of other classes, and a classifier that cannot guide: it is called once, with two images."""
         if model.classes not in (0, self.classes):
             raise OptionError(
                 "classes", f"is {self.classes}, and {model.title} takes {model.classes}: give a classifier of these"
             )
+        channels, height, width = model.shape
+        x = torch.zeros(2, model.score.halves * channels, height, width, device=model.device, requires_grad=True)
+        needed = f"must give logits of shape (2, {self.classes}) that depend on x, for x of shape {tuple(x.shape)}"
+        try:
+            with torch.enable_grad():
+                logits = self.classifier(x, model.process.ladder[[0, -1]].to(x))
+                found = tuple(logits.shape)
+                torch.autograd.grad(logits.sum(), x)
+        except Exception as error:  # someone else's classifier may raise anything
+            raise OptionError("classifier", f"{needed}: {type(error).__name__}, {first_line(error)}") from error
+        if found != (2, self.classes):
+            raise OptionError("classifier", f"{needed}, got {found}")
 
     def __call__(self, score: Labelled, labels: Tensor) -> Score:
         return ClassifierGuided(score, self.classifier, labels, self.scale, self.interval)

@@ -241,7 +241,7 @@ def _fitted(value: Any, annotation: Any) -> Any:
         _require(all(_holds(limit, value) for limit in arguments[1:]))
         return value
     if origin is Literal:
-        _require(any(value == choice and type(value) is type(choice) for choice in arguments))
+        _require(any(type(value) is type(choice) and value == choice for choice in arguments))
         return value
     if origin in (Union, types.UnionType):
         for choice in arguments:
@@ -269,10 +269,14 @@ def _fitted(value: Any, annotation: Any) -> Any:
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value
+    if annotation is Any:
+        return value
     # Objects (networks, processes, functions). Plain data are never objects.
-    _require(annotation is Any or not isinstance(value, (bool, int, float, complex, str, bytes, type(None))))
-    _require(origin is not Callable or callable(value))
-    _require(not getattr(annotation, "_is_protocol", False) or offers(value, annotation))
+    _require(not isinstance(value, (bool, int, float, complex, str, bytes, type(None))))
+    kind = origin or annotation
+    # A class has the methods of its objects, and is none of them.
+    _require(kind in (Callable, type) or not isinstance(value, type))
+    _require(not isinstance(kind, type) or offers(value, kind))
     return value
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from pds.errors import PDSError
+from pds.options import Count, Range, checked
 
 GAP = 2
 """Pixels between two images, and around all of them."""
@@ -37,7 +40,8 @@ def image_grid(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def grid(*rows: Tensor, columns: int = 8, scale: int = 2) -> Image.Image:
+@checked
+def grid(*rows: Tensor, columns: Count = 8, scale: Annotated[int, Range(1, 256)] = 2) -> Image.Image:
     """Several sets of images, one below the other. Each set begins a new line.
 
     Args:

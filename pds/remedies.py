@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pds.data.dataset import Dataset
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.models.scores import Model, NetworkScore
+from pds.models.scores import GivenModel, Model, NetworkScore
 from pds.options import Range, Search, checked
 
 LEAST_MODES = 16  # the fewest modes for a measurement of the noise
@@ -178,7 +178,7 @@ class SeenNoise(Remedy):
 
 @checked
 def epsilon_scaling(
-    model: Model, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2), Search(1, 1.03)] = 1.005
+    model: GivenModel, dataset: Dataset | None = None, /, *, scale: Annotated[float, Range(0.5, 2), Search(1, 1.03)] = 1.005
 ) -> Model:
     """The predicted noise divided by a number (Ning et al., ICLR 2024).
 
@@ -190,7 +190,7 @@ def epsilon_scaling(
 
 @checked
 def time_shift(
-    model: Model,
+    model: GivenModel,
     dataset: Dataset | None = None,
     /,
     *,
@@ -212,7 +212,7 @@ def time_shift(
 
 @checked
 def level_shift(
-    model: Model,
+    model: GivenModel,
     dataset: Dataset | None = None,
     /,
     *,
@@ -231,7 +231,7 @@ def level_shift(
 
 @checked
 def band_correction(
-    model: Model,
+    model: GivenModel,
     dataset: Dataset | None = None,
     /,
     *,
@@ -247,7 +247,8 @@ def band_correction(
     return replace(model, score=BandCorrection(model.score, model.process.ladder[0].item(), low, high))
 
 
-def seen_noise(model: Model, dataset: Dataset | None = None, /) -> Model:
+@checked
+def seen_noise(model: GivenModel, dataset: Dataset | None = None, /) -> Model:
     """The network made to see the strength of the noise, from the modes without data."""
     return replace(model, score=SeenNoise(model.score, _power(model, dataset)))
 

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import OptionError
 from pds.generation import ImageSampler
-from pds.models.scores import Model, for_sampling
+from pds.models.scores import GivenModel, for_sampling, placed
 from pds.moments import moments_beside
-from pds.options import Count, Seed, checked
+from pds.options import Count, Said, Seed, checked
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
@@ -54,7 +54,7 @@ class Samples:
 
 @checked
 def sample(
-    model: Model,
+    model: GivenModel,
     sampler: Sampler[Any] | None = None,
     *,
     filter: Filter | None = None,
@@ -88,7 +88,7 @@ def sample(
     Raises:
         PDSError: labels, guidance, sampler or filter do not fit the model, statistics are missing, or values are not finite.
     """
-    place = model.device if device is None else torch.device(device)
+    place = model.device if device is None else placed(device)
     sampler = sampler or model.sampler or DEFAULT
     known = statistics or model.statistics
 
@@ -112,10 +112,10 @@ def sample(
     doubts = sampler.check(steps, P)
     for doubt in doubts:
         log.warning(doubt)
-    if guidance is not None:
+    score = for_sampling(model.score, place)
+    if guidance is not None:  # on the device of the network
         guidance.check(model)
     classes = labels_of(model, labels, guidance)
-    score = for_sampling(model.score, place)
     make = ImageSampler(
         score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guidance or CLASS_ALONE
     )
@@ -140,7 +140,12 @@ def sample(
     return Samples(torch.cat(batches), evaluations / images, seconds, doubts)
 
 
-def statistics(images: str | Path | Tensor, count: int | None = None, seed: int = 0) -> DatasetStatistics:
+@checked
+def statistics(
+    images: Annotated[str | Path | Tensor, Said("a folder of images, or a tensor of (n, C, H, W) images")],
+    count: Count | None = None,
+    seed: Seed = 0,
+) -> DatasetStatistics:
     """Statistics of training images, for a `StatisticsFilter`.
 
     Args:

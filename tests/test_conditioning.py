@@ -188,7 +188,7 @@ def test_a_network_of_ones_own_is_shown_its_own_label_for_none():
     x, sigma = torch.zeros(2, *SHAPE), torch.ones(2)
     made.score(x, sigma)
     made.score(x, sigma, torch.tensor([3, -1]))
-    assert shown == [[0, 0], [9, 9], [3, 9]]
+    assert shown == [[3, 9], [9, 9], [3, 9]]
     with pytest.raises(OptionError, match="no_class is missing, and an image has no class"):
         model(no_class=None).score(x, sigma)
 
@@ -215,6 +215,27 @@ def test_what_cannot_be_conditioned_is_refused_before_any_evaluation(made, label
         pds.sample(made, pds.EDM(4), labels=labels, guidance=guidance)
 
 
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        lambda x, sigma: x.flatten(1)[:, :1].expand(-1, 2),
+        lambda x, sigma: x.flatten(1)[:, :1].expand(-1, 9),
+        lambda x, sigma: x.flatten(1)[:, 0],
+        lambda x, sigma: torch.zeros(len(x), 3),
+        lambda x, sigma: x.detach().numpy(),
+        lambda x: x,
+    ],
+    ids=["few", "many", "one value", "no gradient", "an array", "one argument"],
+)
+def test_a_classifier_that_cannot_guide_is_refused_before_any_evaluation(classifier):
+    bare = model(lambda x, sigma: x, classes=0, no_class=None)
+    bare.score.forward = None
+    with pytest.raises(
+        OptionError, match=r"classifier must give logits of shape \(2, 3\) that depend on x.*(: \w+Error, |, got )"
+    ):
+        pds.sample(bare, pds.EDM(4), labels=[2], guidance=ClassifierGuidance(classifier, 3))
+
+
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf, "3", None, True])
 def test_a_scale_that_is_no_finite_number_is_refused(scale):
     for make in (lambda: ClassifierFree(scale), lambda: ClassifierGuidance(network, 3, scale)):
@@ -222,6 +243,18 @@ def test_a_scale_that_is_no_finite_number_is_refused(scale):
             make()
     with pytest.raises(OptionError, match="interval must be a list of 2 numbers"):
         ClassifierFree(1.0, (1.0,))
+
+
+@pytest.mark.parametrize("interval", [(3.0, 1.0), (1.0, 1.0), (math.inf, math.inf)])
+def test_an_interval_that_guides_nowhere_is_refused(interval):
+    makers = [
+        lambda: ClassifierFree(3.0, interval),
+        lambda: ClassifierGuidance(network, 3, 3.0, interval),
+        lambda: Guided(network, network, 3.0, interval),
+    ]
+    for make in makers:
+        with pytest.raises(OptionError, match="interval must have the lower noise level first, got"):
+            make()
 
 
 @pytest.mark.parametrize("content", [b"0 1 x", b"\xff\x00", b"1.5", b"99999999999999999999"])

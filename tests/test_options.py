@@ -116,6 +116,32 @@ def test_an_object_has_all_that_its_protocol_asks_for():
         Car(Whole(), object())
 
 
+class Engine:
+    power, title, run = 1.0, "", print
+
+
+@options
+class Boat:
+    engine: Engine
+    rooms: Literal[1, 2] = 1
+
+
+def test_an_object_is_of_its_class_and_no_class():
+    assert isinstance(Boat(Engine()).engine, Engine)
+    for wrong in (Whole(), Engine, [], {}, {"power": 1}, np.zeros(2), lambda: None):
+        with pytest.raises(OptionError, match=r"^engine must be a Engine, got "):
+            Boat(wrong)
+    with pytest.raises(OptionError, match=r"^engine must be a Engine, got <class"):
+        Car(Whole)
+    assert Car(Whole(), Whole).horn is Whole  # a class can be called
+
+
+def test_an_array_is_no_choice():
+    for wrong in (np.ones(2), np.ones(1), np.int64(1)):
+        with pytest.raises(OptionError, match=r"^rooms must be one of 1, 2, got "):
+            Boat(Engine(), wrong)
+
+
 def test_the_options_of_a_class_or_a_function_are_its_arguments_with_their_ranges():
     def made(device, /, count: Count, *, end: float = math.inf, **rest):
         """Takes a device from its caller."""

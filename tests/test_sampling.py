@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import re
 import subprocess
 import sys
@@ -108,6 +109,66 @@ def test_what_cannot_be_sampled_is_said():
         pds.sample(gaussian(), pds.EDM(4), filter=pds.ParametricFilter(0.2, 1.6))
 
 
+WRONG = {
+    "a network": (lambda: pds.sample(torch.nn.Identity()), "model must be a model, from pds.load or pds.wrap, got Identity"),
+    "a class": (lambda: pds.sample(gaussian(), pds.EDM), "sampler must be a Sampler, got <class"),
+    "a filter as sampler": (lambda: pds.sample(gaussian(), pds.ParametricFilter()), "sampler must be a Sampler"),
+    "an empty sampler": (lambda: pds.sample(gaussian(), []), "sampler must be a Sampler"),
+    "a class of filters": (lambda: pds.sample(gaussian(), filter=pds.StatisticsFilter), "filter must be a Filter"),
+    "a file of statistics": (lambda: pds.sample(gaussian(), statistics="x.npz"), "statistics must be a DatasetStatistics"),
+    "images": (lambda: pds.sample(gaussian(), statistics=torch.rand(4, *SHAPE)), "statistics must be a DatasetStatistics"),
+    "a device": (lambda: pds.sample(gaussian(), device="gpu"), "device must be cpu.*, got 'gpu'"),
+    "a device without values": (lambda: pds.sample(gaussian(), device="meta"), "device must be cpu.*, got 'meta'"),
+    "a GPU too many": (lambda: pds.sample(gaussian(), device="cuda:99"), "device must be cpu.*, got 'cuda:99'"),
+    "a device to load to": (lambda: pds.load("asset:mnist_ncsn", device="gpu"), "device must be cpu.*, got 'gpu'"),
+    "a count": (lambda: pds.statistics(torch.rand(4, *SHAPE), count=2.0), "count must be a whole number from 1"),
+    "a seed": (lambda: pds.statistics(torch.rand(4, *SHAPE), seed=-1), "seed must be a whole number from 0"),
+    "an array": (lambda: pds.statistics(np.zeros((4, *SHAPE))), "images must be a folder of images, or a tensor"),
+    "T": (
+        lambda: pds.diagnose(gaussian(), torch.rand(4, *SHAPE), 25),
+        "iterations must be a list of .* whole numbers at least 2, got 25",
+    ),
+    "no T": (lambda: pds.diagnose(gaussian(), torch.rand(4, *SHAPE), []), "iterations must be a list of 1 to "),
+    "a corrector": (
+        lambda: pds.diagnose(gaussian(), torch.rand(4, *SHAPE), (25,), pds.Langevin()),
+        "predictor must be a Predictor",
+    ),
+    "columns": (lambda: pds.grid(torch.zeros(1, *SHAPE).byte(), columns=0), "columns must be a whole number from 1"),
+    "scale": (lambda: pds.grid(torch.zeros(1, *SHAPE).byte(), scale=0), "scale must be a whole number from 1"),
+    "a remedy's model": (lambda: pds.seen_noise(torch.nn.Identity()), "model must be a model, from pds.load or pds.wrap"),
+    "a remedy's data": (lambda: pds.time_shift(gaussian(), "mnist"), "dataset must be a Dataset"),
+    "a guided scale": (lambda: pds.Guided(TARGET, TARGET, math.nan), "scale must be a number from -1000"),
+    "labels": (lambda: pds.Conditional(TARGET, [1]), "labels must be a Tensor"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_argument_of_another_kind_is_refused_by_name(what):
+    call, message = WRONG[what]
+    with pytest.raises(pds.OptionError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+class OwnFilter:
+    title = "PDS of my own"
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def frequency(self, shape, statistics):
+        return self.mask
+
+    def space(self, shape, statistics):
+        return None
+
+
+@pytest.mark.parametrize("mask", [np.ones(SHAPE), torch.ones(SHAPE, dtype=torch.complex64)], ids=["array", "complex"])
+def test_a_filter_that_makes_no_real_tensor_is_refused(mask):
+    with pytest.raises(pds.PDSError, match=r"frequency filter must be a real tensor of the shape \(1, 8, 8\), got "):
+        pds.sample(gaussian(), filter=OwnFilter(mask))
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_statistics_of_a_folder_and_of_a_tensor(tmp_path, mode):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 7, len(mode)), np.uint8)
@@ -127,6 +188,7 @@ def test_statistics_of_a_folder_and_of_a_tensor(tmp_path, mode):
         ("/nowhere/at/all", "does not exist"),
         (torch.rand(3, 8, 8), r"shape \(n, C, H, W\)"),
         (torch.rand(0, 1, 8, 8), "n at least 1"),
+        (torch.rand(3, 1, 8, 0), "no side of 0"),
         (torch.randn(9, 1, 8, 8), "floats from 0"),
         (torch.ones(2, 1, 8, 8, dtype=torch.int64), "uint8, or floats"),
     ],
@@ -182,6 +244,14 @@ def test_diagnosis_of_a_network_that_sees_excess_noise_and_of_one_that_does_not(
     assert str(found[1]).splitlines()[0].split() == ["T", "sigma", "k", "least", "gain", "alpha"]
     with pytest.raises(pds.PDSError, match=r"shape \(1, 32, 32\) of the model's"):
         pds.diagnose(pds.wrap(seeing, **about), images[..., 1:])
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_a_network_that_predicts_no_noise_has_no_diagnosis(value):
+    made = gaussian()
+    made.score.network.function = lambda x, sigma: torch.full_like(x, value)
+    with pytest.raises(pds.PDSError, match="a diagnosis needs the noise that the network predicts, and there is none"):
+        pds.diagnose(made, torch.rand(4, *SHAPE), (25,))
 
 
 @pytest.mark.parametrize(("name", "picture", "lines"), [("sample", "pds", 2), ("your_network", "your_network", 1)])

@@ -93,8 +93,8 @@ def as_uint8(images: Tensor) -> Tensor:
     Raises:
         PDSError: they are neither.
     """
-    if images.ndim != 4 or not len(images):
-        raise PDSError(f"images must have the shape (n, C, H, W) with n at least 1, got {tuple(images.shape)}")
+    if images.ndim != 4 or not images.numel():
+        raise PDSError(f"images must have the shape (n, C, H, W) with n at least 1 and no side of 0, got {tuple(images.shape)}")
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pds.data.images import ImageSource, image_digest, read_in_batches, to_unit
-from pds.errors import PDSError
-from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading
-from pds.options import Range
+from pds.errors import OptionError, PDSError
+from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, user_path
+from pds.options import Range, options
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ UNIT = Array("float32", ("C", "H", "W"), low=0, high=1)
 POWER = Array("float32", ("C", "H", "W"), low=0)
 
 
-@dataclass(frozen=True)
+@options
 class DatasetStatistics:
     """Moments of images in [0, 1], each (C, H, W) float32.
 
@@ -39,7 +39,16 @@ class DatasetStatistics:
     power: Tensor
     mean: Tensor
     second_moment: Tensor
-    provenance: dict[str, str | int] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        moments = {"power": self.power, "mean": self.mean, "second_moment": self.second_moment}
+        shapes = [tuple(moment.shape) for moment in moments.values()]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 3:
+            raise PDSError(f"{', '.join(moments)} must have one shape (C, H, W), got {', '.join(map(str, shapes))}")
+        wrong = next((name for name, moment in moments.items() if not moment.isfinite().all()), None)
+        if wrong is not None:
+            raise OptionError(wrong, "must be finite: make the statistics again, of finite images")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -55,9 +64,9 @@ class DatasetStatistics:
         # A mode that is 0 in all images (as with black margins) has a variance of rounding errors.
         return black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write as npz, atomically, without pickles."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(user_path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
                 power=self.power.numpy(),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,15 +25,14 @@ from torch import Tensor
 from pds.data.images import ArrayImages, as_uint8, to_unit
 from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
+from pds.models.scores import GivenModel, Model
 from pds.noise import ImageNoise
+from pds.options import Length, Range, Seed, checked
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.remedies import DATA_SHARE
 from pds.samplers.predictor_corrector import Level, Predictor, PredictorCorrector, ReverseDiffusion
 from pds.score import Score, score_at
-
-if TYPE_CHECKING:
-    from pds.models.scores import Model
 
 FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
 HIGH = 0.35  # cycles a pixel, along both axes; images have least above it
@@ -258,6 +257,12 @@ class Diagnosis:
         return "\n".join(f"{T:>6}{sigma:>9}{k:>9}{gain:>12}{alpha:>8}" for T, sigma, k, gain, alpha in rows)
 
 
+def require_noise(response: NoiseResponse, what: str) -> None:
+    """Refuse a network that predicts no noise; `what` needs it."""
+    if not all(row[response.factors.index(1.0)] > 0 for row in response.values):  # nan is not
+        raise PDSError(f"{what} needs the noise that the network predicts, and there is none: the weights are broken")
+
+
 def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
     """The response of a model between its largest and its smallest noise level.
 
@@ -272,12 +277,13 @@ def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
     return noise_response(model.score, x, np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist(), seed)
 
 
+@checked
 def diagnose(
-    model: Model,
+    model: GivenModel,
     images: Tensor,
-    iterations: Sequence[int] = (25, 50, 100),
+    iterations: Annotated[Sequence[int], Range(2), Length()] = (25, 50, 100),
     predictor: Predictor = ReverseDiffusion(),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Diagnosis:
     """Find out whether a network sees excess noise, and how strong a filter it needs at each T.
 
@@ -300,6 +306,7 @@ def diagnose(
     modes, (black, white) = highest_frequencies(model.shape[1:]), model.data_range
     variance = (white - black) ** 2 * statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
     response = response_of(model, images, seed)
+    require_noise(response, "a diagnosis")
     excess = []
     for T in iterations:
         levels = PredictorCorrector(T, predictor, None).levels(model.process)

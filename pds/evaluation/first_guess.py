@@ -27,6 +27,7 @@ from pds.evaluation.excess_noise import (
     alpha_of_gain,
     highest_frequencies,
     least_gain,
+    require_noise,
     response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian
@@ -119,8 +120,7 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
     used = min(count, for_response)
     statistics = dataset_statistics(ArrayImages("its own images", "all", images.numpy()), count)
     response = response_of(model, images[:used], seed)
-    if not all(row[FACTORS.index(1.0)] > 0 for row in response.values):
-        raise PDSError("a first guess needs the noise that the network predicts, and there is none: the weights are broken")
+    require_noise(response, "a first guess")
     return Look(
         response,
         statistics,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import Checkpoint
-from pds.options import Range
+from pds.options import Range, Said, shown
 from pds.processes.critically_damped import VELOCITY, CriticallyDamped
 from pds.processes.forward import Process
 from pds.score import Labelled
@@ -249,6 +249,22 @@ def warn_of_slow_bf16(device: torch.device) -> None:
         log.warning("bf16 is several times slower than float32 on this CPU, which has no instructions for it: give bf16=false")
 
 
+def placed(device: str | torch.device) -> torch.device:
+    """A device that torch has here.
+
+    Raises:
+        OptionError: torch has none, or one that holds no values.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, dtype=torch.float64, device=found).item()  # noise is made in double precision
+    except Exception:  # each kind of device raises its own
+        gpus = torch.cuda.device_count()
+        there = f"cpu, cuda or cuda:0 to cuda:{gpus - 1}" if gpus else "cpu, as torch sees no GPU here"
+        raise OptionError("device", f"must be {there}, got {shown(str(device))}") from None
+    return found
+
+
 def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, compile: bool = False) -> Labelled:
     """The score as samplers call it; `score` itself is moved and compiled in place.
 
@@ -301,3 +317,7 @@ class Model:
     def device(self) -> torch.device:
         """The device of the network; the CPU for a network without parameters."""
         return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))
+
+
+GivenModel = Annotated[Model, Said("a model, from pds.load or pds.wrap")]
+"""A model as an argument of a user."""

@@ -109,7 +109,9 @@ def wrap(
     module: nn.Module = network if isinstance(network, nn.Module) else _Function(network)
     module = _WithClasses(module, no_class) if classes else module
     score = PREDICTIONS[predicts](module.eval(), process, process.label if label is None else label)
-    _try(score, (channels, height, width), name, bool(classes))
+    # The largest labels: an embedding of fewer classes knows the smallest.
+    labels = [classes - 1, 0 if no_class is None else no_class] if classes else []
+    _try(score, (channels, height, width), name, labels)
     title = f"{name} ({process.title}) {channels}x{height}x{width}"
     unconditional = not classes or no_class is not None
     size = (channels, height, width)
@@ -117,25 +119,36 @@ def wrap(
 
 
 @torch.no_grad()
-def _try(score: Prediction, shape: tuple[int, int, int], name: str, labelled: bool) -> None:
-    """Call the network once, with two images at the largest and the smallest noise level."""
+def _try(score: Prediction, shape: tuple[int, int, int], name: str, labels: Sequence[int]) -> None:
+    """Call the network once, with two images at the largest and the smallest noise level.
+
+    Args:
+        score: the score of the network.
+        shape: (C, H, W).
+        name: name of the network.
+        labels: a label for each of the two images; empty for a network without classes.
+    """
     device = next((p.device for p in score.parameters()), torch.device("cpu"))
-    sigma = score.process.ladder[[0, -1]].to(device)
-    label = score.label(sigma, score.process.time(sigma))
+    sigma, size = score.process.ladder[[0, -1]].to(device), (2, *shape)
+    try:
+        label = score.label(sigma, score.process.time(sigma))
+    except Exception as error:  # someone else's function may raise anything
+        raise OptionError("label", f"fails for two noise levels: {type(error).__name__}, {first_line(error)}") from error
     if not isinstance(label, Tensor) or label.shape != (2,):
         raise OptionError("label", f"must give a tensor of shape (2,) for two noise levels, got {_described(label)}")
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    expected = f"a floating-point tensor of shape {tuple(x.shape)}, that of x"
+    called = f"{name}(x, label, labels)" if labels else f"{name}(x, label)"
+    given = f"x of shape {size} and label of shape (2,), both float32 on {device.type}"
+    given += f", and labels {', '.join(map(str, labels))}" if labels else ""
     try:
-        labels = [torch.zeros(2, dtype=torch.long, device=device)] if labelled else []
-        output = score.network(x, label.to(x.dtype), *labels)
-    except Exception as error:  # someone else's network may raise anything
-        raise PDSError(
-            f"{name}(x, label) fails for x of shape {tuple(x.shape)} and label of shape (2,), both float32 on {device.type}: "
-            f"{type(error).__name__}, {first_line(error)}"
-        ) from error
+        x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
+        output = score.network(x, label.to(x.dtype), *([torch.tensor(labels, device=device)] if labels else []))
+    except Exception as error:  # so may a network
+        raise PDSError(f"{called} fails for {given}: {type(error).__name__}, {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():
-        raise PDSError(f"{name}(x, label) returned {_described(output)}, expected {expected}")
+        expected = f"a floating-point tensor of shape {size}, that of x"
+        raise PDSError(f"{called} returned {_described(output)}, expected {expected}")
+    if output.device != x.device:
+        raise PDSError(f"{called} returned a tensor on {output.device}, and x is on {x.device}: leave it there")
 
 
 def _described(value: Any) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.options import fitted
+from pds.options import fitted, shown
 from pds.preconditioning.filters import Filter, LazyStatistics, Shape
 from pds.preconditioning.solenoids import Solenoid, Weight
 
@@ -203,6 +203,8 @@ def build_preconditioner(
 def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
     if mask is None:
         return torch.ones(shape)
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise PDSError(f"the {name} filter must be a real tensor of the shape {tuple(shape)}, got {shown(mask)}")
     if tuple(mask.shape) != tuple(shape):
         raise PDSError(
             f"the {name} filter has the shape {tuple(mask.shape)}, the model samples images of {tuple(shape)}: take the "

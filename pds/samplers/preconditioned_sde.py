@@ -71,8 +71,9 @@ class PreconditionedSDE(KarrasLevelsSampler):
         dx = (I + G + omega S) (D - x) dlambda + sqrt(2 G) sigma dw
 
     has the marginals of the model for every G and S. G = 0, S = 0 is the probability flow, G = I the reverse SDE. A filter is
-    PDS on the Langevin half of the equation alone. The walk starts at sigma_max z, which does not go through P. In a Fourier
-    mode let G have the eigenvalue g and omega S the eigenvalue i w. Let c = 1 + g + i w and h = log(sigma / sigma'). A step is
+    PDS on the Langevin half of the equation alone. The walk starts at sigma_max z, on VP at sqrt(1 + sigma_max^2) z, which does
+    not go through P. In a Fourier mode let G have the eigenvalue g and omega S the eigenvalue i w. Let c = 1 + g + i w and h =
+    log(sigma / sigma'). A step is
 
         x <- e^(-c h) x + (1 - e^(-c h)) D + W (D - D_before) / h_before + sigma' sqrt(1 - e^(-2 g h)) z,
 

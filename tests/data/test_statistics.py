@@ -1,4 +1,5 @@
 import json
+import math
 
 import numpy as np
 import pytest
@@ -107,6 +108,23 @@ def test_the_cache_is_keyed_by_the_images_and_checked(tmp_path, monkeypatch):
         dataset_statistics(random_images(), 50, cache=tmp_path)
     with pytest.raises(PDSError, match="has 300 images, fewer than 400"):
         dataset_statistics(random_images(), 400)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"power": np.ones((1, 4, 4))}, "power must be a Tensor"),
+        ({"mean": torch.ones(4, 4)}, r"second_moment must have one shape \(C, H, W\), got \(1, 4, 4\), \(4, 4\), \(1, 4, 4\)"),
+        ({"power": torch.ones(1, 4, 5)}, r"must have one shape"),
+        (dict.fromkeys(("power", "mean", "second_moment"), torch.ones(4, 4)), r"must have one shape"),
+        ({"second_moment": torch.full((1, 4, 4), math.nan)}, "second_moment must be finite"),
+    ],
+)
+def test_moments_are_finite_tensors_of_one_shape(change, message):
+    moments = {name: torch.ones(1, 4, 4) for name in ("power", "mean", "second_moment")}
+    assert DatasetStatistics("ones", **moments).shape == (1, 4, 4)
+    with pytest.raises(PDSError, match=message):
+        DatasetStatistics("ones", **moments | change)
 
 
 def test_what_is_no_statistics_file_is_one_sentence(tmp_path):

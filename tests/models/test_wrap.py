@@ -133,6 +133,7 @@ WRONG_NETWORKS = {
         r"fails for x of shape \(2, 3, 6, 5\) and label of shape \(2,\).*TypeError, .*positional argument",
     ),
     "other channels": (Tiny(1), r"Tiny\(x, label\) fails .*: RuntimeError, .*expected input\[2, 3, 6, 5\] to have 1 channels"),
+    "another device": (lambda x, label: x.to("meta"), r"returned a tensor on meta, and x is on cpu"),
     "no function": (3, "network must be a function, got 3"),
 }
 
@@ -162,6 +163,9 @@ WRONG_ARGUMENTS = [
         r"label must give a tensor of shape \(2,\) .* got a float64 tensor of shape \(\)",
     ),
     ({"label": lambda sigma: 3}, "label must give .* got a int"),
+    ({"label": lambda sigma: sigma / [1]}, "label fails for two noise levels: TypeError, "),
+    ({"shape": (16384, 16384, 16384)}, r"Tiny\(x, label\) fails for x of shape \(2, 16384, 16384, 16384\) .*memory"),
+    ({"process": VarianceExploding}, "process must be a Process, got <class"),
     ({"process": "ve"}, r"process must be a Process, got 've'"),
 ]
 
@@ -170,6 +174,29 @@ WRONG_ARGUMENTS = [
 def test_arguments_that_do_not_fit_are_named(change, message):
     with pytest.raises(PDSError, match=message):
         wrap(Tiny(), **GIVEN | change)
+
+
+class Classed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes = nn.Embedding(4, 3)
+
+    def forward(self, x, label, labels):
+        return x + self.classes(labels)[..., None, None]
+
+
+@pytest.mark.parametrize(("classes", "no_class"), [(5, None), (1000, None), (3, 4), (3, -1)])
+def test_labels_that_the_network_does_not_know_are_refused_at_once(classes, no_class):
+    shown = f"{classes - 1}, {0 if no_class is None else no_class}"
+    with pytest.raises(
+        PDSError, match=rf"Classed\(x, label, labels\) fails .*, and labels {shown}: IndexError, .*out of range"
+    ):
+        wrap(Classed(), **GIVEN, classes=classes, no_class=no_class)
+
+
+def test_the_largest_labels_that_the_network_knows_are_taken():
+    assert wrap(Classed(), **GIVEN, classes=4).classes == 4
+    assert wrap(Classed(), **GIVEN, classes=3, no_class=3).unconditional
 
 
 def test_the_data_range_must_be_given():
