@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quick_composition import hasten
 from torch import Tensor
 
 from pds.models.ncsn import NCSN
@@ -19,6 +20,7 @@ from pds.models.ncsnv2 import NCSNv2
 from pds.models.scores import LadderScore
 
 torch.set_num_threads(1)
+hasten()
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -30,7 +30,6 @@ from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric, panel_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
-from pds.lab.composition import hasten
 from pds.lab.config import CONF, defaults
 from pds.lab.own import own
 from pds.lab.settings import Benchmark, ExcessNoise, Gaussian, Reproduce, Run, Train, Tune
@@ -335,7 +334,6 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 @functools.cache
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
-    hasten()
     OmegaConf.register_new_resolver("published", published, replace=True)
     OmegaConf.register_new_resolver("sampler_of", sampler_of, replace=True)
     OmegaConf.register_new_resolver("unstated", unstated, replace=True)

@@ -6,6 +6,7 @@ import random
 import omegaconf._utils
 import omegaconf.base
 import pytest
+import quick_composition
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal import defaults_list
@@ -14,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.grammar_parser import OmegaConfGrammarParser
 from test_configurations import EXPERIMENTS, PAPERS
 
-from pds.lab import composition
 from pds.lab.config import CONF
 from pds.lab.schema import register
 
@@ -31,10 +31,10 @@ def _as_hydra_does(monkeypatch):
     register()
     for kind in (ConfigStore, omegaconf.base.Metadata):
         monkeypatch.delattr(kind, "__deepcopy__")
-    monkeypatch.setattr(OmegaConf, "load", staticmethod(composition._load))
-    monkeypatch.setattr(defaults_list, "_create_interpolation_map", composition._map)
+    monkeypatch.setattr(OmegaConf, "load", staticmethod(quick_composition._load))
+    monkeypatch.setattr(defaults_list, "_create_interpolation_map", quick_composition._map)
     for module in (omegaconf.base, omegaconf._utils):
-        monkeypatch.setattr(module, "parse", composition._parse.__wrapped__)
+        monkeypatch.setattr(module, "parse", quick_composition._parse.__wrapped__)
 
 
 def told(node):

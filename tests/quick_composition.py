@@ -1,6 +1,6 @@
-"""Quick compositions: what Hydra would make anew for each one is kept.
+"""Quick compositions for the tests, which make hundreds: what Hydra would make anew for each one is kept.
 
-A sweep composes each point twice, and a search each trial. The results are those of Hydra alone.
+The results are those of Hydra alone (lab/test_composition.py). Programs that a test starts compose by Hydra alone.
 """
 
 from __future__ import annotations
