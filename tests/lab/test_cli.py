@@ -179,6 +179,8 @@ def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration)
         ([f"model.sigma_end=1{400 * '0'}"], f"model.sigma_end=1{400 * '0'} is not possible: "),
         (["sampler='a\0b'"], "the command line cannot be used: "),
         (["-m", "seed=0,1", "+hydra.sweeper.points=1e-320"], "hydra.sweeper cannot be made of these values: "),
+        (["tracker=[]"], "tracker=[] names no tracker: give names, as in tracker=[tensorboard,mlflow], or tracker=none"),
+        (["tracker=[mlflow,]"], "tracker=[mlflow,] names no tracker: "),
         (["--frobnicate"], "the command line cannot be used (unrecognized arguments: --frobnicate)"),
         (["seed=1", "-m", "group=g", "--cfg", "all of it"], "the command line cannot be used (argument --cfg"),
         (["-m", "seed=range(5,5)"], "seed=range(5,5) names no value: a sweep needs at least one"),
