@@ -25,29 +25,38 @@ from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 log = logging.getLogger(__name__)
 
 HELD_OUT = 10_000
-REACH = 2  # pixels of the random shifts
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained, on the CPU: Adam, one-cycle learning rate, random shifts.
+    """How a classifier is trained, on the CPU: AdamW, one cycle of the learning rate or several, random shifts.
 
     Attributes:
-        epochs: passes over the training images.
+        cycles: passes over the training images in each cycle of the learning rate. Each peaks at half the rate of the cycle
+            before, and the optimiser starts anew (Loshchilov & Hutter, *SGDR*, ICLR 2017).
         seed: seed of initial weights, order, shifts and mirroring.
         batch_size: images a step.
-        learning_rate: peak of the cycle.
+        learning_rate: peak of the first cycle.
+        weight_decay: of AdamW (Loshchilov & Hutter, ICLR 2019).
+        smoothing: share of the target that is spread evenly over all classes.
+        reach: pixels of the random shifts.
         flip: mirror each image left to right with probability 1/2.
     """
 
-    epochs: int = 8
+    cycles: tuple[int, ...] = (8,)
     seed: int = 0
     batch_size: int = 128
     learning_rate: float = 4e-3
+    weight_decay: float = 0.0
+    smoothing: float = 0.0
+    reach: int = 2
     flip: bool = False
 
 
-RECIPES = {DigitClassifier: Recipe(), ObjectClassifier: Recipe(epochs=12, flip=True)}
+RECIPES = {
+    DigitClassifier: Recipe(),
+    ObjectClassifier: Recipe(cycles=(10, 5), weight_decay=0.1, smoothing=0.1, reach=3, flip=True),
+}
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
@@ -96,21 +105,22 @@ def train_classifier(
     labels = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))
     size = recipe.batch_size
     steps = len(images) // size
-    optimizer = torch.optim.Adam(classifier.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps)
-    for epoch in range(recipe.epochs):
-        order = torch.randperm(len(images), generator=generator)[: steps * size].view(steps, size)
-        with tqdm(order, unit="it", desc=f"classifier, epoch {epoch + 1} of {recipe.epochs}") as bar:
-            for batch in bar:
-                x = random_shift(images.read(batch.numpy()), REACH, generator)
-                x = to_unit(random_flip(x, generator) if recipe.flip else x)
-                logits = classifier(x.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, labels[batch])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    for cycle, epochs in enumerate(recipe.cycles):
+        optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=recipe.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate / 2**cycle, total_steps=epochs * steps)
+        for epoch in range(epochs):
+            order = torch.randperm(len(images), generator=generator)[: steps * size].view(steps, size)
+            with tqdm(order, unit="it", desc=f"classifier, cycle {cycle + 1}, epoch {epoch + 1} of {epochs}") as bar:
+                for batch in bar:
+                    x = random_shift(images.read(batch.numpy()), recipe.reach, generator)
+                    x = to_unit(random_flip(x, generator) if recipe.flip else x)
+                    logits = classifier(x.contiguous(memory_format=torch.channels_last))
+                    loss = F.cross_entropy(logits, labels[batch], label_smoothing=recipe.smoothing)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     state = {
         name: (v.half() if v.is_floating_point() else v).clone(memory_format=torch.contiguous_format)
         for name, v in classifier.state_dict().items()

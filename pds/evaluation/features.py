@@ -17,7 +17,7 @@ from pds.data.images import to_unit
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import locate, sha256, user_path
 from pds.models.checkpoints import load_weights
-from pds.models.classifier import Classifier, DigitClassifier
+from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 from pds.named import named, refused
 from pds.options import shown
 
@@ -83,7 +83,7 @@ class ClassifierFeatures:
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise PDSError(
                 f"{self.name} features need uint8 images of shape (n, {', '.join(map(str, shape))}), got {images.dtype} "
-                f"{tuple(images.shape)}: take Inception features, or none, for other images"
+                f"{tuple(images.shape)}: take {_other(tuple(images.shape[1:]))}"
             )
         return _in_chunks(self._features, images, self.chunk, self.dimension)
 
@@ -94,6 +94,11 @@ class ClassifierFeatures:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n, classes) logits of (n, D) features."""
         return self.network.head(torch.from_numpy(features).to(self.device).relu()).cpu().numpy()
+
+
+def _other(shape: tuple[int, ...]) -> str:
+    """The metrics for images of this shape, for a message."""
+    return " or ".join([*(name for name, kind in CLASSIFIERS.items() if kind.shape == shape), "clean_fid", "none"])
 
 
 def classifier_file(classifier: type[Classifier]) -> str:
@@ -311,7 +316,8 @@ class OwnFeatures:
         return found
 
 
-CHOICES = ("mnist_classifier", "inception_clean", *PUBLISHED)
+CLASSIFIERS: dict[str, type[Classifier]] = {f"{kind.data}_classifier": kind for kind in (DigitClassifier, ObjectClassifier)}
+CHOICES = (*CLASSIFIERS, "inception_clean", *PUBLISHED)
 
 
 def extractor(
@@ -325,8 +331,8 @@ def extractor(
         device: where it runs.
         cache: folder of downloaded weights; the project's by default.
     """
-    if name == "mnist_classifier":
-        return ClassifierFeatures(DigitClassifier, device)
+    if name in CLASSIFIERS:
+        return ClassifierFeatures(CLASSIFIERS[name], device)
     if name == "inception_clean":
         return InceptionFeatures(device, cache)
     if name in PUBLISHED:

@@ -11,11 +11,11 @@ from pds.cache import cache_folder
 from pds.data.dataset import Dataset
 from pds.data.images import ImageSource
 from pds.errors import MissingError, OptionError, PDSError
-from pds.evaluation.features import ClassifierFeatures, FeatureExtractor, InceptionFeatures, extractor
+from pds.evaluation.features import CLASSIFIERS, ClassifierFeatures, FeatureExtractor, InceptionFeatures, extractor
 from pds.evaluation.panel import KID_SIZE, NAMES, WITHOUT_FILES, Name, Panel, Seen
 from pds.evaluation.reference import MadeReference, Reference, kept_whole, shipped_reference
 from pds.files import user_path
-from pds.models.classifier import Classifier, DigitClassifier
+from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 from pds.options import Length, Range, Seed, checked
 
 
@@ -31,6 +31,11 @@ def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
 def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
     """The offline metric for MNIST."""
     return classifier_metric(DigitClassifier, device)
+
+
+def cifar10_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
+    """The offline metric for CIFAR-10; its reference is CIFAR-10 (JPEG)."""
+    return classifier_metric(ObjectClassifier, device)
 
 
 @checked
@@ -68,8 +73,9 @@ def panel_metric(
         device: where the network runs.
         measures: the measures; memorisation needs the data set's files. By default all others for which there are enough images
             and a network with classes.
-        features: the features that they are computed from: mnist_classifier, inception_clean (clean-fid), inception_tf,
-            clip_vitb32 or dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a TorchScript file.
+        features: the features that they are computed from: mnist_classifier, cifar10_classifier, inception_clean (clean-fid),
+            inception_tf, clip_vitb32 or dinov2_vitl14 (torch-fidelity), a function as FILE.py:NAME or module:NAME, or a
+            TorchScript file.
         kid_size: images in a subset of KID; another size than 1,000 is part of the measure's name.
         seed: seed of the choice of subsets.
         cache: folder of downloaded and made files; the project's by default.
@@ -77,8 +83,8 @@ def panel_metric(
     folder = _folder(cache)
     channels, height, width = dataset.shape
     made = extractor(features, (channels, height, width), device, folder)
-    if features == "mnist_classifier":
-        reference = shipped_reference(DigitClassifier)
+    if features in CLASSIFIERS:
+        reference = shipped_reference(CLASSIFIERS[features])
     else:
         reference = (dataset.reference or MadeReference())(lambda: dataset.images, made, folder)
     seen = _seen(dataset, made, folder) if "memorisation" in measures else None

@@ -28,7 +28,7 @@ from pds.data.folder import ImageFolder
 from pds.data.lsun import LSUN
 from pds.data.mnist import mnist
 from pds.errors import PDSError
-from pds.evaluation.metric import clean_fid_metric, mnist_classifier_metric, no_metric, panel_metric
+from pds.evaluation.metric import cifar10_classifier_metric, clean_fid_metric, mnist_classifier_metric, no_metric, panel_metric
 from pds.evaluation.reference import MadeReference, PublishedReference, published_or_made
 from pds.lab.config import CONF, defaults
 from pds.lab.own import own
@@ -153,6 +153,7 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "metric": {
         "none": no_metric,
         "mnist_classifier": mnist_classifier_metric,
+        "cifar10_classifier": cifar10_classifier_metric,
         "clean_fid": clean_fid_metric,
         "panel": panel_metric,
     },
@@ -302,6 +303,11 @@ def sampler_of(model: str) -> str:
     return model if named else "predictor_corrector"
 
 
+def metric_of(dataset: str) -> str:
+    """${metric_of:DATASET}: the shipped classifier of the data set's images; that of MNIST for images without one."""
+    return f"{dataset.removesuffix('_jpeg')}_classifier" if dataset.startswith("cifar10") else "mnist_classifier"
+
+
 def unstated(data: str, *, _node_: Any) -> Any:
     """${unstated:DATA}: a value in a row of the extension that its abstract page, our only source, does not state."""
     key = _node_._get_full_key("")
@@ -336,6 +342,7 @@ def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)
     OmegaConf.register_new_resolver("sampler_of", sampler_of, replace=True)
+    OmegaConf.register_new_resolver("metric_of", metric_of, replace=True)
     OmegaConf.register_new_resolver("unstated", unstated, replace=True)
     store = ConfigStore.instance()
     for group, choices in CHOICES.items():

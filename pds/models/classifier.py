@@ -19,15 +19,10 @@ def _pooled(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(*_convolution(in_channels, out_channels), nn.MaxPool2d(2))
 
 
-class _Residual(nn.Module):
-    """Two convolutions beside the identity (He et al., CVPR 2016), each with its normalisation and ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*_convolution(channels, channels), *_convolution(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+def _reduced(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two convolutions; the first is pooled before its normalisation, at a quarter of the memory traffic."""
+    convolution, *rest = _convolution(in_channels, out_channels)
+    return nn.Sequential(convolution, nn.MaxPool2d(2), *rest, *_convolution(out_channels, out_channels))
 
 
 class Classifier(nn.Module):
@@ -79,7 +74,7 @@ class DigitClassifier(Classifier):
 
 
 class ObjectClassifier(Classifier):
-    """CIFAR-10: eight convolutions, two pairs of them residual, 32 to 4 pixels and their maximum; 938 thousand parameters."""
+    """CIFAR-10: seven convolutions, 32 to 4 pixels and their maximum; 665 thousand parameters."""
 
     data = "cifar10"
     shape = (3, 32, 32)
@@ -87,11 +82,16 @@ class ObjectClassifier(Classifier):
     def __init__(self) -> None:
         stages = nn.Sequential(
             *_convolution(3, 24),
-            _pooled(24, 48),
-            _Residual(48),
-            _pooled(48, 96),
-            _pooled(96, 192),
-            _Residual(192),
+            _reduced(24, 48),
+            _reduced(48, 144),
+            _reduced(144, 144),
             nn.AdaptiveMaxPool2d(1),
         )
-        super().__init__(stages, 192)
+        super().__init__(stages, 144)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(n, dimension) features of (n, *shape) images in [0, 1], their mean over an image and its mirror image.
+
+        Training, which mirrors images at random, takes the given image alone.
+        """
+        return super().features(x) if self.training else (super().features(x) + super().features(x.flip(-1))) / 2
