@@ -22,10 +22,14 @@ SHIPPED = {
     "ncsnpp_small": ("asset:mnist_ncsnpp", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
     "ncsnpp_small_skip": ("asset:mnist_ncsnpp_skip", "filter=none", None),
     "ncsnpp_small_classes": ("asset:mnist_ncsnpp_classes", "filter=none", None),
+    "ncsnpp_small_colour": ("asset:cifar10_ncsnpp", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
     "ddpmpp_small": ("asset:mnist_ddpmpp.safetensors", "filter=none", None),
     "cld_small": ("asset:mnist_cld", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
 }
-CHOSEN = {"cld_small": ["sampler=sscs"]}  # the default sampler refuses a velocity
+CHOSEN = {
+    "cld_small": ["sampler=sscs"],  # the default sampler refuses a velocity
+    "ncsnpp_small_colour": ["dataset=cifar10_jpeg"],
+}
 
 
 @pytest.mark.parametrize(("name", "sampler"), [*((name, "T=5") for name in SHIPPED), ("ncsnpp_small", "sampler=analytic_ddim")])
@@ -112,7 +116,7 @@ def test_a_file_that_describes_no_network_is_one_sentence(tmp_path):
         (
             "asset:mnist_nscn",
             {},
-            "asset:mnist_nscn does not exist: .* asset:NAME, one of mnist_cld, mnist_ddpmpp, mnist_ncsn, mnist_ncsnpp, ",
+            "asset:mnist_nscn does not exist: .* asset:NAME, one of cifar10_ncsnpp, mnist_cld, mnist_ddpmpp, mnist_ncsn, ",
         ),
         ("/nowhere/w.pth", {}, "/nowhere/w.pth does not exist"),
         (

@@ -17,12 +17,14 @@ from pds.lab.train import ship, train
 from pds.models.safetensors_files import read_safetensors
 from pds.training import denoising_loss
 
+DIGITS = ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small", "cld_small"]
 
-@pytest.mark.parametrize(
-    "model", ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small", "cld_small"]
-)
-def test_a_shipped_network_denoises(model: str, data_root: Path) -> None:
-    cfg = composed(f"model={model}", f"dataset.source.root={data_root}")
+
+@pytest.mark.parametrize(("model", "data"), [*((model, "mnist") for model in DIGITS), ("ncsnpp_small_colour", "cifar10_jpeg")])
+def test_a_shipped_network_denoises(model: str, data: str, data_root: Path) -> None:
+    cfg = composed(f"model={model}", f"dataset={data}", f"dataset.source.root={data_root}")
+    if data == "cifar10_jpeg" and not (data_root / "cifar10-jpeg").is_dir():
+        pytest.skip("there is no cifar10-jpeg in PDS_DATA: unpack cifar10-jpeg.tar.xz")
     network, images = build(cfg.model), build(cfg.dataset).images
     low, high = network.data_range
     x = low + (high - low) * to_unit(images.read(np.arange(0, 1600, 100)))
