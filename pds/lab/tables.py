@@ -47,8 +47,11 @@ def reproduce(arguments: list[str]) -> None:
     prepare()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("reproduce", ours))
-    for name, kind in get_type_hints(schema.Table).items():
-        fitted(f"table.{name}", config["table"][name], kind)  # a reference may stand for a value of any type
+    stated = config["table"]
+    for path, form, values in (("table", schema.Table, stated), ("table.small", schema.SmallForm, stated["small"])):
+        for name, kind in get_type_hints(form).items():
+            if kind is not schema.SmallForm:
+                fitted(f"{path}.{name}", values[name], kind)  # a reference may stand for a value of any type
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
     folder = group_folder(config["outputs"], group)
     table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))

@@ -4,7 +4,7 @@ import inspect
 import math
 import random
 import time
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -79,8 +79,8 @@ def wrong_values(rng):
 
 def by_position(target):
     """Stand-ins for the arguments of a caller: a data set, a model."""
-    parameters = inspect.signature(target).parameters.values()
-    return [object() for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    parameters, kinds = inspect.signature(target).parameters.values(), get_type_hints(target)
+    return [object.__new__(kinds[p.name]) for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
 
 
 def fits(name, value, annotation):

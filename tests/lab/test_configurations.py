@@ -304,7 +304,7 @@ IMPOSSIBLE = [
     (["model=ddpm", "dataset=cifar10", "model.checkpoint=/nowhere"], "does not exist: give a diffusers folder"),
     (["model=ddpm", "dataset=cifar10", "model.checkpoint=null"], "model.checkpoint must be a diffusers folder"),
     (["dataset=cifar10", "model.checkpoint=null", "filter=statistics", "dataset.source.root=/nowhere"], "CIFAR-10 train batch"),
-    (["dataset=cifar10", "model.checkpoint=null"], "mnist_classifier features need"),
+    (["dataset=cifar10", "model.checkpoint=null", "metric=mnist_classifier"], "need .* take cifar10_classifier or clean_fid"),
     (["dataset=lsun", "dataset.category=castle", "model.checkpoint=null"], "dataset.category must be one of church, tower"),
     (
         ["dataset=lsun", "dataset.preprocessing=mine", "model.checkpoint=null"],
