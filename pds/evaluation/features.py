@@ -83,9 +83,14 @@ class ClassifierFeatures:
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise PDSError(
                 f"{self.name} features need uint8 images of shape (n, {', '.join(map(str, shape))}), got {images.dtype} "
-                f"{tuple(images.shape)}: take {_other(tuple(images.shape[1:]))}"
+                f"{tuple(images.shape)}: take {self._others(tuple(images.shape[1:]))}"
             )
         return _in_chunks(self._features, images, self.chunk, self.dimension)
+
+    def _others(self, shape: tuple[int, ...]) -> str:
+        """The other metrics for images of this shape, for a message."""
+        fitting = [name for name, kind in CLASSIFIERS.items() if kind.shape == shape and name != self.name]
+        return " or ".join([*fitting, "clean_fid", "none"])
 
     def _features(self, images: Tensor) -> Tensor:
         return self.network.features(to_unit(images.to(self.device)))
@@ -94,11 +99,6 @@ class ClassifierFeatures:
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n, classes) logits of (n, D) features."""
         return self.network.head(torch.from_numpy(features).to(self.device).relu()).cpu().numpy()
-
-
-def _other(shape: tuple[int, ...]) -> str:
-    """The metrics for images of this shape, for a message."""
-    return " or ".join([*(name for name, kind in CLASSIFIERS.items() if kind.shape == shape), "clean_fid", "none"])
 
 
 def classifier_file(classifier: type[Classifier]) -> str:

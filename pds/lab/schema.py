@@ -304,8 +304,9 @@ def sampler_of(model: str) -> str:
 
 
 def metric_of(dataset: str) -> str:
-    """${metric_of:DATASET}: the shipped classifier of the data set's images; that of MNIST for images without one."""
-    return f"{dataset.removesuffix('_jpeg')}_classifier" if dataset.startswith("cifar10") else "mnist_classifier"
+    """${metric_of:DATASET}: the shipped classifier of the data set, or else that of MNIST, which refuses other images."""
+    name = f"{dataset.removesuffix('_jpeg')}_classifier"
+    return name if name in CHOICES["metric"] else "mnist_classifier"
 
 
 def unstated(data: str, *, _node_: Any) -> Any:

@@ -337,7 +337,7 @@ def test_training_learns_and_measures_what_it_returns(kind: type[Classifier], mo
     # The network measured holds exactly the rounded weights, and measuring left its running statistics alone.
     for name, value in measured[0].state_dict().items():
         assert torch.equal(value, state[name].to(value.dtype)), name
-    once, few = replace(RECIPES[kind], cycles=(1,), batch_size=10), ArrayImages("grids", "train", images[:20], labels[:20])
+    once, few = replace(RECIPES[kind], cycles=(1, 1), batch_size=10), ArrayImages("grids", "train", images[:20], labels[:20])
     first = train_classifier(kind, few, few, once)[0]
     torch.rand(1)  # the state of the global generator must not matter
     second = train_classifier(kind, few, few, once)[0]
@@ -367,6 +367,11 @@ def real(kind: type[Classifier], root: Path, split: str) -> ArrayImages:
     if kind is ObjectClassifier and not (root / "cifar10-jpeg" / split).is_dir():
         pytest.skip(f"there is no cifar10-jpeg/{split} in PDS_DATA: unpack cifar10-jpeg.tar.xz")
     return {DigitClassifier: mnist, ObjectClassifier: cifar10_jpeg}[kind](root, split)
+
+
+def test_features_of_objects_do_not_see_which_side_is_left() -> None:
+    images, features = noise(ObjectClassifier, 4), ClassifierFeatures(ObjectClassifier)
+    np.testing.assert_allclose(features(images.flip(-1)), features(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", RECIPES)

@@ -574,3 +574,11 @@ def test_no_file_repeats_a_default_and_the_file_of_a_constructor_contradicts_non
         default = at(base, place)
         assert value != default or default == {}, f"{'.'.join(map(str, place))} repeats {default!r}"
         assert not only or default in ({}, "???", None), f"{'.'.join(map(str, place))}={value!r} contradicts {default!r}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "metric"), [("mnist", "mnist"), ("cifar10", "cifar10"), ("cifar10_jpeg", "cifar10"), ("ffhq", "mnist")]
+)
+def test_a_data_set_chooses_its_shipped_classifier(dataset, metric):
+    target = composed(f"dataset={dataset}").metric._target_
+    assert target == f"pds.evaluation.metric.{metric}_classifier_metric"
