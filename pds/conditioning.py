@@ -105,15 +105,12 @@ class ClassifierGuided:
         interval: (low, high), for low < sigma <= high, in units of the data range.
     """
 
+    @checked
     def __init__(
-        self,
-        score: Score,
-        classifier: Classifier,
-        labels: Tensor,
-        scale: float,
-        interval: Sequence[float] = (0.0, math.inf),
+        self, score: Score, classifier: Classifier, labels: Tensor, scale: Weight, interval: Interval = (0.0, math.inf)
     ) -> None:
         self.score, self.classifier, self.labels, self.scale, self.interval = score, classifier, labels, scale, interval
+        _require_ascending(interval)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         s, w = self.score(x, sigma), within(sigma, self.interval, self.scale, 0.0).to(x.dtype)
@@ -121,7 +118,8 @@ class ClassifierGuided:
             seen = x.detach().requires_grad_()
             chosen = self.classifier(seen, sigma).log_softmax(1).gather(1, self.labels[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), seen)
-        return s + w[:, None, None, None] * gradient
+        # A score by the velocity takes the gradient by the velocity, the last half of the state.
+        return s + w[:, None, None, None] * gradient[:, -s.shape[1] :]
 
     def rows(self, rows: Tensor) -> ClassifierGuided:
         """The score of some images of the batch."""
@@ -142,14 +140,17 @@ def _require_ascending(interval: Sequence[float]) -> None:
 
 
 class Guidance(Protocol):
-    """Makes the score of a batch from its labels. `check` refuses a model that cannot be guided."""
+    """Makes the score of a batch from its labels. `check` refuses a model that cannot be guided.
+
+    The last argument is the number of classes that the network takes, 0 for one that takes none.
+    """
 
     @property
     def title(self) -> str: ...
 
     def check(self, model: Model) -> None: ...
 
-    def __call__(self, score: Labelled, labels: Tensor) -> Score: ...
+    def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score: ...
 
 
 @options
@@ -182,8 +183,10 @@ class ClassifierFree:
                 "unconditional score",
             )
 
-    def __call__(self, score: Labelled, labels: Tensor) -> Score:
-        return Guided(Conditional(score, labels), score, self.scale, self.interval)
+    def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score:
+        towards = Conditional(score, labels)
+        # `Guided` reads which images are guided, and on a GPU that waits for the device.
+        return towards if self.scale == 1 else Guided(towards, score, self.scale, self.interval)
 
 
 @options
@@ -218,10 +221,11 @@ class ClassifierGuidance:
             )
         channels, height, width = model.shape
         x = torch.zeros(2, model.score.halves * channels, height, width, device=model.device, requires_grad=True)
+        levels = model.process.sigma(torch.tensor([1.0, 0.5], dtype=torch.float64))
         needed = f"must give logits of shape (2, {self.classes}) that depend on x, for x of shape {tuple(x.shape)}"
         try:
             with torch.enable_grad():
-                logits = self.classifier(x, model.process.ladder[[0, -1]].to(x))
+                logits = self.classifier(x, levels.to(x))
                 found = tuple(logits.shape)
                 torch.autograd.grad(logits.sum(), x)
         except Exception as error:  # someone else's classifier may raise anything
@@ -229,8 +233,9 @@ class ClassifierGuidance:
         if found != (2, self.classes):
             raise OptionError("classifier", f"{needed}, got {found}")
 
-    def __call__(self, score: Labelled, labels: Tensor) -> Score:
-        return ClassifierGuided(score, self.classifier, labels, self.scale, self.interval)
+    def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score:
+        s = Conditional(score, labels) if classes else score
+        return ClassifierGuided(s, self.classifier, labels, self.scale, self.interval)
 
 
 CLASS_ALONE = ClassifierFree()
@@ -244,6 +249,8 @@ def labels_of(model: Model, labels: Labels | None, guidance: Guidance | None = N
         PDSError: a file of labels is absent or holds something else than whole numbers.
     """
     classes = guidance.classes if isinstance(guidance, ClassifierGuidance) else model.classes
+    if guidance is not None and not classes:
+        raise OptionError("guidance", f"must be left out: {model.title} takes no classes")
     if labels is None:
         if guidance is not None or not model.unconditional:
             why = f"{model.title} has no unconditional score" if guidance is None else "guidance is towards a class"

@@ -36,6 +36,8 @@ from pds.shards import Shard, ShardWriter
 
 log = logging.getLogger(__name__)
 
+BAR = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
+
 T = TypeVar("T")
 
 PATIENCE = 600.0
@@ -177,6 +179,7 @@ class ImageSampler:
         compiled: whether the network is compiled at its first call with each batch size.
         labels: (n,) int64: image i is of class labels[i mod n]; None for images without classes.
         guidance: guidance towards the labels.
+        classes: number of classes that the network takes; 0 for none.
     """
 
     score: Labelled
@@ -190,6 +193,7 @@ class ImageSampler:
     compiled: bool = False
     labels: Tensor | None = None
     guidance: Guidance = CLASS_ALONE
+    classes: int = 0
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], callback: Callback = no_callback) -> tuple[Tensor, float]:
@@ -244,7 +248,7 @@ class ImageSampler:
         if self.labels is None:
             return score
         chosen = torch.tensor(indices) % len(self.labels)
-        return self.guidance(score, self.labels[chosen].to(self.device))
+        return self.guidance(score, self.labels[chosen].to(self.device), self.classes)
 
     @torch.no_grad()
     def warm_up(self, count: int) -> None:
@@ -321,7 +325,6 @@ def _sample_shards(
 ) -> None:
     total = sum(len(shard.indices) for shard in mine)
     steps = len(sample.sampler.levels(sample.process))
-    form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
     written, lines = 0, show_progress and "TQDM_DISABLE" in os.environ
     disable = lines or not show_progress
 
@@ -332,7 +335,7 @@ def _sample_shards(
         if lines:
             log.info("%d of %d images", written, total)
 
-    # On a CPU annotation would take cores from sampling, and a second team of OpenMP threads slows the first even when idle.
+    # On a CPU annotation would take cores from sampling. Even idle, a second team of OpenMP threads slows the first.
     aside = sample.device.type != "cpu"
     warm: set[int] = set()
     apart = sample.sampler.mixes_batch
@@ -340,7 +343,7 @@ def _sample_shards(
     most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
     with (
         ShardWriter(annotate, aside, on_written, most) as writer,
-        tqdm(desc="sample", total=total, unit="img", bar_format=form, disable=disable, leave=None) as bar,
+        tqdm(desc="sample", total=total, unit="img", bar_format=BAR, disable=disable, leave=None) as bar,
     ):
 
         def sampled(batch: list[int]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import OptionError
-from pds.generation import ImageSampler
+from pds.generation import BAR, ImageSampler
 from pds.models.scores import GivenModel, for_sampling, placed
 from pds.moments import moments_beside
 from pds.options import Count, Said, Seed, checked
@@ -68,22 +68,23 @@ def sample(
     device: str | torch.device | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """Sample images. Image i depends on (seed, i) alone, and is that of `experiments/run.py` with the same options.
+    """Sample images. Image i depends on (seed, i) alone, unless the sampler mixes the batch. It is that of `experiments/run.py`
+    with the same options.
 
     Args:
         model: from `load` or `wrap`.
         sampler: None for the model's own, or `DEFAULT` where it has none.
-        filter: a frequency or space filter, for PDS; None samples without one.
-        solenoid: a solenoidal term; None samples without one.
-        statistics: of the training images, for a `StatisticsFilter` or a sampler's `start`; None for those of the model.
+        filter: a frequency or space filter, for PDS; None: no filter.
+        solenoid: a solenoidal term; None: no term.
+        statistics: of the training images, for a `StatisticsFilter` or a sampler's `start`; None: the model's own.
         labels: classes of the images in turn: a list, "uniform" for all classes, or a file of whole numbers. None is for images
             without a class.
         guidance: guidance towards the labels, as `ClassifierFree`; None for the network's class alone.
         images: number of images.
         seed: seed of all noise.
-        batch_size: images sampled at once; it does not change the images.
+        batch_size: images sampled at once. It changes the images of a sampler that mixes the batch, and no others.
         device: where to sample, as "cuda"; None for where the model is. The model stays there.
-        callback: called with (iteration, sigma, x) after each iteration of a batch, x being its state in units of the data.
+        callback: called with (iteration, sigma, x) after each iteration of a batch, x being the sampler's own state.
 
     Raises:
         PDSError: labels, guidance, sampler or filter do not fit the model, statistics are missing, or values are not finite.
@@ -106,7 +107,7 @@ def sample(
             raise OptionError("sampler", f"{problem}: give its moments, from pds.moments.noise_moments")
         return found
 
-    sampler = sampler.with_moments(moments).with_statistics(required, model.data_range)
+    sampler = sampler.with_moments(moments).with_statistics(required, model.data_range, model.process)
     P = build_preconditioner(filter or NoFilter(), solenoid or NoSolenoid(), model.shape, required, place)
     steps = sampler.levels(model.process)
     doubts = sampler.check(steps, P)
@@ -116,12 +117,12 @@ def sample(
     if guidance is not None:  # on the device of the network
         guidance.check(model)
     classes = labels_of(model, labels, guidance)
+    guided = guidance or CLASS_ALONE
     make = ImageSampler(
-        score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guidance or CLASS_ALONE
+        score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guided, model.classes
     )
     batches, evaluations, seconds = [], 0.0, 0.0
-    form = "{l_bar}{bar}| {n:.0f}/{total} img [{elapsed}<{remaining}, {rate_fmt}]"
-    with tqdm(desc="sample", total=images, unit="img", bar_format=form) as bar:
+    with tqdm(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
         for start in range(0, images, batch_size):
             batch = range(start, min(start + batch_size, images))
 

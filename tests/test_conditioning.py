@@ -148,10 +148,35 @@ def test_classifier_guidance_with_the_exact_classifier_is_the_score_of_the_class
     bare = model(lambda x, sigma: network(x, sigma, torch.full((len(x),), -1)), classes=0, no_class=None)
     known = labels_of(bare, "uniform", ClassifierGuidance(classifier, 3))
     x, sigma = torch.linspace(-1, 1, 6).reshape(6, *SHAPE), torch.full((6,), 0.4)
-    s = ClassifierGuidance(classifier, 3)(bare.score, known.repeat(2))(x, sigma)
+    s = ClassifierGuidance(classifier, 3)(bare.score, known.repeat(2), 0)(x, sigma)
     torch.testing.assert_close(s, network(x, sigma, known.repeat(2)))
-    outside = ClassifierGuidance(classifier, 3, 1.0, (0.4, 9.0))(bare.score, known.repeat(2))(x, sigma)
+    outside = ClassifierGuidance(classifier, 3, 1.0, (0.4, 9.0))(bare.score, known.repeat(2), 0)(x, sigma)
     assert torch.equal(outside, bare.score(x, sigma))
+
+
+def test_a_network_with_classes_sees_them_under_guidance_by_a_classifier():
+    seen = []
+
+    def watched(x, sigma, labels):
+        seen.append(labels.tolist())
+        return network(x, sigma, labels)
+
+    guidance = ClassifierGuidance(lambda x, sigma: x.flatten(1).expand(-1, 3), 3)
+    for no_class in (-1, None):
+        made = model(watched, no_class=no_class)
+        seen.clear()
+        pds.sample(made, pds.EDM(3, order=1), images=2, labels=np.array([1, 2]), guidance=guidance)
+        assert seen and all(labels == [1, 2] for labels in seen)
+
+
+def test_a_velocity_is_guided_by_a_classifier_and_has_no_remedy():
+    cld = pds.load("asset:mnist_cld")
+    guidance = ClassifierGuidance(lambda x, sigma: x.flatten(1)[:, -10:], 10)
+    plain, guided = (pds.sample(cld, pds.SSCS(2), images=2, **given) for given in ({}, {"labels": [3], "guidance": guidance}))
+    assert not torch.equal(plain.images, guided.images)
+    for remedy in (pds.epsilon_scaling, pds.time_shift, pds.band_correction, pds.level_shift, pds.seen_noise):
+        with pytest.raises(PDSError, match=r"is for scores of images, and .* gives the score of a velocity"):
+            remedy(cld)
 
 
 def test_remedies_bfloat16_and_the_counter_pass_labels_on():
@@ -198,10 +223,16 @@ REFUSED = {
     "negative": (model(), [-1], None, "labels must be uniform, a list of classes as in"),
     "a number": (model(), 3, None, r"labels must be uniform, a list of classes as in \[3\], or a file of whole numbers, got 3"),
     "no label": (model(), [], None, "labels must be uniform, a list of classes as in"),
-    "no classes": (model(lambda x, s: x, classes=0), [0], None, "labels must be left out: .* takes no classes"),
-    "uniform of none": (model(lambda x, s: x, classes=0), "uniform", None, "labels must be left out"),
+    "no classes": (model(lambda x, s: x, classes=0, no_class=None), [0], None, "labels must be left out: .* takes no classes"),
+    "uniform of none": (model(lambda x, s: x, classes=0, no_class=None), "uniform", None, "labels must be left out"),
     "no file": (model(), "/nowhere/labels.txt", None, "labels names /nowhere/labels.txt, which does not exist: give uniform"),
     "unlabelled": (model(no_class=None), None, None, "labels is missing, and .* has no unconditional score"),
+    "guidance of no classes": (
+        model(lambda x, s: x, classes=0, no_class=None),
+        None,
+        ClassifierFree(3.0),
+        "guidance must be left out: .* takes no classes",
+    ),
     "guidance alone": (model(), None, ClassifierFree(3.0), "labels is missing, and guidance is towards a class"),
     "no branch": (model(no_class=None), [0], ClassifierFree(3.0), "scale must be 1 for .*, got 3: it .* has no unconditional"),
     "another classifier": (model(), [0], ClassifierGuidance(network, 5), "classes is 5, and .* takes 3"),
