@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,15 +40,24 @@ def _file(path: Path, option: str) -> ModuleType:
     if not path.is_file():
         raise OptionError(option, f"names {path}, which is no file: give FILE.py:NAME")
     open_regular(path, MOST).close()
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own, so that no file hides a module or another file of the same name.
+    whole = path.resolve()
+    name = f"{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{hashlib.sha256(os.fsencode(whole)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # of any name that ends with .py
     module = importlib.util.module_from_spec(spec)
     beside = str(path.absolute().parent)
     if beside not in sys.path:
         sys.path.append(beside)
+    # Dataclasses, pickle and torch.compile look for the module of a class there.
+    known = sys.modules.get(name)
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
+        sys.modules.pop(name) if known is None else sys.modules.update({name: known})
+        if not isinstance(error, Exception):
+            raise
         raise refused(option, f"names {path}, which cannot be imported", error) from error
     return module
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,6 +24,8 @@ from pds.models.torch_files import read_torch
 from pds.options import Range, Seed, fitted, options
 
 log = logging.getLogger(__name__)
+
+DROPOUT = 1 << 63  # tells the seeds of dropout from those of the noise
 
 
 @lru_cache(maxsize=1)
@@ -151,7 +154,8 @@ class Trainer:
         """
         check_labels(images, classes)
         self.check(images, classes)
-        score = score.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        score = score.moved(device).train()
+        layout = getattr(getattr(score, "network", None), "memory_format", torch.contiguous_format)
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}
@@ -164,9 +168,9 @@ class Trainer:
             for iteration in bar:
                 x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score, classes))
                 x = data_range[0] + (data_range[1] - data_range[0]) * x
-                torch.manual_seed(self._seed(iteration))  # of dropout
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                    loss = denoising_loss(network, x.contiguous(memory_format=torch.channels_last), sigma, z, *labels)
+                x = x.contiguous(memory_format=layout)
+                with self._dropout_of(iteration, device), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                    loss = denoising_loss(network, x, sigma, z, *labels)
                 optimizer.param_groups[0]["lr"] = self.rate(iteration)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -210,6 +214,16 @@ class Trainer:
 
     def _seed(self, iteration: int) -> int:
         return (self.seed * 1_000_003 + iteration) % 2**64
+
+    @contextmanager
+    def _dropout_of(self, iteration: int, device: torch.device) -> Iterator[None]:
+        """Seed torch's own generators, which dropout draws from, and restore them at the end.
+
+        The seed is another one than that of the noise. On a CPU both streams would else be equal.
+        """
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._seed(iteration) ^ DROPOUT)
+            yield
 
     def _restore(
         self,

@@ -79,7 +79,10 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
             return LadderScore.draw_sigma(score, count, generator)
 
         score.draw_sigma = draw_sigma
-        return trainer.fit(score, images(), path, torch.device("cpu"))
+        before = torch.random.get_rng_state()
+        made = trainer.fit(score, images(), path, torch.device("cpu"))
+        assert torch.equal(torch.random.get_rng_state(), before)  # dropout draws from torch's own generator
+        return made
 
     unbroken, _ = fit(tmp_path / "a.pt")
     with pytest.raises(Killed):

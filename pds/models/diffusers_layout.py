@@ -188,7 +188,7 @@ def _check(config: dict[str, Any], source: Path) -> None:
     if kinds - BLOCKS or config["time_embedding_type"] != "fourier":
         raise PDSError(
             f"{source} is a UNet2DModel of {', '.join(sorted(kinds))} with a {config['time_embedding_type']} embedding, as "
-            "DDPM has, and predicts noise: choose the model ddpm; only NCSN++ (Skip blocks, fourier) is read here"
+            "DDPM has, and predicts noise: load it as a DDPM; only NCSN++ (Skip blocks, fourier) is read here"
         )
     widths, groups, head = config["block_out_channels"], config["norm_num_groups"], config["attention_head_dim"]
     attentive = {c for c, kind in zip(widths, config["down_block_types"], strict=True) if kind.startswith("Attn")}

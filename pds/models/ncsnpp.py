@@ -7,13 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pds.errors import OptionError
+from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.scores import Classes, LadderScore, Model, NetworkScore, NoisePrediction, ScorePrediction, VelocityScore
@@ -272,6 +272,8 @@ class NCSNpp(nn.Module):
             of the noise level. EDM's `SongUNet` does the same (Karras et al., NeurIPS 2022).
     """
 
+    memory_format: ClassVar = torch.channels_last
+
     sigmas: Tensor
     taps: Tensor | None
 
@@ -528,29 +530,37 @@ def ncsnpp(
         raise OptionError(
             "embedding", f"must be positional for a {process.title} network, which sees t: a Fourier embedding is of log sigma"
         )
-    network = NCSNpp(
-        channels=shape[0],
-        size=shape[1],
-        sigmas=None if damped else process.ladder,
-        width=width,
-        multipliers=multipliers,
-        blocks=blocks,
-        attention=attention,
-        embedding=embedding,
-        block=block,
-        fir=fir,
-        resample_conv=resample_conv,
-        output=output,
-        input=input,
-        combine=combine,
-        skip_rescale=skip_rescale,
-        scale_by_sigma=scale_by_sigma,
-        centred=centred,
-        dropout=dropout,
-        fourier_scale=fourier_scale,
-        classes=classes,
-        velocity=damped,
-    ).eval()
+    if embedding == "positional" and width % 2:
+        raise OptionError("width", f"must be even for a positional embedding, got {width}")
+    try:
+        network = NCSNpp(
+            channels=shape[0],
+            size=shape[1],
+            sigmas=None if damped else process.ladder,
+            width=width,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            embedding=embedding,
+            block=block,
+            fir=fir,
+            resample_conv=resample_conv,
+            output=output,
+            input=input,
+            combine=combine,
+            skip_rescale=skip_rescale,
+            scale_by_sigma=scale_by_sigma,
+            centred=centred,
+            dropout=dropout,
+            fourier_scale=fourier_scale,
+            classes=classes,
+            velocity=damped,
+        ).eval()
+    except PDSError:
+        raise
+    except ValueError as error:  # of a GroupNorm
+        fix = "take a multiple of 32, or of 4 for a small network"
+        raise OptionError("width", f"gives a level more channels than equal groups can hold, got {width}: {fix}") from error
     loaded = None
     if checkpoint is not None:
         noise = {"process.kind": process.title} | {f"process.{name}": value for name, value in vars(process).items()}
@@ -560,7 +570,7 @@ def ncsnpp(
     if isinstance(process, CriticallyDamped):
         score: NetworkScore = VelocityScore(network, process, shape[0])
     elif not exploding:
-        score = NoisePrediction(network, process, "999t")
+        score = NoisePrediction(network, process, process.label)
     elif embedding == "positional":
         score = LadderScore(network, process.ladder)
     else:

@@ -8,7 +8,7 @@ published checkpoints. Every block passes the noise label to its normalisations;
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -228,6 +228,8 @@ class DilatedRefineNet(nn.Module):
         pool: pooling of 5x5 windows with stride 1 in the RefineNet blocks, size kept.
         rescale: map images from [0, 1] to [-1, 1] before the first convolution; off for models of logits.
     """
+
+    memory_format: ClassVar = torch.channels_last
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ from pds.processes.forward import Process
 from pds.score import Labelled
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from pds.data.statistics import DatasetStatistics
     from pds.samplers.sampler import Sampler
 
@@ -48,6 +50,12 @@ class NetworkScore(nn.Module):
 
     network: nn.Module
     halves: ClassVar[int] = 1
+
+    def moved(self, device: torch.device) -> Self:
+        """This score, moved in place. Networks of this package are faster in channels_last; someone else's keeps its layout,
+        which its code may rely on."""
+        kept = getattr(getattr(self, "network", None), "memory_format", torch.preserve_format)
+        return self.to(device, memory_format=kept)  # type: ignore[call-overload]
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         """(count,) random noise levels, float64."""
@@ -148,6 +156,9 @@ class Prediction(NetworkScore):
         label = self.label(sigma.double(), t).to(x.dtype)
         m, std = (value.to(x.dtype)[:, None, None, None] for value in (self.scale(t, sigma), sigma))
         output: Tensor = self.network(m * x, label, *labels)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            returned = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise PDSError(f"the network returned {returned} for x of shape {tuple(x.shape)}: it must return a tensor like x")
         return self.read(output.float(), x, m, std)
 
 
@@ -246,7 +257,7 @@ class Bfloat16Score:
 def warn_of_slow_bf16(device: torch.device) -> None:
     """Say once that bfloat16 on this CPU is slower than float32, if it is: without AVX-512, oneDNN leaves it to slow loops."""
     if device.type == "cpu" and torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.warning("bf16 is several times slower than float32 on this CPU, which has no instructions for it: give bf16=false")
+        log.warning("bf16 is several times slower than float32 on this CPU, which has no instructions for it: leave bf16 off")
 
 
 def placed(device: str | torch.device) -> torch.device:
@@ -275,7 +286,7 @@ def for_sampling(score: NetworkScore, device: torch.device, bf16: bool = False, 
         compile: compile the network with `torch.compile`, at its first call for each batch size. Images change by rounding
             in the precision that the device computes in.
     """
-    score.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    score.moved(device)
     if compile:
         score.network.compile()
     if bf16:

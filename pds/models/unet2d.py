@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pds.errors import MissingError, OptionError, PDSError
@@ -38,6 +39,8 @@ SCHEDULER = {
 
 class _Network(nn.Module):
     """A `UNet2DModel` that returns its output alone."""
+
+    memory_format: ClassVar = torch.channels_last
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -99,7 +102,9 @@ def _check(folder: DiffusersFolder, shape: Sequence[int]) -> None:
     if config.get("_class_name") != "UNet2DModel":
         raise PDSError(f"{source} holds a {config.get('_class_name')}: only a UNet2DModel can be read")
     if config["time_embedding_type"] == "fourier":
-        raise PDSError(f"{source} has a fourier embedding, as VE networks have: the model ncsnpp reads those of Skip blocks")
+        raise PDSError(
+            f"{source} has a fourier embedding, as VE networks have: load it as NCSN++, which reads those of Skip blocks"
+        )
     if config["time_embedding_type"] != "positional":
         raise PDSError(
             f"{source} has a {config['time_embedding_type']} embedding, which has no value between two levels: only "

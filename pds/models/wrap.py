@@ -12,6 +12,7 @@ from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
 from pds.models.scores import Classes, DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
 from pds.options import MOST, Length, Range, Shape, checked, shown
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
 
 Predicts = Literal["score", "noise", "v", "data"]
@@ -95,11 +96,17 @@ def wrap(
     Raises:
         PDSError: an argument does not fit, the network fails, or it returns something else than a tensor like x.
     """
+    if isinstance(network, type):
+        raise OptionError("network", f"must be an object, got the class {network.__name__}: give {network.__name__}(…)")
     if not callable(network):
         raise OptionError("network", f"must be a torch.nn.Module or a function of (x, label), got {shown(network)}")
+    if no_class is not None and not classes:
+        raise OptionError("no_class", f"must be left out where classes is 0, got {no_class}")
     black, white = data_range
     if not black < white:
         raise OptionError("data_range", f"must be (black, white) with black below white, got {shown(data_range)}")
+    if isinstance(process, CriticallyDamped):
+        raise OptionError("process", "must be one of images: pds.load reads the networks of CLD, which see a velocity as well")
     if not hasattr(process, "ladder"):
         raise OptionError(
             "process", f"must be a forward process, as VarianceExploding(0.01, 50, 1000) is, got {shown(process)}"

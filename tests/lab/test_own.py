@@ -16,8 +16,16 @@ from pds.lab.schema import CHOICES, Part
 from pds.sampling import DEFAULT
 
 CODE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import scaling  # what lies beside it
 from torch import nn
+
+@dataclass
+class Sizes:
+    width: int = 2
 
 class Tiny(nn.Module):
     def __init__(self, width=2):
@@ -53,7 +61,7 @@ def network(tmp_path, monkeypatch):
 
 def build_by_hand(folder, weights=None):
     sys.path.append(str(folder))
-    scope = {"__name__": "mynet"}
+    scope = {"__name__": __name__}
     exec((folder / "mynet.py").read_text(), scope)
     made = scope["Tiny"]()
     if weights:
@@ -136,7 +144,10 @@ REFUSED = {
     "no colon": ({"model.make": "mynet.py"}, "model.make must be FILE.py:NAME or module:NAME, got 'mynet.py'"),
     "no file": ({"model.make": "/nowhere/net.py:Tiny"}, "model.make names /nowhere/net.py, which is no file"),
     "no module": ({"model.make": "nowhere_to_be_found:Tiny"}, "cannot be imported: ModuleNotFoundError, No module named"),
-    "no such name": ({"model.make": "{folder}/mynet.py:Tny"}, r"has no such class or function, only Tiny, fails, nothing"),
+    "no such name": (
+        {"model.make": "{folder}/mynet.py:Tny"},
+        r"has no such class or function, only Sizes, Tiny, fails, nothing",
+    ),
     "a number": ({"model.make": "{folder}/mynet.py:three"}, "has no such class or function"),
     "it fails": ({"model.make": "{folder}/mynet.py:fails"}, r"mynet.py:fails\(\) fails: KeyError"),
     "no network": ({"model.make": "{folder}/mynet.py:nothing"}, "gives a dict, not a torch.nn.Module"),

@@ -432,7 +432,7 @@ DDPM = {"down_block_types": ["DownBlock2D"] * 3, "up_block_types": ["UpBlock2D"]
         (
             {},
             DDPM,
-            "is a UNet2DModel of DownBlock2D, UpBlock2D with a positional embedding, as DDPM has, .*: choose the model ddpm",
+            "is a UNet2DModel of DownBlock2D, UpBlock2D with a positional embedding, as DDPM has, .*: load it as a DDPM",
         ),
         ({}, {"time_embedding_type": "positional"}, "with a positional embedding"),
         ({}, {"_class_name": "UNet2DConditionModel"}, "holds a UNet2DConditionModel"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import GOLDEN, Golden
 
+from pds.errors import OptionError
 from pds.models.ncsnpp import NCSNpp, ncsnpp
 from pds.models.safetensors_files import save_weights
 from pds.processes.ladders import geometric_ladder
@@ -114,3 +115,10 @@ def test_what_training_dropped_matters_to_networks_with_classes_alone(tmp_path, 
     path = tmp_path / "w.safetensors"
     save_weights(ncsnpp((1, 8, 8), **options).score.network.state_dict(), path, {"config": json.dumps(about)})
     assert ncsnpp((1, 8, 8), **options, checkpoint=path).unconditional == known
+
+
+@pytest.mark.parametrize(("width", "embedding"), [(9, "fourier"), (100, "fourier"), (5, "positional")])
+def test_a_width_that_no_level_can_have_is_refused(width, embedding):
+    with pytest.raises(OptionError) as error:
+        ncsnpp((1, 8, 8), width=width, multipliers=(1, 2), blocks=1, attention=(), embedding=embedding)
+    assert error.value.name == "width"

@@ -133,7 +133,7 @@ def test_older_files_and_pickles(tmp_path, unet):
 # Refused before diffusers is imported, which takes seconds.
 EARLY = [
     ({"_class_name": "UNet2DConditionModel"}, {}, {}, "holds a UNet2DConditionModel: only a UNet2DModel"),
-    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: the model ncsnpp reads"),
+    ({"time_embedding_type": "fourier"}, {}, {}, "fourier embedding, as VE networks have: load it as NCSN"),
     ({"time_embedding_type": "learned"}, {}, {}, "learned embedding, .* only positional"),
     ({"class_embed_type": "timestep"}, {}, {}, r"conditioned on classes \(class_embed_type=timestep\)"),
     ({"num_class_embeds": 10}, {}, {}, r"conditioned on classes \(num_class_embeds=10\)"),

@@ -9,9 +9,11 @@ import torch
 from conftest import GaussianTarget
 from torch import nn
 
-from pds.errors import PDSError
+import pds
+from pds.errors import OptionError, PDSError
 from pds.models.scores import LABELS
 from pds.models.wrap import PREDICTIONS, wrap
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 
@@ -134,6 +136,7 @@ WRONG_NETWORKS = {
     ),
     "other channels": (Tiny(1), r"Tiny\(x, label\) fails .*: RuntimeError, .*expected input\[2, 3, 6, 5\] to have 1 channels"),
     "another device": (lambda x, label: x.to("meta"), r"returned a tensor on meta, and x is on cpu"),
+    "a class": (Tiny, r"network must be an object, got the class Tiny: give Tiny\(…\)"),
     "no function": (3, "network must be a function, got 3"),
 }
 
@@ -157,6 +160,7 @@ WRONG_ARGUMENTS = [
     ({"data_range": (1, math.nan)}, "data_range must be"),
     ({"data_range": (0, 1, 2)}, "data_range must be a list of 2 numbers"),
     ({"data_range": 255}, "data_range must be a list"),
+    ({"no_class": 3}, "no_class must be left out where classes is 0, got 3"),
     ({"label": "index"}, "label must be a function of sigma or one of sigma, log_sigma/4, t, 999t, Nt-1, got 'index'"),
     (
         {"label": lambda sigma: sigma.mean()},
@@ -197,6 +201,40 @@ def test_labels_that_the_network_does_not_know_are_refused_at_once(classes, no_c
 def test_the_largest_labels_that_the_network_knows_are_taken():
     assert wrap(Classed(), **GIVEN, classes=4).classes == 4
     assert wrap(Classed(), **GIVEN, classes=3, no_class=3).unconditional
+
+
+class Flattening(nn.Module):
+    """Its view needs the layout of its own maps, and its parameter of five axes has no channels_last."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.factor = nn.Conv2d(3, 3, 3, padding=1), nn.Parameter(torch.ones(1, 1, 1, 1, 1))
+
+    def forward(self, x, label):
+        return (self.conv(x).view(len(x), -1) * self.factor.flatten()).view(x.shape)
+
+
+def test_a_network_keeps_its_layout():
+    assert pds.sample(wrap(Flattening(), **GIVEN), pds.EDM(2), images=2).images.shape == (2, *SHAPE)
+
+
+@pytest.mark.parametrize("late", [lambda x: (x, x), lambda x: x[:1], lambda x: None], ids=["a tuple", "one image", "nothing"])
+def test_a_later_answer_of_another_form_is_refused(late):
+    calls = []
+
+    def network(x, label):
+        calls.append(0)
+        return x if len(calls) == 1 else late(x)
+
+    with pytest.raises(
+        PDSError, match=r"the network returned .* for x of shape \(2, 3, 6, 5\): it must return a tensor like x"
+    ):
+        pds.sample(wrap(network, **GIVEN), pds.EDM(2), images=2)
+
+
+def test_cld_is_refused_by_its_name():
+    with pytest.raises(OptionError, match=r"process must be one of images: pds\.load reads the networks of CLD"):
+        wrap(Tiny(), **GIVEN | {"process": CriticallyDamped()})
 
 
 def test_the_data_range_must_be_given():
