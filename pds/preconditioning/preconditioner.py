@@ -72,6 +72,13 @@ class Preconditioner(Protocol):
         ...
 
 
+def spectrum_of(preconditioner: Preconditioner, title: str) -> Spectrum:
+    """The eigenvalues of P P^T and omega S, for a sampler of this title that cannot do without them."""
+    if preconditioner.spectrum is None:
+        raise PDSError(f"{title} needs a filter that keeps the frequencies apart: leave the space filter out")
+    return preconditioner.spectrum
+
+
 class Identity:
     """P = I, S = 0: the vanilla sampler, to the bit."""
 
@@ -126,8 +133,12 @@ class FourierPreconditioner:
         A = _checked(space, shape, "space")
         omega = fitted("omega", omega, Weight)
         h = torch.zeros(self.size) if solenoid is None else solenoid
+        if not isinstance(h, Tensor) or h.is_complex():
+            raise PDSError(f"a solenoid must be a real tensor of the shape {tuple(self.size)}, got {shown(h)}")
         if tuple(h.shape) != tuple(self.size):
             raise PDSError(f"a solenoid for {shape} images must have the shape {tuple(self.size)}, got {tuple(h.shape)}")
+        if not h.isfinite().all():
+            raise PDSError("a solenoid must be finite")
         _check_parity(h, -1, "solenoid must be odd, h(k) = -h(-k)")
         # Complex, because complex times real is slower: torch converts the real factor at every product.
         self.inverse_R = (1 / R.double())[..., :half].to(torch.complex64).to(device)

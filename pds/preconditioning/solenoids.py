@@ -1,8 +1,8 @@
 """Solenoidal terms S: skew-symmetric operators that leave the stationary law as it is ([IJCV] Eqs. 29, 38, 39).
 
 Every operator here is F^-1 diag(i h) F with h real and odd, so it maps real images to real images and <x, S x> = 0.
-Stability is another matter. An explicit step multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q. So a
-large omega diverges at any noise level.
+They do not keep a step stable: an explicit one multiplies a Gaussian mode of curvature 1/q by 1 - a (m^2 + i omega h) / q. So
+a large omega diverges at any noise level.
 
 Some of the operators that the papers print are zero. The DFT matrix F is symmetric, so Re[F - F^T] = 0 (Eq. 29). Re[F - F^-1] =
 0 under the unitary norm, since both transforms have the real part cos. F (P_i - P_i^T) F^-1 is a purely imaginary diagonal, so

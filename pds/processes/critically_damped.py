@@ -27,7 +27,7 @@ from pds.processes.forward import Transitions
 MOST_PHASE = 60.0  # float32 holds sigma up to this phase
 SERIES = 20  # terms of the exponential, exact to rounding up to 2 y = 1
 NEWTON = 12
-VELOCITY = "choose the sampler cld_em, sscs or cld_flow"
+VELOCITY = "choose SSCS, CLDEulerMaruyama or CLDFlow as the sampler"
 
 
 @options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import field
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from pds.options import Length, Range, checked, options
 from pds.processes.forward import BetaProcess
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
-SCHEDULES = get_args(BetaSchedule)
 MOST_LEVELS = 100_000
 Levels = Annotated[int, Range(2, MOST_LEVELS)]
 OneBeta = Annotated[float, Range(above=0, below=1)]

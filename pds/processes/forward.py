@@ -123,7 +123,7 @@ class VarianceExploding:
 
     sigma_min: NoiseLevel = 0.01
     sigma_max: NoiseLevel = 50.0
-    levels: Count = 1000
+    levels: Annotated[int, Range(2, MOST)] = 1000
 
     def __post_init__(self) -> None:
         if self.sigma_min >= self.sigma_max:

@@ -74,7 +74,9 @@ class VPStateSampler(Sampler[list[VPLevel]]):
     def levels(self, process: Process) -> list[VPLevel]:
         """Noise levels of each of the T iterations."""
         count = self.iterations + self.levels_above + (not self.denoise)
-        sigmas = self.schedule.sigmas(process, count).tolist() + [0.0] * self.denoise
+        sigmas = self.schedule.sigmas(process, count).tolist()
+        if self.denoise:
+            sigmas.append(0.0)
         above = sigmas if self.levels_above else [math.inf, *sigmas]
         sigmas = sigmas[self.levels_above :]
         return [VPLevel(*row) for row in zip(sigmas[:-1], sigmas[1:], above, strict=False)]

@@ -24,7 +24,7 @@ from torch import Tensor
 from pds.errors import PDSError
 from pds.noise import NoiseSource
 from pds.options import Count, Range, options
-from pds.preconditioning.preconditioner import Preconditioner, Spectrum
+from pds.preconditioning.preconditioner import Preconditioner, Spectrum, spectrum_of
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process, Time
 from pds.samplers.sampler import Sampler, Steps, Task
@@ -200,17 +200,11 @@ class SSCS(VelocitySampler):
     takes_filter: ClassVar[bool] = True
 
     def check(self, levels: list[Step], preconditioner: Preconditioner) -> list[str]:
-        self._spectrum(preconditioner)
+        spectrum_of(preconditioner, self.title)
         return super().check(levels, preconditioner)
 
-    def _spectrum(self, preconditioner: Preconditioner) -> Spectrum:
-        spectrum = preconditioner.spectrum
-        if spectrum is None:
-            raise PDSError(f"{self.title} needs a filter that keeps the frequencies apart: leave the space filter out")
-        return spectrum
-
     def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
-        spectrum = self._spectrum(P)
+        spectrum = spectrum_of(P, self.title)
         into, back = spectrum.transforms(x)
         half, c = exact_step(step.length / 2, spectrum, x)
         X, W = half.moved(into(x), into(w), into(draw()), into(draw()))
@@ -226,9 +220,12 @@ def exact_step(h: float, spectrum: Spectrum, like: Tensor) -> tuple[Exact, Numbe
     c = g + 1j * turn
     delta = (c**2 - 1).sqrt()
     near = delta.abs() * h < 1e-4
-    ratio = torch.where(near, h * (1 + (delta * h) ** 2 / 6), (delta * h).sinh() / torch.where(near, 1, delta))
-    decay, even = (-c * h).exp(), (delta * h).cosh()
-    xx, xw, wx, ww = decay * (even + c * ratio), -decay * ratio, decay * ratio, decay * (even - c * ratio)
+    # e^-ch cosh(delta h) and e^-ch sinh(delta h) / delta, from two exponentials that cannot overflow.
+    slow, fast = ((delta - c) * h).exp(), (-(delta + c) * h).exp()
+    even = (slow + fast) / 2
+    series = (-c * h).exp() * h * (1 + (delta * h) ** 2 / 6)
+    ratio = torch.where(near, series, (slow - fast) / torch.where(near, 1, 2 * delta))
+    xx, xw, wx, ww = even + c * ratio, -ratio, ratio, even - c * ratio
     # It keeps N(0, I), so the covariance of its noise is I - mean mean^H.
     root_x = (1 - xx.abs() ** 2 - xw.abs() ** 2).clamp(min=1e-30).sqrt()
     root_both = -(wx * xx.conj() + ww * xw.conj()) / root_x

@@ -14,11 +14,11 @@ from torch import Tensor
 from pds.errors import OptionError, PDSError
 from pds.noise import NoiseSource
 from pds.options import Count, Range, Search, options
-from pds.preconditioning.preconditioner import Preconditioner, Spectrum
+from pds.preconditioning.preconditioner import Preconditioner, Spectrum, spectrum_of
 from pds.processes.forward import Process
 from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, intervals
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -144,25 +144,39 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     @property
     def detail(self) -> str:
-        parts = [f"ρ={self.rho:g}"] + [f"{self.weight} weight"] * (self.order == 2) + [f"η={self.eta:g}"] * self.stochastic
+        parts = [f"ρ={self.rho:g}"]
+        if self.order == 2:
+            parts.append(f"{self.weight} weight")
+        if self.stochastic:
+            parts.append(f"η={self.eta:g}")
         if self.slope != 1 and self.order == 2:
             parts.append(f"slope × {self.slope:g}")
-        if self.start != math.inf or self.end:
-            ends = [f"from {self.start:g}"] * (self.start != math.inf) + [f"to {self.end:g}"] * (self.end > 0)
-            parts.append(f"σ {' '.join(ends)}")
+        start = "" if self.start == math.inf else f" from {self.start:g}"
+        end = f" to {self.end:g}" if self.end else ""
+        if start or end:
+            parts.append(f"σ{start}{end}")
         if (self.eta_from, self.eta_to) != (0, math.inf) and self.stochastic:
             parts.append(f"for σ in [{self.eta_from:g}, {self.eta_to:g}]")
-        return ", ".join(parts + ["prior of exact norm"] * (self.prior_norm == "exact"))
+        if self.prior_norm == "exact":
+            parts.append("prior of exact norm")
+        return ", ".join(parts)
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         return {} if self.data is None else {"start": dict(self.data.provenance)}
 
-    def with_statistics(self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float]) -> Self:
-        if self.data is not None or self.start == math.inf:
+    def with_statistics(
+        self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float], process: Process
+    ) -> Self:
+        if self.data is not None or self._whole(process):
             return self
         known = statistics()
         return replace(self, data=DataLaw(*known.gaussian(data_range), known.provenance))
+
+    def _whole(self, process: Process) -> bool:
+        """Whether the walk starts at the noise of the process, above every `start` that `variance` takes for one."""
+        largest = process.ladder[0].item()
+        return self.start > largest and not math.isclose(self.start, largest)
 
     def levels(self, process: Process) -> list[Interval]:
         """The T intervals from the largest noise level over the smallest to 0. T is at most the number of levels of the
@@ -174,8 +188,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
             raise OptionError("start", f"must be above {smallest:g}, the smallest noise level of the model, got {self.start:g}")
         if self.end >= largest:
             raise OptionError("end", f"must be below {largest:g}, the largest noise level of the model, got {self.end:g}")
-        sigmas = karras_levels(max(self.end, smallest), min(self.start, largest), self.iterations, self.rho).tolist()
-        return [Interval(*ends) for ends in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+        return intervals(karras_levels(max(self.end, smallest), min(self.start, largest), self.iterations, self.rho))
 
     def prior(self, noise: NoiseSource, process: Process, preconditioner: Preconditioner) -> Tensor:
         x = super().prior(noise, process, preconditioner)
@@ -183,7 +196,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         sigma = process.prior_std / process.scale(torch.ones(1, dtype=torch.float64)).item()
         if self.prior_norm == "exact":
             x = x * (sigma * x[0].numel() ** 0.5 / torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True))
-        if self.start >= process.ladder[0].item():
+        if self._whole(process):
             return x
         if self.data is None:
             raise OptionError("start", "needs the statistics of the data: give them to `with_statistics`, or leave start out")
@@ -194,7 +207,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
     def check(self, levels: list[Interval], preconditioner: Preconditioner) -> list[str]:
         """Refuse a space filter, and an omega at which the steps diverge. Warn about an omega near that, and about an idle
         filter."""
-        spectrum = self._spectrum(preconditioner)
+        spectrum = spectrum_of(preconditioner, self.title)
         doubts = []
         acts = self.eta and any(self.eta_from <= sigma <= self.eta_to for sigma, _ in levels)
         if not acts and isinstance(spectrum.gain, Tensor):
@@ -202,7 +215,8 @@ class PreconditionedSDE(KarrasLevelsSampler):
         if not isinstance(spectrum.turn, Tensor):
             return doubts
         turns, gains = _distinct(spectrum)
-        reached = [_most_variance(self, tuple(levels), gains, tuple(factor * turn for turn in turns)) for factor in (1, 2)]
+        bare = replace(self, data=None)  # the cache keeps it
+        reached = [_most_variance(bare, tuple(levels), gains, tuple(factor * turn for turn in turns)) for factor in (1, 2)]
         told = f"a Gaussian comes out with up to {{:.2g}} times its variance at T = {len(levels)} with the {self.weight} weight"
         remedy = "take a smaller one, more iterations or weight='midpoint'"
         if reached[0] > DIVERGED:
@@ -210,12 +224,6 @@ class PreconditionedSDE(KarrasLevelsSampler):
         if reached[1] > DIVERGED:
             doubts.append(f"omega is within a factor of two of where the steps diverge, {told.format(reached[1])}: {remedy}")
         return doubts
-
-    def _spectrum(self, preconditioner: Preconditioner) -> Spectrum:
-        spectrum = preconditioner.spectrum
-        if spectrum is None:
-            raise PDSError(f"{self.title} needs a filter that keeps the frequencies apart: leave the space filter out")
-        return spectrum
 
     def step(self, before: float | None, sigma: float, below: float, spectrum: Spectrum) -> Step:
         """The coefficients of a step from `sigma` to `below`; `before` is the level of the evaluation before."""
@@ -236,7 +244,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         D_before, before = x, None
         for iteration, (sigma, below) in enumerate(task.levels):
             D = task.denoised(x, sigma)
-            spectrum = self._spectrum(task.preconditioner.at(iteration))
+            spectrum = spectrum_of(task.preconditioner.at(iteration), self.title)
             x = self.advanced(x, D, D_before, self.step(before, sigma, below, spectrum), spectrum, lambda: task.noise.normal())
             D_before, before = D, sigma
             yield sigma, x

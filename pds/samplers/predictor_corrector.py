@@ -261,10 +261,11 @@ class PredictorCorrector(Sampler[list[Level]]):
         parts += ["no corrector"] if self.corrector is None else [f"snr={self.corrector.snr:g}"]
         if self.corrector is not None and self.corrector.steps > 1:
             parts.append(f"{self.corrector.steps} corrector steps")
-        parts += ["norms of the batch"] * self.mixes_batch
-        return ", ".join(
-            parts + ["published filtering"] * (self.precondition == "published") + ["noisy end"] * (not self.denoise)
-        )
+        if self.mixes_batch:
+            parts.append("norms of the batch")
+        if self.precondition == "published":
+            parts.append("published filtering")
+        return ", ".join(parts if self.denoise else [*parts, "noisy end"])
 
     def levels(self, process: Process) -> list[Level]:
         """Return the data of each of the T iterations."""

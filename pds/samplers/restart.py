@@ -39,7 +39,8 @@ class Restart(Sampler[list[RestartLevel]]):
     The global order of the flow is `order`.
 
     Attributes:
-        iterations: T, the steps in all, T - restarts * steps of them in the grid; 2 T - 1 evaluations with order 2.
+        iterations: T, all steps: restarts * steps on the ways back, the rest on the grid. With order 2 they take 2 T - 1
+            evaluations.
         rho: exponent of both grids, the larger the finer at small levels; inf spreads them evenly in log sigma.
         order: 2, Heun; 1, Euler.
         restarts: K, the number of restarts; each takes one draw.

@@ -120,8 +120,10 @@ class Sampler(Generic[Levels]):
         """This sampler with the moments of the model's noise, if it needs them; `measure(n)` takes n training images."""
         return self
 
-    def with_statistics(self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float]) -> Self:
-        """This sampler with the statistics of the training images, if it needs them, in the data range of the model."""
+    def with_statistics(
+        self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float], process: Process
+    ) -> Self:
+        """This sampler with the statistics of the training images, if it needs them on a model of this range and process."""
         return self
 
     def without_denoising(self) -> Self:
@@ -145,7 +147,7 @@ class Sampler(Generic[Levels]):
         return []
 
     def walk(self, x: Tensor, task: Task[Levels]) -> Steps:
-        """The loop: from the start `x`, yield (sigma, x) after each iteration, x in units of the data.
+        """The loop: from the start `x`, yield (sigma, x) after each iteration, x being the sampler's own state.
 
         It may return other images than the last x, as samplers that denoise at the end do.
         """
@@ -168,7 +170,8 @@ class Sampler(Generic[Levels]):
             levels: from `levels`, or a part of them in a row.
             preconditioner: P and S; `Identity()` is the vanilla sampler.
             noise: source of standard normal draws.
-            callback: called with (iteration, sigma, x) after each iteration, x in units of the data.
+            callback: called with (iteration, sigma, x) after each iteration. x is the sampler's own state: images plus noise of
+                level sigma, times a factor in samplers that step the state of the process, as `PredictorCorrector` does.
 
         Returns:
             (batch, C, H, W), not clamped, in the data range of the model.

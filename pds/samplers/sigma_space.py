@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from pds.options import options
 from pds.processes.forward import Process
 from pds.processes.ladders import Rho, karras_levels
@@ -27,6 +29,12 @@ class Interval(NamedTuple):
     below: float
 
 
+def intervals(levels: Tensor) -> list[Interval]:
+    """The intervals from each of (T,) descending noise levels to the next, and from the last to 0."""
+    sigmas = levels.tolist()
+    return [Interval(*ends) for ends in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+
+
 @options
 class KarrasLevelsSampler(Sampler[list[Interval]]):
     """A solver on a fixed grid: T levels over the noise of the process, then 0.
@@ -40,5 +48,4 @@ class KarrasLevelsSampler(Sampler[list[Interval]]):
 
     def levels(self, process: Process) -> list[Interval]:
         """The T intervals from the process's largest noise level over its smallest to 0."""
-        sigmas = karras_levels(process.ladder[-1].item(), process.ladder[0].item(), self.iterations, self.rho).tolist()
-        return [Interval(*ends) for ends in zip(sigmas, [*sigmas[1:], 0.0], strict=True)]
+        return intervals(karras_levels(process.ladder[-1].item(), process.ladder[0].item(), self.iterations, self.rho))

@@ -1,5 +1,7 @@
 """The operator against its definition: dense complex matrices, adjoints, inverses, and refusals."""
 
+import math
+
 import pytest
 import torch
 
@@ -168,6 +170,9 @@ def test_refusals_name_the_fault():
         (lambda: FourierPreconditioner(shape, torch.zeros(shape)), "positive"),
         (lambda: FourierPreconditioner(shape, space=-torch.ones(shape)), "space.*positive"),
         (lambda: FourierPreconditioner(shape, solenoid=torch.ones(8, 8), omega=1.0), "odd"),
+        (lambda: FourierPreconditioner(shape, solenoid=torch.full((8, 8), math.nan), omega=1.0), "a solenoid must be finite"),
+        (lambda: FourierPreconditioner(shape, solenoid=torch.full((8, 8), math.inf), omega=1.0), "a solenoid must be finite"),
+        (lambda: FourierPreconditioner(shape, solenoid="S1", omega=1.0), "a solenoid must be a real tensor of .* got 'S1'"),
         (lambda: FourierPreconditioner(shape, omega=-1.0), "omega"),
         (lambda: FourierPreconditioner(shape, omega=float("nan")), "omega"),
     ]

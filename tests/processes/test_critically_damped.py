@@ -135,7 +135,7 @@ def test_a_network_that_predicts_nothing_has_the_score_of_data_at_zero(process):
 def test_what_does_not_know_the_velocity_is_refused_in_a_sentence():
     process = PROCESSES[0]
     network = VelocityScore(torch.nn.Identity(), process, 3)
-    with pytest.raises(PDSError, match=r"data and velocity, of 6 channels, and this one has 3: choose the sampler") as error:
+    with pytest.raises(PDSError, match=r"data and velocity, of 6 channels, and this one has 3: choose SSCS") as error:
         network(torch.zeros(1, 3, 2, 2), torch.ones(1))
     assert "\n" not in str(error.value)
     asking = [lambda: process.ladder, lambda: process.end(1.0)]
@@ -143,7 +143,7 @@ def test_what_does_not_know_the_velocity_is_refused_in_a_sentence():
         lambda name=name: getattr(process, name)(torch.ones(1)) for name in ("rates", "steps", "ancestral", "corrector_scale")
     ]
     for ask in asking:
-        with pytest.raises(PDSError, match=r"data and velocity.*choose the sampler cld_em, sscs or cld_flow"):
+        with pytest.raises(PDSError, match=r"data and velocity.*choose SSCS, CLDEulerMaruyama or CLDFlow"):
             ask()
 
 

@@ -58,6 +58,11 @@ def test_time_and_sigma_are_inverse(process):
     assert (process.ladder.diff() < 0).all()
 
 
+def test_one_noise_level_is_no_process():
+    with pytest.raises(OptionError, match=r"^levels must be a whole number from 2 to 1000000, got 1"):
+        VarianceExploding(0.01, 50.0, 1)
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.title)
 def test_marginals_solve_the_equation_of_their_rates(process):
     # dm/dt = f m and d(std^2)/dt = 2 f std^2 + g^2.

@@ -203,6 +203,15 @@ def test_the_exact_step_solves_its_equation(c):
     assert friction.item() == g + 1j * turn
 
 
+def test_the_exact_step_is_finite_for_any_filter():
+    """Far from critical damping, the slow half falls as e^(-h / 2c) and the fast one is gone."""
+    h, gain = 8.0, 1e6
+    step, _ = exact_step(h, Spectrum(*torch.tensor([[[gain]], [[0.0]]], dtype=torch.float64)), torch.zeros(1).double())
+    assert all(torch.isfinite(torch.view_as_real(part)).all() for part in step)
+    assert step.xx.real.item() == pytest.approx(math.exp(-h / (2 * gain)), rel=1e-6)
+    assert step.wx.real.item() == pytest.approx(1 / (2 * gain), rel=1e-3)
+
+
 @pytest.mark.parametrize("sampler", [CLDEulerMaruyama(), SSCS(), CLDFlow()], ids=lambda sampler: sampler.title)
 def test_networks_without_a_velocity_are_refused(sampler):
     with pytest.raises(PDSError, match="samples networks of CLD, and this one is of VE: choose another sampler"):
@@ -221,7 +230,7 @@ def test_networks_without_a_velocity_are_refused(sampler):
     ids=lambda sampler: f"{sampler.title}-{sampler.detail}",
 )
 def test_samplers_of_images_refuse_a_velocity(sampler):
-    with pytest.raises(PDSError, match=r"data and velocity.*choose the sampler cld_em, sscs or cld_flow"):
+    with pytest.raises(PDSError, match=r"data and velocity.*choose SSCS, CLDEulerMaruyama or CLDFlow"):
         sampler.levels(CLD)
 
 
