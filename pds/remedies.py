@@ -93,7 +93,8 @@ class TimeShift(Remedy):
 class LevelShift(Remedy):
     """The network gets a constant multiple of the noise level, and its denoised image is kept in the data range.
 
-    The network's prediction is taken for the noise at sigma: D = x - sigma e(x, scale sigma). A scale above 1 measured better
+    The network's prediction is taken for the noise at sigma: D = x - sigma e(x, scale sigma), the multiple cut to the levels of
+    its training. A scale above 1 measured better
     on the shipped VE network at few steps; experiments/RESULTS.md has the numbers. The mean of images lies in the data range.
     So a D outside is moved to the nearest value inside, which lowers the error of any network.
 
@@ -101,14 +102,23 @@ class LevelShift(Remedy):
         score: score of a model.
         scale: given level over true level; 1 gives the true level.
         bounds: black and white in the data range, lower first; None leaves D as it is.
+        levels: smallest and largest noise level of the process.
     """
 
-    def __init__(self, score: NetworkScore, scale: float, bounds: tuple[float, float] | None) -> None:
+    def __init__(
+        self,
+        score: NetworkScore,
+        scale: float,
+        bounds: tuple[float, float] | None,
+        levels: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
         super().__init__(score)
-        self.scale, self.bounds = scale, bounds
+        self.scale, self.bounds, self.levels = scale, bounds, levels
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
-        s: Tensor = self.scale * self.score(x, self.scale * sigma, *labels)
+        # A sampler's own level passes as it is, so that a scale of 1 changes nothing.
+        told = sigma if self.scale == 1 else (self.scale * sigma).clamp(*self.levels)
+        s: Tensor = (told / sigma)[:, None, None, None] * self.score(x, told, *labels)
         if self.bounds is None:
             return s
         std = sigma.to(x.dtype)[:, None, None, None]
@@ -185,6 +195,7 @@ def epsilon_scaling(
     Args:
         scale: the divisor; 1 changes nothing.
     """
+    _require_images(model)
     return replace(model, score=EpsilonScaling(model.score, scale))
 
 
@@ -205,9 +216,12 @@ def time_shift(
         window: largest distance from the sampler's level, as a part of it; 0 changes nothing.
         cutoff: noise level below which nothing is shifted, in units of the data range.
     """
-    power = _power(model, dataset)
-    power[:, 0, 0] = 0
-    return replace(model, score=TimeShift(model.score, power.mean().item(), window, cutoff))
+    _require_images(model)
+    statistics, (black, white) = _statistics(model, dataset), model.data_range
+    moment = statistics.power.double() / math.prod(model.shape[1:])  # E|F x|^2, and its mean without DC is that variance
+    moment[:, 0, 0] = 0
+    data_variance = (white - black) ** 2 * moment.mean().item()
+    return replace(model, score=TimeShift(model.score, data_variance, window, cutoff))
 
 
 @checked
@@ -225,8 +239,10 @@ def level_shift(
         scale: given level over true level; 1 gives the true level.
         bounded: keep the denoised image in the data range, where the mean of images lies.
     """
+    _require_images(model)
     low, high = sorted(model.data_range)
-    return replace(model, score=LevelShift(model.score, scale, (low, high) if bounded else None))
+    levels = model.process.ladder[-1].item(), model.process.ladder[0].item()
+    return replace(model, score=LevelShift(model.score, scale, (low, high) if bounded else None, levels))
 
 
 @checked
@@ -244,24 +260,29 @@ def band_correction(
         low: part left out of the low band at the largest noise level, falling in proportion to sigma.
         high: part left out of the high band at the smallest noise level, falling as sigma grows.
     """
+    _require_images(model)
     return replace(model, score=BandCorrection(model.score, model.process.ladder[0].item(), low, high))
 
 
 @checked
 def seen_noise(model: GivenModel, dataset: Dataset | None = None, /) -> Model:
     """The network made to see the strength of the noise, from the modes without data."""
-    return replace(model, score=SeenNoise(model.score, _power(model, dataset)))
+    _require_images(model)
+    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range)[1]))
 
 
 def _statistics(model: Model, dataset: Dataset | None) -> DatasetStatistics:
-    if model.statistics is not None:
-        return model.statistics
-    if dataset is None:
-        raise PDSError(f"this remedy needs the statistics of the images that {model.title} was trained on, and it has none")
-    return dataset.statistics
+    if model.statistics is None and dataset is None:
+        fix = "give dataclasses.replace(model, statistics=pds.statistics(folder of images))"
+        raise PDSError(f"this remedy needs the statistics of the images that {model.title} was trained on: {fix}")
+    known = model.statistics or dataset.statistics  # type: ignore[union-attr]
+    if known.shape != tuple(model.shape):
+        raise PDSError(f"the statistics are of images of the shape {known.shape}, and {model.title} has {tuple(model.shape)}")
+    return known
 
 
-def _power(model: Model, dataset: Dataset | None) -> Tensor:
-    """(C, H, W) variance of the data in each mode of the orthonormal DFT."""
-    statistics, (black, white) = _statistics(model, dataset), model.data_range
-    return (white - black) ** 2 * statistics.power.double() / math.prod(model.shape[1:])
+def _require_images(model: Model) -> None:
+    if model.score.halves != 1:
+        raise PDSError(
+            f"a remedy is for scores of images, and {model.title} gives the score of a velocity: leave the remedy out"
+        )

@@ -141,6 +141,21 @@ def test_every_remedy_samples_with_every_kind_of_sampler(sampler, remedy):
     assert (own.int() - mended[:2].int()).abs().max() <= 1
 
 
+def test_a_shifted_level_stays_among_those_of_the_training():
+    class Table(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.levels = torch.nn.Embedding(100, 1)
+
+        def forward(self, x, label):
+            return x * self.levels(label.long())[..., None, None]
+
+    chain = pds.DiscreteVariancePreserving(pds.beta_schedule("linear", 1e-4, 0.02, 100))
+    made = pds.wrap(Table(), predicts="noise", process=chain, shape=SHAPE, data_range=(-1, 1))
+    for scale in (0.5, 1.7):
+        pds.sample(pds.level_shift(made, scale=scale), pds.DDIM(5), images=2)
+
+
 def test_what_is_refused():
     for remedy, odd in (
         (epsilon_scaling, {"scale": 0.0}),
