@@ -38,6 +38,7 @@ FACTORS = (0.5, 0.8, 1.0, 1.25, 1.6, 2.0, 4.0)
 HIGH = 0.35  # cycles a pixel, along both axes; images have least above it
 MOST = 8.0  # the largest gain of a filter that is tried
 LEVELS = 5  # noise levels at which the response of a model is measured
+HIDDEN = 0.1  # share of the noise below which a measured response is mostly chance
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class NoiseResponse:
         """r(k) at a level, in units of r(1): linear in k and in log sigma between the measured values, and linear in k above
         them.
 
-        Below the smallest k and beyond the levels it has the nearest value.
+        Below the smallest k and beyond the levels it has the nearest value. A level where r(1) is below `HIDDEN` is left out:
+        the data hide the noise there, and a ratio of two such values tells nothing.
         """
-        rows = [self._of_level(row, k) for row in self.values]
-        return float(np.interp(math.log(sigma), np.log(self.sigmas), rows))
+        known = [(at, row) for at, row in zip(self.sigmas, self.values, strict=True) if row[self.factors.index(1.0)] > HIDDEN]
+        return float(np.interp(math.log(sigma), np.log([at for at, _ in known]), [self._of_level(row, k) for _, row in known]))
 
     def _of_level(self, row: Sequence[float], k: float) -> float:
         at_1 = row[self.factors.index(1.0)]
@@ -258,9 +260,12 @@ class Diagnosis:
 
 
 def require_noise(response: NoiseResponse, what: str) -> None:
-    """Refuse a network that predicts no noise; `what` needs it."""
-    if not all(row[response.factors.index(1.0)] > 0 for row in response.values):  # nan is not
-        raise PDSError(f"{what} needs the noise that the network predicts, and there is none: the weights are broken")
+    """Refuse a network that predicts no noise where there is nothing else, at the largest level; `what` needs it."""
+    if not np.isfinite(response.values).all():
+        raise PDSError(f"{what} needs the noise that the network predicts, and it is not finite: the weights are broken")
+    if response.values[-1][response.factors.index(1.0)] <= HIDDEN:
+        at = f"sigma = {response.sigmas[-1]:g}"
+        raise PDSError(f"{what} needs the noise that the network predicts, and there is none at {at}: the weights are broken")
 
 
 def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
@@ -303,8 +308,8 @@ def diagnose(
     if tuple(images.shape[1:]) != tuple(model.shape):
         raise PDSError(f"images must have the shape {tuple(model.shape)} of the model's, got {tuple(images.shape[1:])}")
     statistics = model.statistics or dataset_statistics(ArrayImages("images", "all", images.cpu().numpy()), len(images))
-    modes, (black, white) = highest_frequencies(model.shape[1:]), model.data_range
-    variance = (white - black) ** 2 * statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
+    modes = highest_frequencies(model.shape[1:])
+    variance = statistics.gaussian(model.data_range)[1][:, modes].mean().item()
     response = response_of(model, images, seed)
     require_noise(response, "a diagnosis")
     excess = []

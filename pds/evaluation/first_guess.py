@@ -109,7 +109,7 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
     sampler, count = PreconditionedSDE(iterations), IMAGES // 2
     for_response = (IMAGES - count) * iterations // (len(FACTORS) * LEVELS)
     if for_response < 1:
-        raise PDSError(f"a first guess needs at least 2 iterations, got {iterations}")
+        raise PDSError(f"a first guess needs at least 2 iterations, got {iterations}: give sampler and filter their values")
     noise = ImageNoise(seed, torch.arange(count, device=model.device), model.shape)
     x = sampler.prior(noise, model.process, Identity())
     x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)

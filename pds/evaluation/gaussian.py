@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.preconditioning.preconditioner import Identity, Preconditioner
+from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, no_callback
@@ -110,30 +110,3 @@ def sampled_law(
             "the modes; leave out the Langevin corrector, adaptive steps and the space filter"
         )
     return law
-
-
-def variance_errors(
-    sampler: Sampler[Any], process: Process, low: float | None = None, high: float | None = None, modes: int = 128
-) -> tuple[float, float]:
-    """The least and the largest relative error of a mode's variance that a vanilla sampler makes, over all spectra.
-
-    A mode of variance p has the same error on every Gaussian. So a target whose modes have all variances covers every spectrum.
-
-    Args:
-        sampler, process: as in `sampled_law`; the sampler ends with a denoising step, or at sigma_min.
-        low, high: the range of variances of the data; that of the noise of the process if not given.
-        modes: number of variances.
-
-    Returns:
-        (least, largest) of v / v_exact - 1. v_exact is the variance of the exact law at sigma_min after the same end,
-        p^2 / (p + sigma_min^2) denoised.
-    """
-    sigmas = process.ladder
-    low, high = low or sigmas[-1].item() ** 2, high or sigmas[0].item() ** 2
-    # An even spectrum of a row of pixels.
-    frequency = torch.fft.fftfreq(2 * modes, 1 / (2 * modes), dtype=torch.float64).abs() / modes
-    power = (low * (high / low) ** frequency).expand(1, 2, -1).contiguous()
-    law = sampled_law(sampler, StationaryGaussian(torch.zeros_like(power), power), process, Identity())
-    exact = power**2 / (power + sigmas[-1] ** 2)
-    errors = law.power / exact - 1
-    return errors.min().item(), errors.max().item()

@@ -67,7 +67,7 @@ def kernel_distance(
         progress: show a bar.
     """
     _require(samples, reference, at_least=size, what=f"KID with subsets of {size}")
-    choice = np.random.RandomState(seed)  # numpy's legacy stream, which torch-fidelity draws from
+    choice = np.random.RandomState(seed % 2**32)  # numpy's legacy stream, which torch-fidelity draws from
     block_of = blocks_of(len(samples))
     distances, left_out = [], []
     for _ in tqdm(range(subsets), desc="kernel", unit="subset", disable=not progress, leave=False, delay=1):

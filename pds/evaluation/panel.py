@@ -160,7 +160,7 @@ class Panel:
                 f"has {of_single[0]}, which compares single images, and the reference holds statistics alone: choose one that "
                 f"is made of the images (delete an older file of it, and it is made anew), or leave {of_single[0]} out",
             )
-        if "kid" in self.measures and len(self._single) < self.kid_size:
+        if self.named and "kid" in self.measures and len(self._single) < self.kid_size:
             raise OptionError("kid_size", f"must be at most {len(self._single)}, the reference's images, got {self.kid_size}")
         if "inception_score" in self.measures and self.features.logits is None:
             raise OptionError(
@@ -185,11 +185,14 @@ class Panel:
         return self.kid_size if measure == "kid" else LEAST[measure]
 
     def within(self, count: int) -> Panel:
-        """The panel without the measures that nobody named and that need more than `count` images; a log line names them."""
+        """The panel without the measures that nobody named and that need more images than there are; a log line names them."""
         few = [] if self.named else [name for name in self.measures if self._least(name) > count]
         if few:
             needs = ", ".join(f"{name} ({self._least(name)})" for name in few)
             log.info("%d images are too few for %s: left out", count, needs)
+        if not self.named and "kid" in self.measures and len(self._single) < self.kid_size:
+            log.info("the reference's %d images are too few for kid (%d): left out", len(self._single), self.kid_size)
+            few.append("kid")
         return replace(self, measures=tuple(name for name in self.measures if name not in few))
 
     def require(self, count: int) -> None:

@@ -1,5 +1,6 @@
 """The first guess: the exact recursion for an exact response, and more noise for a network that does not see it."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -95,6 +96,22 @@ def test_a_walk_starts_where_the_network_is_worse_than_the_linear_guess_and_ends
     assert 0.4 < found[1].end < 2.5
     assert found[2].start == pytest.approx(2 * found[1].start, rel=1e-2)
     assert found[2].end == pytest.approx(2 * found[1].end, rel=1e-2)
+
+
+def test_levels_that_show_no_noise_say_nothing_of_an_exact_network():
+    """At the smallest level an exact network takes next to nothing for noise, and few images may show less than none."""
+    process = pds.VarianceExploding(0.002, 80, 1000)
+    network = wrap(
+        lambda x, sigma: x / (1 + sigma[:, None, None, None] ** 2),
+        predicts="data",
+        process=process,
+        shape=(1, SIZE, SIZE),
+        data_range=(-1, 1),
+    )
+    for T, seed in itertools.product((3, 5), range(6)):
+        response = look_at(network, T, seed).response
+        assert response.values[0][FACTORS.index(1.0)] < 0.1
+        assert response(0.002, 2.0) == pytest.approx(2, abs=0.25)
 
 
 def test_a_network_that_predicts_no_noise_is_refused():

@@ -42,6 +42,7 @@ def test_distances_and_neighbours_are_those_of_torch_fidelity(size):
     theirs = kid_features_to_metric(*pair, kid_subsets=20, kid_subset_size=100, rng_seed=7, verbose=False)
     expected = (theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"])
     assert kernel_distance(a, b, subsets=20, size=100, seed=7)[:2] == pytest.approx(expected, rel=1e-4)
+    assert kernel_distance(a, b, subsets=2, size=100, seed=2**40 + 7)[0] == kernel_distance(a, b, 2, 100, 7)[0]
     near = manifold(a, b)
     theirs = prc_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), verbose=False)
     assert (near.precision, near.recall) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-4)

@@ -184,7 +184,8 @@ def test_what_cannot_be_measured_is_said_with_its_fix_before_anything_is_sampled
         with pytest.raises(PDSError, match=f"measures has {name}, which compares single images, and the reference holds stat"):
             Panel(panel.features, bare, (name,))
     with pytest.raises(PDSError, match="kid_size must be at most 400, the reference's images, got 1000"):
-        replace(panel, kid_size=1000)
+        replace(panel, kid_size=1000, named=True)
+    assert "kid" not in replace(panel, kid_size=1000, named=False).within(4000).measures
     with pytest.raises(PDSError, match="measures must be a list of 1 to 9 of fid, kid"):
         panel_metric(DIGITS, measures=["fod"])
     with pytest.raises(PDSError, match=r"features must be .*, got 'lenet'"):
