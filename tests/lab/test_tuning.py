@@ -27,7 +27,7 @@ from pds.lab.experiment import Experiment
 from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured
+from pds.lab.tuning.recommendation import Answer, Measured, earlier, recommended, write
 from pds.lab.tuning.space import Kind, Varied, kinds_of
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
@@ -165,6 +165,15 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
     assert sorted(count for (_, seed), count in images.items() if seed != 10) == [512] * 6
 
 
+def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_path):
+    run = ["sampler=preconditioned_sde", "sampler.eta=2", "filter=statistics", "filter.alpha=3"]
+    write(tmp_path, ["model=own", "metric=panel", "metric.features=x.py:f"], "fid_x", {6: Answer(Measured(run, 6), None)}, "")
+    told = []
+    work = recommended(told.extend)
+    work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", "metric=none", "sampler=edm", "filter.alpha=5"])
+    assert told == ["model=own", "filter=statistics", "metric=none", "sampler=edm", "filter.alpha=5"]
+
+
 def test_run_composes_a_recommendation(found):
     folder, _, sampled = found
     before = sum(sampled.values())
@@ -177,6 +186,18 @@ def test_run_composes_a_recommendation(found):
     for budget, said in wrong.items():
         refused = command("run.py", *take, *filter(None, [budget]))
         assert refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_answers_for_other_budgets_stay_and_those_of_another_search_are_not_mixed(tmp_path):
+    common, found = ["model=own", "bf16=true"], Answer(Measured(["sampler=edm"], 6, {"0": 1.0}), None)
+    write(tmp_path, common, "fid_x", {20: found}, "one")
+    write(tmp_path, common[::-1], "fid_x", {7: found}, "two")
+    kept = recommendation(tmp_path)
+    assert list(kept["budgets"]) == ["7", "20"] and kept["budgets"]["20"]["winner"]["distances"] == {"0": 1.0}
+    for others in ((common, None), (["model=own"], "fid_x")):
+        with pytest.raises(PDSError, match="holds answers of another search, by fid_x: give another group, or delete it"):
+            earlier(tmp_path, *others)
+    assert recommendation(tmp_path) == kept
 
 
 def forked(*arguments):
@@ -251,6 +272,18 @@ def test_without_a_metric_the_network_itself_is_asked(gaussian, tmp_path):
     line = recommendation(tmp_path / "tune" / "own")["budgets"]["6"]
     assert line["verdict"] == "not confirmed: a first guess of 64 images, which nothing has measured"
     assert "367 evaluations" in done.stdout  # of 64 x 6: 32 x 6 for its images, 35 for each of 5 responses
+    # Another budget joins it, one that is too small hides no other, and what a guess cannot obey is refused.
+    later = command("tune.py", *plain, "budgets=[1,5]", "threads=1", f"outputs={tmp_path}")
+    assert later.returncode == 1 and "budget 1: a first guess needs at least 2 iterations" in later.stderr
+    assert recommendation(tmp_path / "tune" / "own")["budgets"].keys() == {"5", "6"}
+    assert recommendation(tmp_path / "tune" / "own")["budgets"]["6"] == line
+    for more, said in {
+        "sampler=edm": "a first guess chooses sampler, filter, solenoid, remedy itself: leave sampler=edm out",
+        "trials=3": "there are no trials: leave trials=3 out",
+        "max_evaluations=10": "budget 6: a first guess takes up to 384 evaluations, and max_evaluations=10 came first",
+    }.items():
+        refused = command("tune.py", *plain, "budgets=[6]", "threads=1", more, f"outputs={tmp_path}")
+        assert refused.returncode == 1 and said in refused.stderr, refused.stderr
 
 
 def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
@@ -388,7 +421,7 @@ def test_a_budget_is_met_by_the_count_of_evaluations(sampler, guidance):
     def counted(iterations):
         made = replace(build(cfg.sampler), iterations=iterations)
         score, noise = CountedScore(lambda x, sigma, *labels: -x / (1 + sigma[0] ** 2)), ImageNoise(0, ONE, (1, 4, 4))
-        guided = build(cfg.guidance)(score, ONE)
+        guided = build(cfg.guidance)(score, ONE, 10)
         made(guided, made.prior(noise, VE.process, Identity()), made.levels(VE.process), Identity(), noise)
         return score.nfe
 
@@ -398,7 +431,7 @@ def test_a_budget_is_met_by_the_count_of_evaluations(sampler, guidance):
 
 ONE = torch.zeros(1, dtype=torch.long)
 MNIST = SimpleNamespace(statistics=pds.load("asset:mnist_ncsnpp").statistics)
-VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28), data_range=(0, 1))
+VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28), data_range=(0, 1), classes=10)
 
 
 @functools.cache
@@ -433,6 +466,8 @@ def test_a_wrong_space_is_one_sentence(what):
 REFUSED = {
     "no budget": ([], "budgets has no value"),
     "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
+    "no such kind": (["budgets=[6]", "space.dpm_sover=null"], "space has no dpm_sover to leave out: its kinds are "),
+    "a limit below a trial": (["budgets=[6]", "max_evaluations=1"], "no trial was measured: max_evaluations=1 came first"),
     "no space": (["budgets=[6]", "~space"], "space has no kind of sampler left"),
     "nothing fits": (["budgets=[1]", "space.preconditioned_sde.run=['sampler=adaptive']"], "nothing in the space can sample"),
     "a metric of other images": (["budgets=[6]", "metric=mnist_classifier"], "28"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
 from pds.errors import PDSError
 from pds.evaluation.measures import compared
@@ -101,18 +102,35 @@ class Answer:
         return f"{'better' if found.high < 0 else 'worse on new noise'} ({told})"
 
 
+def earlier(folder: Path, common: Sequence[str], metric: str | None) -> dict[str, Any]:
+    """The lines of recommendation.yaml by budget, from earlier searches of this group.
+
+    Raises:
+        PDSError: they are of other runs or of another metric, or the file is damaged.
+    """
+    file, fix = folder / FILE, "give another group, or delete it"
+    if not file.exists():
+        return {}
+    found = read_yaml(file, {"common": list[str], "budgets": dict}, "a recommendation of tune.py", fix)
+    if found.get("metric") != metric or {*found["common"]} != {*common}:
+        was = found.get("metric") or "a first guess"
+        raise PDSError(f"{file} holds answers of another search, by {was}: {fix}")
+    return dict(found["budgets"])
+
+
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
-    """Write recommendation.yaml: one line of JSON a budget."""
+    """Write recommendation.yaml: one line of JSON a budget, with those of earlier searches for other budgets."""
+    told = earlier(folder, common, metric)
     lines = [f"# {command}", f"# run.py recommendation={folder / FILE} budget=…", f"metric: {json.dumps(metric)}"]
     lines += [f"common: {json.dumps(list(common))}", "budgets:"]
-    for budget, answer in sorted(answers.items()):
-        line = {
+    for budget, answer in answers.items():
+        told[str(budget)] = {
             "run": list(answer.recommended.run),
             "verdict": answer.verdict,
             "winner": asdict(answer.winner),
             "default": answer.default and asdict(answer.default),
         }
-        lines.append(f'  "{budget}": {json.dumps(line, ensure_ascii=False)}')
+    lines += [f'  "{budget}": {json.dumps(told[budget], ensure_ascii=False)}' for budget in sorted(told, key=int)]
     with atomic_path(folder / FILE) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / FILE
@@ -150,6 +168,8 @@ def recommended(work: Work) -> Work:
         rest = [argument for argument in arguments if key(argument) not in given]
         own = {key(argument) for argument in rest}
         found = overrides_of(user_path(given["recommendation"]), given["budget"])
-        work([*(override for override in found if key(override) not in own), *rest])
+        # Another choice of a group leaves nothing of the recommended one.
+        kept = [override for override in found if not own & {key(override), re.split("[./]", key(override))[0]}]
+        work([*kept, *rest])
 
     return expanded

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import math
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
 from pds.errors import OptionError, PDSError, escaped
-from pds.evaluation.first_guess import IMAGES, Look, guess, look_at
+from pds.evaluation.first_guess import ALPHAS, IMAGES, Look, guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
@@ -42,7 +43,7 @@ from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, write
+from pds.lab.tuning.recommendation import Answer, Measured, earlier, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
 from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
 from pds.options import options_of
@@ -51,6 +52,8 @@ from pds.samplers.preconditioned_sde import PreconditionedSDE
 log = logging.getLogger(__name__)
 
 OURS = ("space", *options_of(Tune))
+ALWAYS = ("max_minutes", "max_evaluations")
+"""The options that a first guess without a metric obeys as well, beside the budgets."""
 DEFAULT = ["sampler=preconditioned_sde"]
 """The untuned setting, unless another is given."""
 PARTS_OF_FIRST = 8
@@ -83,7 +86,13 @@ def tune(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("tune", ours))
         command = shlex.join(["python", "experiments/tune.py", *arguments])
-        Tuning(settings(Tune, config), config["space"] or {}, list(runs.values()), command).run()
+        space = config["space"] or {}
+        left_out = {key(a).lstrip("+").split(".")[1] for a in ours if re.fullmatch(r"\+\+space\.\w+=(null|None|~)", a)}
+        known = resolved(compose("tune", [a for a in ours if not a.startswith("++space.")]))["space"] or {}
+        if unknown := sorted(left_out - known.keys()):
+            raise PDSError(f"space has no {unknown[0]} to leave out: its kinds are {', '.join(known)}")
+        searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*ALWAYS, "budgets")]
+        Tuning(settings(Tune, config), space, list(runs.values()), command, searching).run()
 
 
 @dataclass(eq=False)
@@ -95,15 +104,18 @@ class Tuning:
         space: the space of kinds, as configured.
         given: overrides of every run, and of the default.
         command: the command of the search.
+        searching: the given options that a search alone has; a first guess cannot obey them.
     """
 
     options: Tune
     space: Mapping[str, Any]
     given: list[str]
     command: str
+    searching: Sequence[str] = ()
     studies: dict[int, Study] = field(default_factory=dict)  # by budget
     begun: float = field(default_factory=time.monotonic)
     sampled: dict[str, tuple[int, float]] = field(default_factory=dict)  # evaluations and seconds of runs beside the trials
+    stopped: str = ""  # the limit that ended the trials
 
     @cached_property
     def common(self) -> list[str]:
@@ -162,13 +174,17 @@ class Tuning:
     def run(self) -> None:
         """Search and answer."""
         # Settings that cannot be sampled or measured are refused here, before anything is written.
+        budgets, o = sorted(set(self.options.budgets)), self.options
         if self.like.metric is None:
-            self._tell({budget: self._guess(budget) for budget in sorted(set(self.options.budgets))})
+            self._require_guess()
+            earlier(self.folder, self.recorded, None)
+            self._answers({budget: functools.partial(self._guess, budget) for budget in budgets})
             return
         if "fid" not in self.metric.measures:
             raise OptionError("metric.measures", "must have fid, which a search minimises")
-        kinds = {budget: self._kinds(budget) for budget in sorted(set(self.options.budgets))}
-        about, o = self._claim(), self.options
+        kinds = {budget: self._kinds(budget) for budget in budgets}
+        about = self._claim()
+        earlier(self.folder, self.recorded, self.metric.name("fid", o.final))
         storage = storage_of(self.folder, o.storage)
         for budget, of_budget in kinds.items():
             # New kinds, of a package or a version, begin another study; it finds the images that were sampled.
@@ -177,22 +193,47 @@ class Tuning:
             study = Study(storage, f"{budget}-{digest}", self.folder, of_budget, o.trials, self._first, o.seed, o.search, guess)
             self.studies[budget] = study
         self._search()
+        self._answers({budget: functools.partial(self._answer, budget, study) for budget, study in self.studies.items()})
+
+    @property
+    def recorded(self) -> list[str]:
+        """The overrides of every run that a recommendation has: without the places of files and the tracker."""
+        return [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
+
+    def _answers(self, asked: Mapping[int, Callable[[], Answer]]) -> None:
+        """Find and tell the answer of each budget; one without an answer hides no other."""
         answers, without = dict[int, Answer](), list[str]()
-        for budget, study in self.studies.items():
+        for budget, answer in asked.items():
             try:
-                answers[budget] = self._answer(budget, study)
+                answers[budget] = answer()
             except PDSError as error:
-                without.append(str(error))
+                without.append(f"budget {budget}: {error}")
         if answers:
             self._tell(answers)
         if without:
             raise PDSError("; ".join(without))
 
+    def _require_guess(self) -> None:
+        """Refuse options that a first guess would have to ignore."""
+        if self.default != DEFAULT:
+            own = next(override for override in self.given if part_of(override) in PARTS)
+            raise PDSError(
+                f"with metric=none a first guess chooses {', '.join(PARTS)} itself: leave {own} out, or give a metric"
+            )
+        if self.searching:
+            raise PDSError(f"with metric=none there are no trials: leave {self.searching[0]} out, or give a metric")
+
     def _guess(self, budget: int) -> Answer:
         """The settings from the network alone, if nothing can be measured."""
         iterations, nfe = most_iterations(self.composed(DEFAULT), budget, self.like.model, self.like.dataset)
+        if limit := self.reached(1, IMAGES * iterations):
+            raise PDSError(f"a first guess takes up to {IMAGES * iterations} evaluations, and {limit}")
+        if nfe < budget:
+            log.info("budget %d: a first guess has %d evaluations, the most that fit", budget, nfe)
         look = self._look(iterations)
-        found = guess(self.like.model, look, iterations)
+        # The filters are made of the same statistics as a shorter walk.
+        alphas = (math.inf,) if without_statistics(self.like.model, self.like.dataset) else ALPHAS
+        found = guess(self.like.model, look, iterations, alphas=alphas)
         sampler = found.sampler
         run = [*DEFAULT, f"sampler.iterations={iterations}", f"sampler.eta={sampler.eta:.3g}", f"sampler.rho={sampler.rho:g}"]
         run += [f"sampler.weight={sampler.weight}", f"sampler.end={sampler.end:.3g}"]
@@ -314,7 +355,8 @@ class Tuning:
             while unfinished:
                 idle = True
                 for budget, study in list(unfinished.items()):
-                    if self.reached(0.5, self.options.images * budget):
+                    self.stopped = self.reached(0.5, self.options.images * max(kind.nfe for kind in study.kinds))
+                    if self.stopped:
                         return
                     with study.next() as found:
                         if found is not None:
@@ -414,9 +456,7 @@ class Tuning:
         leaders += [t for t in best[o.leaders :] if default and t.user_attrs["overrides"] == [*default.run]]
         if not leaders:
             ended = [trial.user_attrs.get("reason", "") for trial in study.ended]
-            raise PDSError(
-                f"no trial at budget={budget} was measured: {next(filter(None, ended), self.reached(0.5) or 'none began')}"
-            )
+            raise PDSError(f"no trial was measured: {next(filter(None, ended), self.stopped or 'none began')}")
         jobs = [(t.user_attrs["overrides"], t.user_attrs["nfe"], o.seed, o.images) for t in leaders]
         told = {n: self.distance(result, o.final) for n, result in self._each(jobs, why)}
         first = leaders[min(told, key=lambda n: told[n], default=0)]
@@ -441,8 +481,7 @@ class Tuning:
             beside = "" if answer.default is None else answer.default.spread
             rows.append([str(budget), str(best.nfe), " ".join(best.run), best.spread, beside, answer.verdict])
         metric = None if self.like.metric is None else self.metric.name("fid", self.options.final)
-        common = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
-        path = write(self.folder, common, metric, answers, self.command)
+        path = write(self.folder, self.recorded, metric, answers, self.command)
         evaluations, seconds = self.cost()
         show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
         show(

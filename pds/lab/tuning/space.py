@@ -180,7 +180,7 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
     """
     guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
     with keyed(cfg.sampler):
-        sampler = build(cfg.sampler).with_statistics(lambda: dataset.statistics, model.data_range)
+        sampler = build(cfg.sampler).with_statistics(lambda: dataset.statistics, model.data_range, model.process)
         if sampler.nfe is None:
             raise PDSError(f"{sampler.title} chooses its evaluations itself")
         P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
@@ -213,7 +213,7 @@ def _evaluations(sampler: Sampler[Any], guidance: Guidance | None, model: Model)
         return 2 * sampler.nfe
     # Only the sampler knows its levels, so it samples one pixel here.
     counted, noise = CountedScore(lambda x, sigma, *labels: -x), ImageNoise(0, torch.zeros(1, dtype=torch.long), (1, 1, 1))
-    guided = guidance(counted, torch.zeros(1, dtype=torch.long))
+    guided = guidance(counted, torch.zeros(1, dtype=torch.long), model.classes)
     try:
         sampler(guided, torch.zeros(1, 1, 1, 1), sampler.levels(model.process), Identity(), noise)
     except PDSError:  # the process has fewer levels
