@@ -12,6 +12,9 @@ from pds.lab.terminal import show
 
 def report(arguments: list[str]) -> None:
     """Show the table of each folder given and write its report.html."""
+    if {"--help", "-h"} & {*arguments}:
+        show(__doc__)
+        return
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise PDSError("name the folders of groups: python experiments/report.py outputs/quickstart")
     for folder in map(Path, arguments):

@@ -41,8 +41,8 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
     """
     if path.is_file():
         return
-    # The lock lies in the user's own folder, where nobody else can put a link of this name. It is never deleted: a process that
-    # waits for a deleted lock and the next process would hold different locks.
+    # The lock lies in the user's own folder, where nobody else can put a link of this name. It is never deleted:
+    # else a waiting process would lock the old file, and the next process a new one.
     name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     lock_file = cache_folder() / "locks" / name[:32]
     try:

@@ -135,9 +135,10 @@ def options(cls: type[T]) -> type[T]:
     own = cls.__dict__.get("__post_init__")
 
     def __post_init__(self: Any) -> None:
-        # The check of a base class runs through super(), on fields that this loop has already seen.
-        if type(self) is made:
-            hints = _hints(made)  # type: ignore[arg-type]  # classes are hashable
+        # The check of a base class runs through super(), on fields that this loop has already seen. A subclass that is not
+        # decorated has the check of the nearest class that is.
+        if next(kind for kind in type(self).__mro__ if "__options__" in vars(kind)) is made:
+            hints = _hints(made)
             for field in dataclasses.fields(made):
                 if field.init:
                     object.__setattr__(self, field.name, fitted(field.name, getattr(self, field.name), hints[field.name]))
@@ -150,6 +151,7 @@ def options(cls: type[T]) -> type[T]:
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     made: Any = dataclass(frozen=True)(cls)
+    made.__options__ = True
     return made
 
 
@@ -260,6 +262,8 @@ def _fitted(value: Any, annotation: Any) -> Any:
         _require(isinstance(value, annotation))
         return value
     if origin in (list, tuple, Sequence) or annotation in (list, tuple):
+        if getattr(value, "ndim", None) == 1 and hasattr(value, "tolist"):  # an array or a tensor
+            value = value.tolist()
         _require(isinstance(value, Sequence) and not isinstance(value, (str, bytes)))
         if not arguments:
             return value

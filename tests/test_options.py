@@ -9,9 +9,10 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import pytest
+import torch
 
 from pds.errors import OptionError
-from pds.options import Count, Range, checked, options, options_of, shown
+from pds.options import Count, Range, checked, fitted, options, options_of, shown
 
 
 @options
@@ -124,6 +125,35 @@ class Engine:
 class Boat:
     engine: Engine
     rooms: Literal[1, 2] = 1
+
+
+class Raft(Boat):
+    """Not decorated itself."""
+
+
+@options
+class Ferry(Raft):
+    decks: Literal[1, 2] = 1
+
+
+def test_a_subclass_is_checked_as_well():
+    assert Raft(Engine(), 2).rooms == 2 and Ferry(Engine(), 2, 2).decks == 2
+    for made, name in (
+        (lambda: Raft(Engine(), 3), "rooms"),
+        (lambda: Ferry(Engine(), 3), "rooms"),
+        (lambda: Ferry(Engine(), 1, 3), "decks"),
+    ):
+        with pytest.raises(OptionError, match=f"^{name} must be one of 1, 2, got 3"):
+            made()
+
+
+def test_an_array_or_a_tensor_of_one_axis_is_a_list():
+    numbers = Annotated[Sequence[int], Range(0, 9)]
+    for given in (np.array([1, 2]), torch.tensor([1, 2])):
+        assert fitted("labels", given, numbers) == [1, 2]
+    for given in (np.array([[1, 2]]), torch.tensor([1.5]), torch.tensor(3), np.array([10])):
+        with pytest.raises(OptionError, match=r"^labels must be"):
+            fitted("labels", given, numbers)
 
 
 def test_an_object_is_of_its_class_and_no_class():

@@ -5,6 +5,7 @@ python experiments/tools/reference.py
 
 from __future__ import annotations
 
+from pds.errors import PDSError
 from pds.lab.cli import prepare, start
 from pds.lab.config import CONF
 from pds.lab.reference import page
@@ -12,6 +13,8 @@ from pds.lab.reference import page
 
 def write(arguments: list[str]) -> None:
     """Write the page."""
+    if arguments:
+        raise PDSError(f"reference.py takes no arguments, got {arguments[0]}")
     prepare()
     (CONF.parent / "docs" / "reference.md").write_text(page(), encoding="utf-8")
 

@@ -66,7 +66,7 @@ class Dataset:
             if statistics.provenance["images"] != self.statistics_images:
                 raise PDSError(
                     f"{self.statistics_file} is of {statistics.provenance['images']} images, and statistics_images is "
-                    f"{self.statistics_images}: set statistics_file to null to compute them from the data set"
+                    f"{self.statistics_images}: leave statistics_file out to compute them from the data set"
                 )
             return statistics
         return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")

@@ -49,6 +49,9 @@ class DatasetStatistics:
         wrong = next((name for name, moment in moments.items() if not moment.isfinite().all()), None)
         if wrong is not None:
             raise OptionError(wrong, "must be finite: make the statistics again, of finite images")
+        wrong = next((name for name in ("power", "second_moment") if moments[name].min() < 0), None)
+        if wrong is not None:
+            raise OptionError(wrong, "must not be negative: it is a mean of squares")
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
 from pds.data.statistics import DatasetStatistics, choose
 from pds.errors import OptionError, PDSError
-from pds.options import fitted, shown
+from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
-from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner, spectrum_of
 from pds.preconditioning.solenoids import NoSolenoid
 from pds.processes.forward import Time, VarianceExploding, integration_times
 from pds.samplers.preconditioned_sde import PreconditionedSDE, Step
@@ -167,8 +167,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
             sigma_min, sigma_max: other levels than those of the config. The prior keeps its own.
             sampling_eps: last time; that of `set_timesteps` if not given.
         """
-        if num_inference_steps < 2:
-            raise PDSError(f"num_inference_steps must be at least 2, got {num_inference_steps}")
+        num_inference_steps = fitted("num_inference_steps", num_inference_steps, Annotated[int, Range(2, MOST)])
         process = self._process(num_inference_steps, sigma_min, sigma_max)
         end = self._end if sampling_eps is None else fitted("sampling_eps", sampling_eps, Time)
         self._sampler = PredictorCorrector(num_inference_steps, ReverseDiffusion(), self._corrector, end)
@@ -378,7 +377,9 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             raise OptionError("prediction_type", f"must be epsilon, v_prediction or sample, got {shown(prediction_type)}")
         fitted("precondition", precondition, Literal["half", "whole"])
         if precondition == "whole" and eta != 1:
-            raise OptionError("eta", f"must be 1 with precondition=whole, got {eta:g}: the vanilla step is the reverse SDE's")
+            raise OptionError(
+                "eta", f"must be 1 with precondition=whole, got {shown(eta)}: the vanilla step is the reverse SDE's"
+            )
         # UniPC and DEIS call their own kinds otherwise, which diffusers reads as midpoint.
         weight = WEIGHTS.get(self.config.solver_type, "midpoint")
         self._sampler = PreconditionedSDE(2, order=fitted("solver_order", solver_order, Literal[1, 2]), weight=weight, eta=eta)
@@ -439,7 +440,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         last = D if D_before is None else D_before.float()
         now, after = (1 + sigma**2) ** 0.5, (1 + below**2) ** 0.5
         if self.config.precondition == "half" or below == 0:
-            spectrum = self._sampler._spectrum(P)
+            spectrum = spectrum_of(P, self._sampler.title)
             step = self._sampler.step(before, sigma, below, spectrum)
             return self._sampler.advanced(now * x, D, last, step, spectrum, lambda: z) / after
         kept, span, g = self._sampler.step(before, sigma, below, Identity.spectrum)
@@ -447,8 +448,9 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         return x + P.drift(mean - x) + P.noise(g / after * z)
 
 
+@checked
 def latent_statistics(
-    vae: Any, images: str | Path | Tensor, count: int | None = None, seed: int = 0, batch_size: int = 8
+    vae: Any, images: str | Path | Tensor, count: Count | None = None, seed: Seed = 0, batch_size: Count = 8
 ) -> DatasetStatistics:
     """Statistics of latents, for `PDSScheduler`: those of images whose black and white are their least and largest value.
 

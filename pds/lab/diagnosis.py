@@ -134,12 +134,11 @@ def _line(
 ) -> tuple[list[str], list[NoiseTrack]]:
     sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
-    black, white = model.data_range
-    variance = (white - black) ** 2 * dataset.statistics.power[:, modes].mean().item() / math.prod(model.shape[1:])
+    variance = dataset.statistics.gaussian(model.data_range)[1][:, modes].mean().item()
     last = last_without_data(levels, variance)
     cells = [str(iterations), f"{levels[last].sigma:.3g}"]
     tracks = []
-    for made in [NoFilter()] + [filter] * bool(filter.title):
+    for made in [NoFilter(), filter] if filter.title else [NoFilter()]:
         R = made.frequency(model.shape, lambda: dataset.statistics)
         gain = 1.0 if R is None else R[:, modes].double().pow(-2).mean().item()
         P = build_preconditioner(made, NoSolenoid(), model.shape, lambda: dataset.statistics, device)

@@ -107,10 +107,12 @@ class Experiment:
         def moments(count: int) -> NoiseMoments:
             if labels is not None:
                 doubts.append("the noise moments are of the network without a class, and the images have classes")
+            if remedied is not model:
+                doubts.append("the noise moments are of the network without the remedy")
             return noise_moments(model, dataset, count, device, cfg.batch_size)
 
         with keyed(cfg.sampler):
-            sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range).with_moments(moments)
+            sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range, model.process).with_moments(moments)
         sample = ImageSampler(
             score,
             sampler,
@@ -123,6 +125,7 @@ class Experiment:
             cfg.compile,
             labels,
             guidance or CLASS_ALONE,
+            model.classes,
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         classes = () if labels is None else (f"labels {asked.labels}", guidance.title if guidance else "")

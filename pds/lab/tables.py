@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from pds.errors import PDSError
 from pds.files import user_path
-from pds.lab import grammar, schema
+from pds.lab import grammar, reference, schema
 from pds.lab.asked import Cell, Table
 from pds.lab.cli import configured, prepare
 from pds.lab.config import CONF, resolved
@@ -36,6 +36,9 @@ def reproduce(arguments: list[str]) -> None:
     Args:
         arguments: keys of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
     """
+    if told := reference.asked("reproduce", arguments):
+        show(told)
+        return
     arguments = [grammar.typed(argument) for argument in arguments]
     groups = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
     ours = [argument for argument, group in groups.items() if group in OURS]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pds.errors import PDSError
 from pds.models.ncsnpp import NCSNpp
 from pds.models.scores import Bfloat16Score, Model
 from pds.score import Labelled
@@ -27,6 +28,8 @@ class GraphedScore:
         self.captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        if labels:
+            raise PDSError("a score captured in a CUDA graph takes no labels: sample without classes, or without the graph")
         if x.shape not in self.captured:
             self.captured[x.shape] = self._capture(x.clone(), sigma.clone())
         graph, given, level, output = self.captured[x.shape]

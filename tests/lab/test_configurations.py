@@ -323,7 +323,7 @@ IMPOSSIBLE = [
     (["batch_size=0"], "^batch_size must be a whole number from 1 to 65536, got 0$"),
     (["seed=-1"], "^seed must be a whole number from 0 to 18446744073709551615, got -1$"),
     (["dataset.shape=[28,28]"], r"shape must be a list of 3 whole numbers from 1 to 16384, got \[28, 28\]"),
-    (["filter=statistics", "dataset.statistics_images=100"], "set statistics_file to null"),
+    (["filter=statistics", "dataset.statistics_images=100"], "leave statistics_file out"),
     (["device=meta"], "device must be auto, cpu, cuda"),
     (["device=tpu9000"], "device must be auto, cpu, cuda"),
     (["threads=0"], "^threads must be a whole number from 1 to 1024, got 0$"),

@@ -42,6 +42,7 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
     assert re.search(r"sampler.S_churn=10\n +a number from 0 to 1000000; noise to add", told)
     assert "sampler.S_noise=1.003\n" in told
     assert "sampler.schedule.end=null" in asked("run", ["sampler=ddim", "--help"])
+    assert "table" in asked("reproduce", ["--help"]) and "seeds=" in asked("reproduce", ["--help"])
     everything = asked("run", ["--help"])
     assert "images=256" in everything
     assert "solenoid: fft, none, shift" in everything

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pds.errors import PDSError
 from pds.evaluation.panel import better, long_name, parts
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
@@ -305,7 +306,10 @@ def markdown(table: Table, lines: Sequence[Measured]) -> str:
 
 def overview(folder: Path) -> str:
     """Return the text of a folder for a terminal: the paper's table that its runs fill, else their comparison."""
-    found = table_lines(folder)
+    try:
+        found = table_lines(folder)
+    except PDSError as error:  # a damaged table hides no run
+        return f"{error}\n\n{format_table(read_runs(folder))}"
     return markdown(*found) if found else format_table(read_runs(folder))
 
 
