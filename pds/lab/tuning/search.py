@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import json
 import logging
@@ -38,7 +39,7 @@ from pds.lab.experiment import Experiment, StoppedError, measured
 from pds.lab.logs import quieter
 from pds.lab.report import write_report
 from pds.lab.runs import essence, group_folder, says_where
-from pds.lab.settings import Tune, settings
+from pds.lab.settings import Run, Tune, settings
 from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
@@ -82,6 +83,10 @@ def tune(arguments: list[str]) -> None:
     for name, instead in {"shard_size": "images", "experiment": "model and sampler", "sampler.iterations": "budgets"}.items():
         if name in runs:
             raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
+    of_runs = {*options_of(Run), *reference.GROUPS}
+    for name in runs:
+        if name not in of_runs and (meant := difflib.get_close_matches(name, OURS, n=1)):
+            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): those of a search are {', '.join(OURS)}")
     prepare()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("tune", ours))
