@@ -156,6 +156,14 @@ def test_a_shifted_level_stays_among_those_of_the_training():
         pds.sample(pds.level_shift(made, scale=scale), pds.DDIM(5), images=2)
 
 
+def test_the_strength_of_the_noise_is_weighed_by_the_variance_of_the_data():
+    statistics = pds.statistics(torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) / 4 + 0.5)
+    made = replace(model(Blind()), statistics=statistics)
+    variance = statistics.gaussian(made.data_range)[1].float()
+    assert torch.equal(pds.seen_noise(made).score.power, variance)
+    assert statistics.power[0, 0, 0] / SHAPE[1] / SHAPE[2] > 100 * variance[0, 0, 0]  # the mean image is no variance
+
+
 def test_what_is_refused():
     for remedy, odd in (
         (epsilon_scaling, {"scale": 0.0}),
