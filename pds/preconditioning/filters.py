@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pds.data.statistics import DatasetStatistics
-from pds.errors import OptionError
+from pds.errors import OptionError, PDSError
 from pds.options import Count, Range, Search, checked, fitted, options
 
 Shape = tuple[int, int, int]
@@ -127,6 +127,8 @@ class StatisticsFilter:
         return (mask / mask.max()).float()
 
     def _normalised(self, mask: Tensor) -> Tensor:
+        if not mask.max() > 0:
+            raise PDSError("a statistics filter needs images that are not all black: give the statistics of other images")
         result = (mask / mask.max() + self.alpha - 1) / self.alpha
         if result.min() <= 0:
             raise OptionError("alpha", f"must be above 1: {self.alpha:g} leaves zeros in the filter, which then has no inverse")

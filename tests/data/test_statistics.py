@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,12 @@ def test_filters_from_statistics():
         StatisticsFilter(2, "paper").space(shape, lambda: black)
     with pytest.raises(PDSError, match="alpha must be above 1: 1 leaves zeros"):
         StatisticsFilter(1, "released").space(shape, lambda: black)
+    nothing = DatasetStatistics("night", *[torch.zeros(shape)] * 3)
+    with pytest.raises(PDSError, match="needs images that are not all black"):
+        StatisticsFilter(2).frequency(shape, lambda: nothing)
+    for name in ("power", "second_moment"):
+        with pytest.raises(PDSError, match=f"{name} must not be negative"):
+            replace(black, **{name: -torch.ones(shape)})
 
 
 def test_the_cache_is_keyed_by_the_images_and_checked(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
-from pds.errors import PDSError
+from pds.errors import PDSError, escaped
 from pds.evaluation.measures import compared
 from pds.files import atomic_path, read_yaml, user_path
 from pds.lab.cli import Work
@@ -115,7 +115,10 @@ def earlier(folder: Path, common: Sequence[str], metric: str | None) -> dict[str
     if found.get("metric") != metric or {*found["common"]} != {*common}:
         was = found.get("metric") or "a first guess"
         raise PDSError(f"{file} holds answers of another search, by {was}: {fix}")
-    return dict(found["budgets"])
+    budgets = {str(budget): line for budget, line in found["budgets"].items()}
+    if odd := next((budget for budget in budgets if not budget.isdecimal()), None):
+        raise PDSError(f"{file} has budget={escaped(odd, 80)}, which is no whole number: {fix}")
+    return budgets
 
 
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
@@ -144,6 +147,8 @@ def overrides_of(path: Path, budget: str) -> list[str]:
     """
     what, fix = "a recommendation of tune.py", "run experiments/tune.py again"
     found = read_yaml(path, {"common": list[str], "budgets": dict}, what, fix)
+    if not found["budgets"]:
+        raise PDSError(f"{path} has no budgets: {fix}")
     if budget not in found["budgets"]:
         known = ", ".join(map(str, found["budgets"]))
         raise PDSError(f"budget={budget} is not in {path}: choose one of {known}, or search for it with experiments/tune.py")
@@ -157,9 +162,7 @@ def recommended(work: Work) -> Work:
     """The work of run.py, with recommendation=PATH budget=N replaced by their overrides."""
 
     def expanded(arguments: list[str]) -> None:
-        given = {
-            name: value for name, _, value in (a.partition("=") for a in arguments) if name in ("recommendation", "budget")
-        }
+        given = {key(a): a.partition("=")[2] for a in arguments if key(a) in ("recommendation", "budget")}
         if not given:
             work(arguments)
             return

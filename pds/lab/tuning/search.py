@@ -76,6 +76,10 @@ def tune(arguments: list[str]) -> None:
     if told := reference.asked("tune", arguments):
         show(told)
         return
+    if sweep := next((argument for argument in arguments if argument in ("-m", "--multirun")), None):
+        raise PDSError(
+            f"a search is no sweep: leave {sweep} out; budgets=[10,20] has several budgets, seeds=[0,1] several seeds"
+        )
     arguments = [grammar.typed(argument) for argument in arguments]
     # A space may be given new keys.
     ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
