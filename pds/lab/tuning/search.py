@@ -8,7 +8,6 @@ import functools
 import json
 import logging
 import math
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,32 +75,42 @@ def tune(arguments: list[str]) -> None:
     if told := reference.asked("tune", arguments):
         show(told)
         return
-    if sweep := next((argument for argument in arguments if argument in ("-m", "--multirun")), None):
-        raise PDSError(
-            f"a search is no sweep: leave {sweep} out; budgets=[10,20] has several budgets, seeds=[0,1] several seeds"
-        )
+    _require_no_sweep(arguments)
     arguments = [grammar.typed(argument) for argument in arguments]
     # A space may be given new keys.
     ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
     runs = {key(argument): argument for argument in arguments if part_of(argument) not in OURS}
-    for name, instead in {"shard_size": "images", "experiment": "model and sampler", "sampler.iterations": "budgets"}.items():
-        if name in runs:
-            raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
-    of_runs = {*options_of(Run), *reference.GROUPS}
-    for name in runs:
-        if name not in of_runs and (meant := difflib.get_close_matches(name, OURS, n=1)):
-            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): those of a search are {', '.join(OURS)}")
+    _require_of_runs(runs)
     prepare()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("tune", ours))
-        command = shlex.join(["python", "experiments/tune.py", *arguments])
         space = config["space"] or {}
-        left_out = {key(a).lstrip("+").split(".")[1] for a in ours if re.fullmatch(r"\+\+space\.\w+=(null|None|~)", a)}
-        known = resolved(compose("tune", [a for a in ours if not a.startswith("++space.")]))["space"] or {}
-        if unknown := sorted(left_out - known.keys()):
-            raise PDSError(f"space has no {unknown[0]} to leave out: its kinds are {', '.join(known)}")
+        _require_kinds([name for name, kind in space.items() if kind is None], ours)
+        command = shlex.join(["python", "experiments/tune.py", *arguments])
         searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*ALWAYS, "budgets")]
         Tuning(settings(Tune, config), space, list(runs.values()), command, searching).run()
+
+
+def _require_no_sweep(arguments: Sequence[str]) -> None:
+    if sweep := next((argument for argument in arguments if argument in ("-m", "--multirun")), None):
+        raise PDSError(f"a search is no sweep: leave {sweep} out; budgets=[10,20] has several budgets")
+
+
+def _require_of_runs(runs: Mapping[str, str]) -> None:
+    """Refuse keys that a search sets itself, and misspelt keys of a search."""
+    for name, instead in {"shard_size": "images", "experiment": "model and sampler", "sampler.iterations": "budgets"}.items():
+        if name in runs:
+            raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
+    for name in runs.keys() - {*options_of(Run), *reference.GROUPS}:
+        if meant := difflib.get_close_matches(name, OURS, n=1):
+            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): those of a search are {', '.join(OURS)}")
+
+
+def _require_kinds(left_out: Sequence[str], ours: Sequence[str]) -> None:
+    """Refuse to leave out a kind that the space does not have."""
+    known = resolved(compose("tune", [a for a in ours if not a.startswith("++space.")]))["space"] or {}
+    if unknown := [name for name in left_out if name not in known]:
+        raise PDSError(f"space has no {unknown[0]} to leave out: its kinds are {', '.join(known)}")
 
 
 @dataclass(eq=False)
