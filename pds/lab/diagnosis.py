@@ -22,6 +22,7 @@ from pds.evaluation.excess_noise import (
     highest_frequencies,
     last_without_data,
     least_gain,
+    require_noise,
     response_of,
 )
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
@@ -58,6 +59,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     model.score.to(device)
     images = dataset.images.read(choose(dataset.images, cfg.images, 0))
     response = response_of(model, images)
+    require_noise(response, "excess noise")
     show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
     show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
     _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
