@@ -116,9 +116,11 @@ class LevelShift(Remedy):
         self.scale, self.bounds, self.levels = scale, bounds, levels
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
-        # A sampler's own level passes as it is, so that a scale of 1 changes nothing.
-        told = sigma if self.scale == 1 else (self.scale * sigma).clamp(*self.levels)
-        s: Tensor = (told / sigma)[:, None, None, None] * self.score(x, told, *labels)
+        (lowest, largest), shifted = self.levels, self.scale * sigma
+        # A sampler's own level passes whatever it is, so a scale of 1 changes nothing.
+        told = shifted.clamp(sigma.clamp(max=lowest), sigma.clamp(min=largest))
+        factor = torch.where(told == shifted, self.scale, told / sigma)
+        s: Tensor = factor[:, None, None, None] * self.score(x, told, *labels)
         if self.bounds is None:
             return s
         std = sigma.to(x.dtype)[:, None, None, None]

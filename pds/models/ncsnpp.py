@@ -560,7 +560,9 @@ def ncsnpp(
         raise
     except ValueError as error:  # of a GroupNorm
         fix = "take a multiple of 32, or of 4 for a small network"
-        raise OptionError("width", f"gives a level more channels than equal groups can hold, got {width}: {fix}") from error
+        raise OptionError(
+            "width", f"must give each level channels that divide into equal groups, got {width}: {fix}"
+        ) from error
     loaded = None
     if checkpoint is not None:
         noise = {"process.kind": process.title} | {f"process.{name}": value for name, value in vars(process).items()}

@@ -170,8 +170,8 @@ class Sampler(Generic[Levels]):
             levels: from `levels`, or a part of them in a row.
             preconditioner: P and S; `Identity()` is the vanilla sampler.
             noise: source of standard normal draws.
-            callback: called with (iteration, sigma, x) after each iteration. x is the sampler's own state: images plus noise of
-                level sigma, times a factor in samplers that step the state of the process, as `PredictorCorrector` does.
+            callback: called with (iteration, sigma, x) after each iteration. x is the sampler's own state, images plus noise of
+                level sigma. Samplers that step the state of the process, as `PredictorCorrector`, have it times m.
 
         Returns:
             (batch, C, H, W), not clamped, in the data range of the model.

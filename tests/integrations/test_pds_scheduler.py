@@ -309,6 +309,9 @@ def test_statistics_of_latents_are_of_the_pipelines_own_vae(tmp_path):
     torch.testing.assert_close(statistics.power, expected, rtol=0.05, atol=0.01)  # 8 bits
     with pytest.raises(PDSError, match="the VAE takes images of 3 channels, and these have 1"):
         latent_statistics(made, torch.rand(2, 1, 8, 8))
+    for name in ("count", "batch_size"):
+        with pytest.raises(PDSError, match=f"^{name} must be"):
+            latent_statistics(made, torch.rand(2, 3, 8, 8), **{name: 0})
     pipe = dit()
     pipe.set_progress_bar_config(disable=True)
     calls = []

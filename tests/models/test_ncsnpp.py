@@ -9,6 +9,7 @@ from conftest import GOLDEN, Golden
 from pds.errors import OptionError
 from pds.models.ncsnpp import NCSNpp, ncsnpp
 from pds.models.safetensors_files import save_weights
+from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 from pds.processes.ladders import geometric_ladder
 from pds.speed.plain import PlainNCSNpp
 
@@ -115,6 +116,14 @@ def test_what_training_dropped_matters_to_networks_with_classes_alone(tmp_path, 
     path = tmp_path / "w.safetensors"
     save_weights(ncsnpp((1, 8, 8), **options).score.network.state_dict(), path, {"config": json.dumps(about)})
     assert ncsnpp((1, 8, 8), **options, checkpoint=path).unconditional == known
+
+
+def test_a_network_on_a_chain_is_told_the_labels_of_the_chain():
+    chain = DiscreteVariancePreserving(beta_schedule("linear", 1e-4, 0.02, 100))
+    options = {"embedding": "positional", "scale_by_sigma": False, "centred": True, "blocks": 1, "attention": ()}
+    score = ncsnpp((1, 8, 8), process=chain, width=8, multipliers=(1, 2), **options).score
+    sigma = chain.ladder[[0, -1]]
+    torch.testing.assert_close(score.label(sigma, chain.time(sigma)), torch.tensor([99.0, 0.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("width", "embedding"), [(9, "fourier"), (100, "fourier"), (5, "positional")])

@@ -16,7 +16,7 @@ import torch
 from pds.errors import PDSError
 from pds.files import write_json
 from pds.speed import report
-from pds.speed.options import OPTIONS
+from pds.speed.options import OPTIONS, GraphedScore
 from pds.speed.parts import PARTS, SMALL, Part, Plan
 from pds.speed.text import written
 
@@ -172,3 +172,8 @@ def test_a_part_that_is_not_there_is_refused(tmp_path):
 def test_every_size_is_timed_in_every_way(name):
     keys = {key for key, _ in PARTS[name].rows(Plan(small=True), CPU, Path())}
     assert keys >= {f"{option}, batch 1" for option in OPTIONS}
+
+
+def test_a_captured_score_takes_no_labels():
+    with pytest.raises(PDSError, match="takes no labels"):
+        GraphedScore(lambda x, sigma: x)(torch.zeros(1, 1, 2, 2), torch.ones(1), torch.zeros(1))

@@ -52,7 +52,7 @@ from pds.samplers.preconditioned_sde import PreconditionedSDE
 log = logging.getLogger(__name__)
 
 OURS = ("space", *options_of(Tune))
-ALWAYS = ("max_minutes", "max_evaluations")
+LIMITS = ("max_minutes", "max_evaluations")
 """The options that a first guess without a metric obeys as well, beside the budgets."""
 DEFAULT = ["sampler=preconditioned_sde"]
 """The untuned setting, unless another is given."""
@@ -87,7 +87,7 @@ def tune(arguments: list[str]) -> None:
         space = config["space"] or {}
         _require_kinds([name for name, kind in space.items() if kind is None], ours)
         command = shlex.join(["python", "experiments/tune.py", *arguments])
-        searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*ALWAYS, "budgets")]
+        searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*LIMITS, "budgets")]
         Tuning(settings(Tune, config), space, list(runs.values()), command, searching).run()
 
 

@@ -137,6 +137,14 @@ def test_a_damaged_neighbour_hides_no_healthy_run(tmp_path, kind):
         assert "healthy" in text and "7.25" in text
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"cells": [3]}', b"\xff"])
+def test_a_damaged_table_hides_no_run(tmp_path, content):
+    write_run(tmp_path, 7.25)
+    (tmp_path / "table.json").write_bytes(content)
+    for text in (overview(tmp_path), write_report(tmp_path).read_text(encoding="utf-8")):
+        assert "table.json is not" in text and "7.25" in text
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"overrides": 3}', b"\xff", b"[" * 100_000])
 def test_a_damaged_point_hides_no_run(tmp_path, content):
     write_run(tmp_path, 7.25)
