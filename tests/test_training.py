@@ -296,7 +296,7 @@ def test_a_damaged_training_state_is_refused(tmp_path, stopped):
     torch.save(Hostile(), path)
     refused(path)
     path.write_bytes(stopped)
-    Trainer(iterations=9, batch_size=4, bf16=False).fit(tiny(1), images(), path, torch.device("cpu"))
+    Trainer(iterations=9, batch_size=4, bf16=False, compile=False).fit(tiny(1), images(), path, torch.device("cpu"))
 
 
 class Hostile:

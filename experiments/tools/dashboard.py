@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from pds.lab.cli import one_sentence, start
-from pds.lab.report.wandb import dashboard
+from pds.lab.dashboard import dashboard
 from pds.lab.terminal import show
 
 

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 from dashboard import main
 
 from pds.lab import experiment
-from pds.lab.report import wandb as dashboard
+from pds.lab import dashboard
 
 METRIC = "fid_test_4"
 GROUP = "α=2 <sweep>"
