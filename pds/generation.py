@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
-from tqdm import tqdm
 
 from pds.conditioning import CLASS_ALONE, Guidance
 from pds.data.images import to_uint8
@@ -30,6 +29,7 @@ from pds.errors import PDSError, out_of_memory
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
+from pds.progress import progress_bar
 from pds.samplers.sampler import Callback, Sampler, no_callback
 from pds.score import CountedScore, Labelled, Score, score_at
 from pds.shards import Shard, ShardWriter
@@ -343,7 +343,7 @@ def _sample_shards(
     most = 1 if apart or not mine else max(1, batch_size // len(mine[0].indices))
     with (
         ShardWriter(annotate, aside, on_written, most) as writer,
-        tqdm(desc="sample", total=total, unit="img", bar_format=BAR, disable=disable, leave=None) as bar,
+        progress_bar(desc="sample", total=total, unit="img", bar_format=BAR, disable=disable, leave=None) as bar,
     ):
 
         def sampled(batch: list[int]) -> dict[str, np.ndarray]:

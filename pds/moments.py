@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import pds
 from pds.cache import cache_folder, make_once
@@ -23,6 +22,7 @@ from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.options import Positive, Range
+from pds.progress import progress_bar
 from pds.score import NoiseMoments, Score, score_at
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def measure(
         (K,) float64, not clamped: its error can lead out of [0, 1].
     """
     excess, pixels = np.zeros(len(sigmas)), 0
-    with torch.no_grad(), tqdm(desc="noise moments", total=len(indices) * len(sigmas), unit="eval") as bar:
+    with torch.no_grad(), progress_bar(desc="noise moments", total=len(indices) * len(sigmas), unit="eval") as bar:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             x = read(batch).to(device)

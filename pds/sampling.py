@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pds.conditioning import CLASS_ALONE, Guidance, Labels, labels_of
 from pds.data.folder import folder_of_images
@@ -25,6 +24,7 @@ from pds.options import Count, Said, Seed, checked
 from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
+from pds.progress import progress_bar
 from pds.samplers.predictor_corrector import PredictorCorrector
 from pds.samplers.sampler import Callback, Sampler, no_callback
 from pds.score import NoiseMoments
@@ -122,7 +122,7 @@ def sample(
         score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guided, model.classes
     )
     batches, evaluations, seconds = [], 0.0, 0.0
-    with tqdm(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
+    with progress_bar(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
         for start in range(0, images, batch_size):
             batch = range(start, min(start + batch_size, images))
 

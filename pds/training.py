@@ -14,7 +14,6 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pds.data.images import ImageSource, to_unit
 from pds.errors import OptionError, PDSError
@@ -22,6 +21,7 @@ from pds.files import atomic_path, reading
 from pds.models.scores import NetworkScore, warn_of_slow_bf16
 from pds.models.torch_files import read_torch
 from pds.options import Range, Seed, fitted, options
+from pds.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Trainer:
         if self.bf16:
             warn_of_slow_bf16(device)
         clock = time.perf_counter() - spent
-        with tqdm(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
+        with progress_bar(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:
                 x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score, classes))
                 x = data_range[0] + (data_range[1] - data_range[0]) * x

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pds.data.images import ArrayImages, image_digest, to_unit
 from pds.evaluation.features import ClassifierFeatures, classifier_file
@@ -21,6 +20,7 @@ from pds.evaluation.frechet import FeatureStatistics
 from pds.evaluation.reference import Reference, reference_file, write_reference
 from pds.files import atomic_path
 from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
+from pds.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def train_classifier(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate / 2**cycle, total_steps=epochs * steps)
         for epoch in range(epochs):
             order = torch.randperm(len(images), generator=generator)[: steps * size].view(steps, size)
-            with tqdm(order, unit="it", desc=f"classifier, cycle {cycle + 1}, epoch {epoch + 1} of {epochs}") as bar:
+            with progress_bar(order, unit="it", desc=f"classifier, cycle {cycle + 1}, epoch {epoch + 1} of {epochs}") as bar:
                 for batch in bar:
                     x = random_shift(images.read(batch.numpy()), recipe.reach, generator)
                     x = to_unit(random_flip(x, generator) if recipe.flip else x)

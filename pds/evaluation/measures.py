@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pds.errors import PDSError
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.options import Count, Range, checked
+from pds.progress import progress_bar
 
 BLOCK = 2048  # rows of a block of distances, to bound memory
 BLOCKS = 20  # blocks of images, for a jackknife
@@ -70,7 +71,7 @@ def kernel_distance(
     choice = np.random.RandomState(seed % 2**32)  # numpy's legacy stream, which torch-fidelity draws from
     block_of = blocks_of(len(samples))
     distances, left_out = [], []
-    for _ in tqdm(range(subsets), desc="kernel", unit="subset", disable=not progress, leave=False, delay=1):
+    for _ in progress_bar(range(subsets), desc="kernel", unit="subset", disable=not progress, leave=False, delay=1):
         chosen = choice.choice(len(samples), size, replace=False)
         x = samples[chosen].astype(np.float64)
         y = reference[choice.choice(len(reference), size, replace=False)].astype(np.float64)
@@ -161,7 +162,7 @@ def neighbours(
     centre = reference.mean(0, dtype=np.float64).astype(np.float32)
     fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
     total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
-    with tqdm(total=total, desc="neighbours", unit="block", disable=not progress, leave=False, delay=1) as bar:
+    with progress_bar(total=total, desc="neighbours", unit="block", disable=not progress, leave=False, delay=1) as bar:
         block_of = blocks_of(len(fake))
         fake_radius, without = _radii_without(fake, near, torch.from_numpy(block_of).to(device), bar)
         grows = without > fake_radius[:, None]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from pds.cache import cache_folder, fetch, make_once
 from pds.data.images import ImageSource, read_in_batches
@@ -21,6 +20,7 @@ from pds.evaluation.frechet import FeatureStatistics
 from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, sha256
 from pds.models.classifier import Classifier
 from pds.options import Range, checked, options, shown
+from pds.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ def _compute(
     log.info("computing the %s statistics of %d images of %s %s", features.name, count, images.name, images.split)
     indices = np.arange(count) if count == len(images) else np.sort(choose(images, count, SEED))
     values = np.empty((count, features.dimension), np.float32)
-    with tqdm(total=count, unit="img", desc="reference") as bar:
+    with progress_bar(total=count, unit="img", desc="reference") as bar:
         for batch in read_in_batches(images, indices):
             values[bar.n : bar.n + len(batch)] = features(batch)
             bar.update(len(batch))

@@ -166,6 +166,8 @@ def _refused(error: ConfigCompositionException) -> str:
     if found := re.match(r"Error merging override (.*)", text):
         if "is not a ListConfig" in str(cause) and "[" not in (key := found[1]):
             return f"{key} is not possible: give a list, as in {key.replace('=', '=[')}]"
+        if "is not Optional" in str(cause):
+            return f"{found[1]} is not possible: give a value"
         return f"{found[1]} is not possible: {_first_line(cause or error)}"
     if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
         return f"{found[1]} is not chosen in this configuration, and cannot be chosen otherwise"

@@ -163,6 +163,7 @@ def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration)
         (["model=ncsn_smal"], "there is no model=ncsn_smal (did you mean ncsn_small?): choose one of cld, "),
         (["sampler.iterations=many"], "sampler.iterations=many is not possible: Value 'many'"),
         (["filter=statistics", "filter.alpha=interval(1,3)"], "has no values to try one after the other: list them"),
+        (["images=null"], "images=null is not possible: give a value"),
         (["filter=none,statistics"], "has several values: add -m to try each"),
         (["filter=glob(s*)"], "filter=glob(s*) has several values: add -m to try each"),
         (["seed"], "seed sets nothing: write KEY=VALUE"),

@@ -29,8 +29,7 @@ with warnings.catch_warnings():
 
 from dashboard import main
 
-from pds.lab import experiment
-from pds.lab import dashboard
+from pds.lab import dashboard, experiment
 
 METRIC = "fid_test_4"
 GROUP = "α=2 <sweep>"

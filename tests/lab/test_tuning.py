@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from command_line import command
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 from test_configurations import composed
 
@@ -27,7 +28,7 @@ from pds.lab.experiment import Experiment
 from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, recommended, write
+from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
 from pds.lab.tuning.space import Kind, Varied, kinds_of
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
@@ -172,6 +173,18 @@ def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_pat
     work = recommended(told.extend)
     work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", "metric=none", "sampler=edm", "filter.alpha=5"])
     assert told == ["model=own", "filter=statistics", "metric=none", "sampler=edm", "filter.alpha=5"]
+
+
+def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "it's (mine)"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("net.py", "w.pt", "score", "mnist"):
+        (folder / name).touch()
+    given = ["model.make=net.py:Tiny", "model.checkpoint='w.pt'", "model.checkpoint=asset:w.pt", "dataset=mnist", "seed=1"]
+    made = OverridesParser.create().parse_overrides([from_anywhere(override) for override in given])
+    values = [f"{folder}/net.py:Tiny", f"{folder}/w.pt", "asset:w.pt", "mnist", 1]
+    assert [override.value() for override in made] == values
 
 
 def test_run_composes_a_recommendation(found):

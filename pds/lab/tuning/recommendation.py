@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 from pds.errors import PDSError, escaped
 from pds.evaluation.measures import compared
 from pds.files import atomic_path, read_yaml, user_path
+from pds.lab import grammar
 from pds.lab.cli import Work
 from pds.lab.tables import key
 from pds.options import Range, options
@@ -100,6 +102,16 @@ class Answer:
         if found.level:
             return f"level ({told}): the {'cheaper' if self.winner.nfe != self.default.nfe else 'simpler'} one is recommended"
         return f"{'better' if found.high < 0 else 'worse on new noise'} ({told})"
+
+
+def from_anywhere(override: str) -> str:
+    """The override of an option; the path of a file in it is whole, because run.py may be started in another folder."""
+    name, _, value = override.partition("=")
+    file, colon, part = value.strip("'\"").partition(":")
+    if "." not in name or not Path(file).is_file():
+        return override
+    whole = f"{name}={Path(file).resolve()}{colon}{part}"
+    return shlex.split(grammar.quoted(whole) or whole)[0]
 
 
 def earlier(folder: Path, common: Sequence[str], metric: str | None) -> dict[str, Any]:

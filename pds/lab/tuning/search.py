@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
-from tqdm import tqdm
 
 from pds.errors import OptionError, PDSError, escaped
 from pds.evaluation.first_guess import ALPHAS, IMAGES, Look, guess, look_at
@@ -43,10 +42,11 @@ from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, write
+from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
 from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
 from pds.options import options_of
+from pds.progress import progress_bar
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 
 log = logging.getLogger(__name__)
@@ -216,7 +216,8 @@ class Tuning:
     @property
     def recorded(self) -> list[str]:
         """The overrides of every run that a recommendation has: without the places of files and the tracker."""
-        return [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
+        kept = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
+        return list(map(from_anywhere, kept))
 
     def _answers(self, asked: Mapping[int, Callable[[], Answer]]) -> None:
         """Find and tell the answer of each budget; one without an answer hides no other."""
@@ -358,7 +359,7 @@ class Tuning:
 
     def _search(self) -> None:
         """One trial of each budget after the other, as long as there are any."""
-        with tqdm(desc="trials", total=self.options.trials * len(self.studies), unit="trial", leave=None) as bar:
+        with progress_bar(desc="trials", total=self.options.trials * len(self.studies), unit="trial", leave=None) as bar:
 
             def refresh() -> None:
                 best = {budget: study.best[0].value for budget, study in self.studies.items() if study.best}
