@@ -27,7 +27,7 @@ Labels = Annotated[Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | s
 """Classes of the images: image i has entry i mod n of a list or a file of n whole numbers; "uniform" takes all classes in
 turn."""
 
-Weight = Annotated[float, Range(-1000, 1000)]
+GuidanceScale = Annotated[float, Range(-1000, 1000)]
 Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
 
 
@@ -74,7 +74,7 @@ class Guided:
     """
 
     @checked
-    def __init__(self, score: Score, unconditional: Score, scale: Weight, interval: Interval = (0.0, math.inf)) -> None:
+    def __init__(self, score: Score, unconditional: Score, scale: GuidanceScale, interval: Interval = (0.0, math.inf)) -> None:
         self.score, self.unconditional, self.scale, self.interval = score, unconditional, scale, interval
         _require_ascending(interval)
 
@@ -107,7 +107,7 @@ class ClassifierGuided:
 
     @checked
     def __init__(
-        self, score: Score, classifier: Classifier, labels: Tensor, scale: Weight, interval: Interval = (0.0, math.inf)
+        self, score: Score, classifier: Classifier, labels: Tensor, scale: GuidanceScale, interval: Interval = (0.0, math.inf)
     ) -> None:
         self.score, self.classifier, self.labels, self.scale, self.interval = score, classifier, labels, scale, interval
         _require_ascending(interval)
@@ -162,7 +162,7 @@ class ClassifierFree:
         interval: noise levels that are guided, (low, high], in units of the data range; the class alone elsewhere.
     """
 
-    scale: Weight = 1.0
+    scale: GuidanceScale = 1.0
     interval: Interval = (0.0, math.inf)
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class ClassifierGuidance:
 
     classifier: Classifier
     classes: Annotated[int, Range(1, 1_000_000)]
-    scale: Weight = 1.0
+    scale: GuidanceScale = 1.0
     interval: Interval = (0.0, math.inf)
 
     def __post_init__(self) -> None:

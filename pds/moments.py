@@ -15,7 +15,7 @@ import pds
 from pds.cache import cache_folder, make_once
 from pds.data.dataset import Dataset
 from pds.data.images import image_digest, read_in_batches, to_unit
-from pds.data.statistics import choose
+from pds.data.statistics import choose_images
 from pds.errors import OptionError, PDSError
 from pds.files import json_digest, locate, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
@@ -120,7 +120,7 @@ def measured_moments(
     log.info("measuring the noise moments of %s on %d images of %s, once", model.title, training_images, images.name)
     sigmas = np.geomspace(model.process.ladder[-1].item(), model.process.ladder[0].item(), LEVELS)
     read = lambda indices: black + (white - black) * to_unit(images.read(indices))  # noqa: E731
-    values = measure(model.score, read, choose(images, training_images, SEED), sigmas.tolist(), device, batch_size)
+    values = measure(model.score, read, choose_images(images, training_images, SEED), sigmas.tolist(), device, batch_size)
     if not np.isfinite(values).all():
         raise PDSError(f"the noise that {model.title} predicts is not finite: its weights are broken")
     largest = np.minimum(1, ((white - black) / (2 * sigmas)) ** 2)
@@ -182,5 +182,5 @@ def _image_facts(dataset: Dataset, training_images: int) -> dict[str, str]:
             "training_images",
             f"must be at most {len(images)}, the images of {images.name} {images.split}, got {training_images}",
         )
-    chosen = choose(images, training_images, SEED)
+    chosen = choose_images(images, training_images, SEED)
     return {"split": images.split, "images_sha256": image_digest(read_in_batches(images, chosen))}

@@ -93,7 +93,7 @@ class DatasetStatistics:
         return cls(provenance["dataset"], **moments, provenance=provenance)
 
 
-def choose(images: ImageSource, count: int, seed: int) -> np.ndarray:
+def choose_images(images: ImageSource, count: int, seed: int) -> np.ndarray:
     """(count,) indices of distinct images, the same for the same (len(images), count, seed)."""
     if not 1 <= count <= len(images):
         raise PDSError(
@@ -112,7 +112,7 @@ def dataset_statistics(images: ImageSource, count: int = 200, seed: int = 0, cac
         cache: folder of statistics files, or None. The name of a file has all that it depends on, including the hash of its
             images.
     """
-    indices = choose(images, count, seed)
+    indices = choose_images(images, count, seed)
     provenance: dict[str, str | int] = {
         "dataset": images.name,
         "split": images.split,

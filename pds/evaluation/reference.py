@@ -13,7 +13,7 @@ import numpy as np
 
 from pds.cache import cache_folder, fetch, make_once
 from pds.data.images import ImageSource, read_in_batches
-from pds.data.statistics import choose
+from pds.data.statistics import choose_images
 from pds.errors import OptionError, PDSError
 from pds.evaluation.features import FeatureExtractor, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics
@@ -200,7 +200,7 @@ def _compute(
     images: ImageSource, features: FeatureExtractor, count: int, keep: int, provenance: dict[str, str | int]
 ) -> Reference:
     log.info("computing the %s statistics of %d images of %s %s", features.name, count, images.name, images.split)
-    indices = np.arange(count) if count == len(images) else np.sort(choose(images, count, SEED))
+    indices = np.arange(count) if count == len(images) else np.sort(choose_images(images, count, SEED))
     values = np.empty((count, features.dimension), np.float32)
     with progress_bar(total=count, unit="img", desc="reference") as bar:
         for batch in read_in_batches(images, indices):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
-from pds.data.statistics import DatasetStatistics, choose
+from pds.data.statistics import DatasetStatistics, choose_images
 from pds.errors import OptionError, PDSError
 from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
@@ -469,7 +469,7 @@ def latent_statistics(
         source: ImageSource = ArrayImages("images", "all", as_uint8(images).cpu().numpy())
     else:
         source = folder_of_images(images)
-    indices = choose(source, min(200, len(source)) if count is None else count, seed)
+    indices = choose_images(source, min(200, len(source)) if count is None else count, seed)
     generator, latents = torch.Generator().manual_seed(seed), []
     if source.shape[0] != vae.config.in_channels:
         raise PDSError(f"the VAE takes images of {vae.config.in_channels} channels, and these have {source.shape[0]}")

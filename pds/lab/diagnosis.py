@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pds.data.dataset import Dataset
-from pds.data.statistics import choose
+from pds.data.statistics import choose_images
 from pds.errors import PDSError
 from pds.evaluation.denoising import denoising_errors
 from pds.evaluation.excess_noise import (
@@ -57,7 +57,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     for iterations in cfg.iterations:
         _with_iterations(cfg, iterations, model)
     model.score.to(device)
-    images = dataset.images.read(choose(dataset.images, cfg.images, 0))
+    images = dataset.images.read(choose_images(dataset.images, cfg.images, 0))
     response = response_of(model, images)
     require_noise(response, "excess noise")
     show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")

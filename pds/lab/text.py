@@ -57,7 +57,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a value of a configuration, short."""
     if is_number(value):
         return f"{value:g}"

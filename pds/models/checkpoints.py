@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import locate, read_json, sha256
 from pds.models.diffusers_layout import as_published, current_names
-from pds.models.layouts import Which, choose
+from pds.models.layouts import Which, choose_weights
 from pds.models.safetensors_files import configuration_of, read_safetensors
 from pds.models.torch_files import read_torch
 from pds.options import shown
@@ -148,7 +148,7 @@ def load_unet(network: nn.Module, folder: DiffusersFolder, which: Which = None) 
     Raises:
         PDSError: as `load_weights`.
     """
-    chosen = choose(_content(folder.weights)[0], *_parameters(network), folder.weights)
+    chosen = choose_weights(_content(folder.weights)[0], *_parameters(network), folder.weights)
     advice = "config.json and the weights are not of one network: fetch both again"
     weights = _Weights("diffusers", None, folder.weights, current_names(chosen.state), advice=advice)
     return _load(network, weights, folder.unet, which)
@@ -188,7 +188,7 @@ def _read(path: Path, network: nn.Module, which: Which) -> _Weights:
     if not path.exists():
         raise MissingError(f"checkpoint {path} does not exist: give a weights file")
     content, metadata = _content(path)
-    layout, ema, state = choose(content, *_parameters(network), path, which)
+    layout, ema, state = choose_weights(content, *_parameters(network), path, which)
     if path.suffix != ".safetensors":
         return _Weights(layout, ema, path, state)
     if ema is None and metadata.get("weights") == "ema":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pds.errors import PDSError
-from pds.models.layouts import choose
+from pds.models.layouts import choose_weights
 from pds.processes.ladders import geometric_ladder
 
 BLOCKS = {"SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D"}
@@ -123,7 +123,7 @@ def as_published(config: dict[str, Any], scheduler: dict[str, Any], content: Any
         high, low, levels = (settings[f"process.{name}"] for name in ("sigma_max", "sigma_min", "levels"))
         state["sigmas"] = geometric_ladder(high, low, levels)
     names = published_names(config)
-    for name, value in choose(content, {}, list(names), source).state.items():
+    for name, value in choose_weights(content, {}, list(names), source).state.items():
         if name not in names:
             raise PDSError(f"{source} has a parameter {name} that no NCSN++ has: it is a checkpoint of another network")
         # The weight of a linear layer is (out, in), that of a NIN (in, out).

@@ -76,7 +76,7 @@ class Chosen(NamedTuple):
     state: dict[str, Any]
 
 
-def choose(
+def choose_weights(
     content: Any, shapes: Mapping[str, Sequence[int]], trained: Sequence[str], path: Path, which: Which = None
 ) -> Chosen:
     """The weights to load from the content of a file.

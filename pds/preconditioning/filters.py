@@ -17,7 +17,7 @@ from pds.data.statistics import DatasetStatistics
 from pds.errors import OptionError, PDSError
 from pds.options import Count, Range, Search, checked, fitted, options
 
-Shape = tuple[int, int, int]
+ImageShape = tuple[int, int, int]
 LazyStatistics = Callable[[], DatasetStatistics]
 """Called only by filters that need the statistics of a data set."""
 
@@ -30,9 +30,9 @@ class Filter(Protocol):
         """Its name in tables; empty for none."""
         ...
 
-    def frequency(self, shape: Shape, statistics: LazyStatistics) -> Tensor | None: ...
+    def frequency(self, shape: ImageShape, statistics: LazyStatistics) -> Tensor | None: ...
 
-    def space(self, shape: Shape, statistics: LazyStatistics) -> Tensor | None: ...
+    def space(self, shape: ImageShape, statistics: LazyStatistics) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class NoFilter:
 
     title = ""
 
-    def frequency(self, shape: Shape, statistics: LazyStatistics) -> None:
+    def frequency(self, shape: ImageShape, statistics: LazyStatistics) -> None:
         return None
 
-    def space(self, shape: Shape, statistics: LazyStatistics) -> None:
+    def space(self, shape: ImageShape, statistics: LazyStatistics) -> None:
         return None
 
 
@@ -71,7 +71,7 @@ class ParametricFilter:
     def title(self) -> str:
         return f"PDS r={self.r:g}H λ={self.lam:g} {self.region}"
 
-    def frequency(self, shape: Shape, statistics: LazyStatistics | None = None) -> Tensor:
+    def frequency(self, shape: ImageShape, statistics: LazyStatistics | None = None) -> Tensor:
         h, w = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64) for n in shape[1:])
         if self.region != "outside_low":
             # The highest frequency stands at index (0.5 H, 0.5 W) of the FFT's own layout.
@@ -80,7 +80,7 @@ class ParametricFilter:
         acts = inside if self.region == "inside_high" else ~inside
         return torch.where(acts, self.lam, 1.0).float().expand(shape).clone()
 
-    def space(self, shape: Shape, statistics: LazyStatistics) -> None:
+    def space(self, shape: ImageShape, statistics: LazyStatistics) -> None:
         return None
 
 
@@ -109,10 +109,10 @@ class StatisticsFilter:
     def title(self) -> str:
         return f"PDS α={self.alpha:g}" + (f" space={self.pixels}" if self.pixels != "none" else "")
 
-    def frequency(self, shape: Shape, statistics: LazyStatistics) -> Tensor:
+    def frequency(self, shape: ImageShape, statistics: LazyStatistics) -> Tensor:
         return self._normalised(torch.log1p(statistics().power.double()))
 
-    def space(self, shape: Shape, statistics: LazyStatistics) -> Tensor | None:
+    def space(self, shape: ImageShape, statistics: LazyStatistics) -> Tensor | None:
         if self.pixels == "none":
             return None
         if self.pixels == "released":

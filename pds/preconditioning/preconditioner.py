@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pds.errors import PDSError
 from pds.options import fitted, shown
-from pds.preconditioning.filters import Filter, LazyStatistics, Shape
-from pds.preconditioning.solenoids import Solenoid, Weight
+from pds.preconditioning.filters import Filter, ImageShape, LazyStatistics
+from pds.preconditioning.solenoids import Omega, Solenoid
 
 
 class Spectrum(NamedTuple):
@@ -119,7 +119,7 @@ class FourierPreconditioner:
 
     def __init__(
         self,
-        shape: Shape,
+        shape: ImageShape,
         frequency: Tensor | None = None,
         space: Tensor | None = None,
         solenoid: Tensor | None = None,
@@ -131,7 +131,7 @@ class FourierPreconditioner:
         R = _checked(frequency, shape, "frequency")
         _check_parity(R, +1, "frequency filter must be even, R(k) = R(-k)")
         A = _checked(space, shape, "space")
-        omega = fitted("omega", omega, Weight)
+        omega = fitted("omega", omega, Omega)
         h = torch.zeros(self.size) if solenoid is None else solenoid
         if not isinstance(h, Tensor) or h.is_complex():
             raise PDSError(f"a solenoid must be a real tensor of the shape {tuple(self.size)}, got {shown(h)}")
@@ -194,7 +194,7 @@ class FourierPreconditioner:
 
 
 def build_preconditioner(
-    filter: Filter, solenoid: Solenoid, shape: Shape, statistics: LazyStatistics, device: torch.device | str = "cpu"
+    filter: Filter, solenoid: Solenoid, shape: ImageShape, statistics: LazyStatistics, device: torch.device | str = "cpu"
 ) -> Preconditioner:
     """P and S from their makers; `Identity()` where neither does anything.
 
@@ -211,7 +211,7 @@ def build_preconditioner(
     return Identity() if R is None and A is None and P.solenoid is None else P
 
 
-def _checked(mask: Tensor | None, shape: Shape, name: str) -> Tensor:
+def _checked(mask: Tensor | None, shape: ImageShape, name: str) -> Tensor:
     if mask is None:
         return torch.ones(shape)
     if not isinstance(mask, Tensor) or mask.is_complex():

@@ -58,7 +58,7 @@ SHIFTS = {"S1": (0, 1), "S2": (1, 0), "S3": (1, 1)}
 ZERO_SHIFTS = {"S4": "S1", "S5": "S2", "S6": "S3"}
 
 
-Weight = Annotated[float, Range(0, 10_000)]
+Omega = Annotated[float, Range(0, 10_000)]
 
 
 @options
@@ -72,7 +72,7 @@ class ShiftSolenoid:
     """
 
     operator: Literal["S1", "S2", "S3", "S4", "S5", "S6"] = "S1"
-    omega: Weight = 0.1
+    omega: Omega = 0.1
 
     @property
     def title(self) -> str:
@@ -99,7 +99,7 @@ class FourierSolenoid:
     """
 
     form: Literal["spectral", "re_f_minus_ft", "re_f_minus_finv"] = "spectral"
-    omega: Weight = 0.1
+    omega: Omega = 0.1
 
     @property
     def title(self) -> str:

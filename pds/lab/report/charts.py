@@ -17,7 +17,7 @@ from pds.lab import charts as house
 from pds.lab.charts import DASHES, SOFT, Chart, Column, Series, lines
 from pds.lab.report.settings import Curves, HeatMap, Line, Panel, T, repeated, symbol
 from pds.lab.report.table import Grid, SideBySide, timing
-from pds.lab.text import shown, significant
+from pds.lab.text import as_text, significant
 
 NFE = "NFE (score evaluations)"
 Style = dict[str, Any]
@@ -79,7 +79,7 @@ def best_alphas(name: str, panel: Panel) -> Chart:
     ts = [best.iterations for _, bests in found for best in bests]
     for (alpha, t), dashes in zip(panel.references(), cycle(DASHES), strict=False):
         ends, style = np.geomspace(min(ts), max(ts), 50).tolist(), LEVEL | {"dashes": dashes}
-        series.append(Series(f"α = {shown(alpha)}·T/{shown(t)}", [ends], [alpha * end / t for end in ends], style))
+        series.append(Series(f"α = {as_text(alpha)}·T/{as_text(t)}", [ends], [alpha * end / t for end in ends], style))
     return lines(name, f"Best α against T, by {panel.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
 
 
@@ -122,8 +122,8 @@ def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, ali
             axes.text(i + 0.5, j + 0.5, "\n± ".join(filter(None, setting.shown[:2])), **about)
         axes.set(xlim=(0, len(columns)), ylim=(0, len(rows)), xlabel="T (iterations)" if keys[0] == T else x)
         axes.set_ylabel(y, **house.upright(y))
-        axes.set_xticks(np.arange(len(columns)) + 0.5, map(shown, columns))
-        axes.set_yticks(np.arange(len(rows)) + 0.5, map(shown, rows))
+        axes.set_xticks(np.arange(len(columns)) + 0.5, map(as_text, columns))
+        axes.set_yticks(np.arange(len(rows)) + 0.5, map(as_text, rows))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(found.held or " ", fontsize=10, loc="left")

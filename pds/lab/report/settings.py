@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
 from pds.lab.report.runs import Run, Runs, differing, grouped, token
 from pds.lab.runs import OF_T
-from pds.lab.text import is_number, shown, significant, with_decimals_of
+from pds.lab.text import as_text, is_number, significant, with_decimals_of
 
 T, ALPHA = "sampler.iterations", "filter.alpha"
 _SYMBOLS = {T: "T", ALPHA: "α", "filter.lam": "λ", "filter.r": "r", "solenoid.omega": "ω", "sampler.step_size": "α/σ²"}
@@ -205,7 +205,7 @@ class Panel:
                 words += [f"{symbol(key)} by {'/'.join(map(symbol, without))}"] if part else []
             elif key == "solenoid.operator" or (part and is_number(values[key])) or several:
                 bare = isinstance(values[key], str) and key != ALPHA
-                words.append(shown(values[key]) if bare else f"{symbol(key)}={shown(values[key])}")
+                words.append(as_text(values[key]) if bare else f"{symbol(key)}={as_text(values[key])}")
         several = len({s.result["sampler"] for s in self.settings}) > 1
         return " ".join(words) + (f", {settings[0].result['sampler']}" if several else "")
 
@@ -260,7 +260,7 @@ class Panel:
         """Add T and the sampler to a label: a reader needs them even if the whole group has the same."""
         held, sampler = line.label.removeprefix("PDS").strip(" ,"), line.settings[0].result["sampler"]
         lengths = {s.at("iterations") for s in line.settings} if T not in {*without, *self.keys} else set()
-        steps = f"T={shown(*lengths)}" if len(lengths) == 1 else ""
+        steps = f"T={as_text(*lengths)}" if len(lengths) == 1 else ""
         return ", ".join(filter(None, [held, steps, "" if sampler in held else sampler]))
 
     def _lost_beside(self, setting: Setting, *keys: str) -> list[Run]:
