@@ -155,8 +155,8 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
         "mnist_classifier": mnist_classifier_metric,
         "cifar10_classifier": cifar10_classifier_metric,
         "clean_fid": clean_fid_metric,
-        "panel": panel_metric,
     },
+    "schema/metric": {"panel": panel_metric},
     "tracker": {
         "none": NoTracker,
         "wandb": WandbTracker,

@@ -582,3 +582,11 @@ def test_no_file_repeats_a_default_and_the_file_of_a_constructor_contradicts_non
 def test_a_data_set_chooses_its_shipped_classifier(dataset, metric):
     target = composed(f"dataset={dataset}").metric._target_
     assert target == f"pds.evaluation.metric.{metric}_classifier_metric"
+
+
+@pytest.mark.parametrize(
+    ("data", "classifier"), [("mnist", "mnist"), ("cifar10", "cifar10"), ("cifar10_jpeg", "cifar10"), ("lsun", "mnist")]
+)
+def test_the_metric_and_its_features_follow_the_data_set(data, classifier):
+    assert composed(f"dataset={data}").metric._target_.endswith(f".{classifier}_classifier_metric")
+    assert composed(f"dataset={data}", "metric=panel").metric.features == f"{classifier}_classifier"
