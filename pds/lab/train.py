@@ -16,7 +16,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from pds.cards import load
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, reading, write_json
@@ -26,8 +25,7 @@ from pds.lab.logs import log_file, traced
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
 from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
-from pds.models.ncsnpp import NCSNpp
-from pds.models.safetensors_files import as_configuration, read_configuration, save_weights
+from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import NetworkScore
 from pds.options import Range, fitted, shown
 from pds.processes.discrete import DiscreteVariancePreserving
@@ -134,23 +132,3 @@ def ship(folder: Path, output: Path) -> None:
     save_network(network, state.ema, path, config, state.iteration, half=True)
     pin(path)
     log.info("%s: %d iterations in %.0f s, loss %.4f", path, state.iteration, state.seconds, state.loss)
-
-
-def add_classes(source: Path, classes: int, output: Path) -> None:
-    """Write the weights that a training with classes may start from: those of a network without, and an embedding of zero.
-
-    Args:
-        source: weights of an NCSN++ or a DDPM++ without classes, as training writes them.
-        classes: number of classes.
-        output: the new file.
-
-    Raises:
-        PDSError: the file is damaged, or its network has classes already or can have none.
-    """
-    network = load(source, device="cpu").score.network
-    if not isinstance(network, NCSNpp) or network.classes:
-        raise PDSError(f"{source} is of no NCSN++ or DDPM++ without classes: give one that experiments/train.py wrote")
-    network.add_classes(fitted("classes", classes, Annotated[int, Range(1, 100_000)]))
-    config = read_configuration(source)
-    about = {"config": json.dumps(config | {"model": config["model"] | {"classes": classes}}), "weights": "ema"}
-    save_weights(network.state_dict(), output, about)

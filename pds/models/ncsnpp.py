@@ -382,12 +382,6 @@ class NCSNpp(nn.Module):
         if classes:
             self.class_embedding = _linear(classes, features)
 
-    def add_classes(self, classes: int) -> None:
-        """Give a network without classes an embedding of zero: its output does not change until it is trained on."""
-        self.classes = classes
-        self.class_embedding = _linear(classes, self._dense[0].in_features)
-        nn.init.zeros_(self.class_embedding.weight)
-
     def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None = None) -> Tensor:
         """Network output: the score where `scale_by_sigma` is set, else (for VP) the predicted noise.
 

@@ -10,12 +10,10 @@ import torch
 from PIL import Image
 from test_configurations import composed
 
-import pds
 from pds.data.images import to_unit
 from pds.errors import MissingError, PDSError
-from pds.files import locate
 from pds.lab.config import build
-from pds.lab.train import add_classes, ship, train
+from pds.lab.train import ship, train
 from pds.models.safetensors_files import read_safetensors
 from pds.training import denoising_loss
 
@@ -64,20 +62,6 @@ def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Pat
     (folder / "training.pt").unlink()
     with pytest.raises(MissingError, match=r"has no training\.pt"):
         ship(folder, tmp_path)
-
-
-def test_a_network_gets_classes_that_change_nothing_until_training(tmp_path: Path) -> None:
-    plain, given = pds.load("asset:mnist_ncsnpp"), tmp_path / "classes.safetensors"
-    add_classes(locate("asset:mnist_ncsnpp.safetensors"), 3, given)
-    model = pds.load(given)
-    x, sigma = torch.rand(2, 1, 28, 28), torch.tensor([0.1, 2.0])
-    assert model.classes == 3 and model.statistics is not None
-    assert torch.equal(model.score.network(x, sigma, torch.tensor([2, -1])), plain.score.network(x, sigma))
-    for source in (given, locate("asset:mnist_ncsn.safetensors")):
-        with pytest.raises(PDSError, match="is of no NCSN\\+\\+ or DDPM\\+\\+ without classes"):
-            add_classes(source, 3, tmp_path / "again.safetensors")
-    with pytest.raises(PDSError, match="classes must be "):
-        add_classes(locate("asset:mnist_ncsnpp.safetensors"), 0, tmp_path / "again.safetensors")
 
 
 def test_a_folder_that_is_no_training_is_one_sentence(tmp_path: Path) -> None:
