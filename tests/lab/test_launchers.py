@@ -65,8 +65,9 @@ def test_a_sweep_in_other_processes_ends_as_one_in_this(launcher, tmp_path):
 
 
 def torchrun(folder, script, *arguments):
+    here = environment(folder, TQDM_DISABLE="1")  # the log then says how many images this process has
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(folder), check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=here, check=False, timeout=300)
 
 
 # A tracker whose making fails once, in the second process alone, with an error that is no refusal.
@@ -91,7 +92,7 @@ def test_the_processes_of_torchrun_share_every_point_and_one_answers_for_all(tmp
     assert [point.state for point in points] == ["failed", "failed", "done"]
     assert "of ours" in points[1].message
     assert "point 2 of 3 failed\nTraceback" in done.stderr  # by the process with the error
-    assert "/4 img" in done.stderr  # the other four of 8 images are the other process's
+    assert "4 of 4 images" in done.stderr  # the other four of 8 images are the other process's
     # The first process that fails ends the others, so only the writing process may fail.
     assert "(exitcode: 1) local_rank: 0" in done.stderr
     assert "(exitcode: 1) local_rank: 1" not in done.stderr
