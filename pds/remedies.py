@@ -221,6 +221,8 @@ def time_shift(
         cutoff: noise level below which nothing is shifted, in units of the data range.
     """
     _require_images(model)
+    if math.prod(model.shape[1:]) == 1:
+        raise PDSError(f"this remedy needs images of more than one pixel, and {model.title} has one: leave the remedy out")
     statistics, (black, white) = _statistics(model, dataset), model.data_range
     moment = statistics.power.double() / math.prod(model.shape[1:])  # E|F x|^2, and its mean without DC is that variance
     moment[:, 0, 0] = 0

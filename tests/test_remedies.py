@@ -185,3 +185,5 @@ def test_what_is_refused():
         assert error.value.name == next(iter(odd))
     with pytest.raises(PDSError, match="needs the statistics"):
         time_shift(replace(model(Exact()), statistics=None))
+    with pytest.raises(PDSError, match="needs images of more than one pixel"):
+        time_shift(replace(model(Exact()), shape=(3, 1, 1)))
