@@ -329,6 +329,11 @@ class Model:
         """The device of the network; the CPU for a network without parameters."""
         return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))
 
+    def require_unconditional(self, what: str) -> None:
+        """Refuse a network that was always shown its labels; `what` evaluates it without."""
+        if not self.unconditional:
+            raise PDSError(f"{what} without a class, and {self.title} has no unconditional score")
+
 
 GivenModel = Annotated[Model, Said("a model, from pds.load or pds.wrap")]
 """A model as an argument of a user."""
