@@ -168,6 +168,13 @@ def test_a_classifier_guides_in_inference_mode_as_outside():
     assert torch.equal(inside, sampled())
 
 
+def test_a_classifier_is_put_into_evaluation_mode():
+    inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    guidance = ClassifierGuidance(lambda x, sigma: inner(x), 3)
+    guidance.check(model())
+    assert not inner.training and inner[2].num_batches_tracked == 0
+
+
 def test_a_network_with_classes_sees_them_under_guidance_by_a_classifier():
     seen = []
 

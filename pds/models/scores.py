@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import Checkpoint
@@ -251,6 +254,22 @@ class Bfloat16Score:
         with torch.autocast(x.device.type, torch.bfloat16):
             output: Tensor = self.score(x, sigma, *labels)
             return output
+
+
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Put each network that the block calls into evaluation mode, for good. A function does not tell which it calls."""
+    thread = threading.get_ident()
+
+    def settle(module: nn.Module, arguments: Any) -> None:
+        if module.training and threading.get_ident() == thread:
+            module.eval()
+
+    hook = register_module_forward_pre_hook(settle)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @cache
