@@ -18,7 +18,7 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.files import read_bytes, reading, user_path
 from pds.models.checkpoints import first_line
-from pds.models.scores import Model
+from pds.models.scores import Model, evaluating
 from pds.options import MOST, Length, Range, Said, checked, options
 from pds.score import Labelled, Score, score_of
 
@@ -114,9 +114,10 @@ class ClassifierGuided:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         s, w = self.score(x, sigma), within(sigma, self.interval, self.scale, 0.0).to(x.dtype)
-        with torch.enable_grad():
-            seen = x.detach().requires_grad_()
-            chosen = self.classifier(seen, sigma).log_softmax(1).gather(1, self.labels[:, None])
+        # Copies, because a tensor of inference mode enters no graph.
+        with torch.inference_mode(False), torch.enable_grad():
+            seen = x.detach().clone().requires_grad_()
+            chosen = self.classifier(seen, sigma.clone()).log_softmax(1).gather(1, self.labels.clone()[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), seen)
         # A score by the velocity takes the gradient by the velocity, the last half of the state.
         return s + w[:, None, None, None] * gradient[:, -s.shape[1] :]
@@ -214,17 +215,19 @@ class ClassifierGuidance:
         return f"classifier guidance, w={self.scale:g}"
 
     def check(self, model: Model) -> None:
-        """Refuse a network of other classes, and a classifier that cannot guide: it is called once, with two images."""
+        """Refuse a network of other classes, and a classifier that cannot guide: it is called once, with two images, and is put
+        into evaluation mode."""
         if model.classes not in (0, self.classes):
             raise OptionError(
                 "classes", f"is {self.classes}, and {model.title} takes {model.classes}: give a classifier of these"
             )
         channels, height, width = model.shape
-        x = torch.zeros(2, model.score.halves * channels, height, width, device=model.device, requires_grad=True)
-        levels = model.process.sigma(torch.tensor([1.0, 0.5], dtype=torch.float64))
-        needed = f"must give logits of shape (2, {self.classes}) that depend on x, for x of shape {tuple(x.shape)}"
+        size = (2, model.score.halves * channels, height, width)
+        needed = f"must give logits of shape (2, {self.classes}) that depend on x, for x of shape {size}"
         try:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), evaluating():
+                x = torch.zeros(size, device=model.device, requires_grad=True)
+                levels = model.process.sigma(torch.tensor([1.0, 0.5], dtype=torch.float64))
                 logits = self.classifier(x, levels.to(x))
                 found = tuple(logits.shape)
                 torch.autograd.grad(logits.sum(), x)

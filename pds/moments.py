@@ -114,7 +114,11 @@ def measured_moments(
 
     They are kept within the bounds of the paper's Theorem 2. The variance of the noise given x, 1 - Gamma, lies between 0 and
     ((white - black) / (2 sigma))². A larger one would need data outside the data range.
+
+    Raises:
+        PDSError: the network has no unconditional score, or its noise is not finite.
     """
+    model.require_unconditional("noise moments are measured")
     images, (black, white) = dataset.images, model.data_range
     provenance = _facts(model, dataset, training_images) | _image_facts(dataset, training_images) | {"pds": pds.__version__}
     log.info("measuring the noise moments of %s on %d images of %s, once", model.title, training_images, images.name)

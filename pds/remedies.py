@@ -69,7 +69,8 @@ class TimeShift(Remedy):
     Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
 
     The level is found for each image within a window around sigma: sigma'^2 = Var(x) - v, v the pixel variance of an image of
-    the data. The network's prediction is taken for the noise at sigma, as in the paper.
+    the data. Both are means over channels of the variance within a channel: the colour of an image is no noise. The network's
+    prediction is taken for the noise at sigma, as in the paper.
 
     Args:
         score: of a model.
@@ -83,7 +84,8 @@ class TimeShift(Remedy):
         self.data_variance, self.window, self.cutoff = data_variance, window, cutoff
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
-        found = (x.flatten(1).double().var(1) - self.data_variance).clamp(min=0).sqrt().to(sigma.dtype)
+        variance = x.flatten(2).double().var(2).mean(1)
+        found = (variance - self.data_variance).clamp(min=0).sqrt().to(sigma.dtype)
         shifted = found.clamp(sigma * (1 - self.window), sigma * (1 + self.window))
         told = torch.where(sigma >= self.cutoff, shifted, sigma)
         s: Tensor = self.score(x, told, *labels)
@@ -219,6 +221,8 @@ def time_shift(
         cutoff: noise level below which nothing is shifted, in units of the data range.
     """
     _require_images(model)
+    if math.prod(model.shape[1:]) == 1:
+        raise PDSError(f"this remedy needs images of more than one pixel, and {model.title} has one: leave the remedy out")
     statistics, (black, white) = _statistics(model, dataset), model.data_range
     moment = statistics.power.double() / math.prod(model.shape[1:])  # E|F x|^2, and its mean without DC is that variance
     moment[:, 0, 0] = 0

@@ -154,6 +154,27 @@ def test_classifier_guidance_with_the_exact_classifier_is_the_score_of_the_class
     assert torch.equal(outside, bare.score(x, sigma))
 
 
+def test_a_classifier_guides_in_inference_mode_as_outside():
+    def classifier(x, sigma):
+        return torch.cat([x.flatten(1) * sigma[:, None], torch.zeros(len(x), 1)], 1)
+
+    def sampled():
+        made = model(lambda x, sigma: -x / (1 + sigma[:, None, None, None] ** 2), classes=0, no_class=None)
+        guided = {"labels": [0, 1], "guidance": ClassifierGuidance(classifier, 2, 4.0)}
+        return pds.sample(made, pds.EDM(5), images=4, **guided).images
+
+    with torch.inference_mode():
+        inside = sampled()
+    assert torch.equal(inside, sampled())
+
+
+def test_a_classifier_is_put_into_evaluation_mode():
+    inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+    guidance = ClassifierGuidance(lambda x, sigma: inner(x), 3)
+    guidance.check(model())
+    assert not inner.training and inner[2].num_batches_tracked == 0
+
+
 def test_a_network_with_classes_sees_them_under_guidance_by_a_classifier():
     seen = []
 

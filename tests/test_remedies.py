@@ -79,6 +79,15 @@ def test_time_shift_tells_the_level_that_the_state_shows_within_its_window(k, ex
     assert torch.equal(shifted(x / 40, sigma / 40), Exact()(x / 40, sigma / 40))  # below the cutoff
 
 
+def test_time_shift_takes_the_colour_of_an_image_for_no_noise():
+    """Reds and blues: flat images, so each channel has no variance of its own."""
+    colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.2, 0.9]]).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+    red = replace(model(inner := Exact()), shape=(3, SIZE, SIZE), statistics=pds.statistics(colours))
+    x = colours + 0.4 * ImageNoise(0, torch.arange(16), (3, SIZE, SIZE)).normal()
+    time_shift(red, window=0.9, cutoff=0.0).score(x, torch.full((16,), 0.4))
+    assert inner.told.mean().item() == pytest.approx(0.4, rel=0.02)
+
+
 def test_band_correction_scales_the_bands():
     x, sigma = state(1.0, 3.0)
     plain, smooth = Exact()(x, sigma), torch.ones(6, *SHAPE)
@@ -176,3 +185,5 @@ def test_what_is_refused():
         assert error.value.name == next(iter(odd))
     with pytest.raises(PDSError, match="needs the statistics"):
         time_shift(replace(model(Exact()), statistics=None))
+    with pytest.raises(PDSError, match="needs images of more than one pixel"):
+        time_shift(replace(model(Exact()), shape=(3, 1, 1)))

@@ -57,10 +57,12 @@ class CelebA(Photographs):
         images = ImageFolder(folder, self.shape, self.title("celeba"), self.split, self.preprocess)
         first, last = SPLITS[self.split]
         try:
-            images.paths = [path for path in images.paths if first <= int(Path(path).stem) <= last]
+            kept = [i for i, path in enumerate(images.paths) if first <= int(Path(path).stem) <= last]
         except ValueError as error:
             raise PDSError(f"{folder} has images not called 000001.jpg to 202599.jpg, as CelebA's are ({error})") from None
-        if not images.paths:
+        images.paths = [images.paths[i] for i in kept]
+        images.labels = None if images.labels is None else images.labels[kept]
+        if not kept:
             raise PDSError(
                 f"{folder} holds none of the images {first:06}.jpg to {last:06}.jpg of CelebA {self.split}: put them there"
             )

@@ -68,13 +68,12 @@ class DatasetStatistics:
         return black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12)
 
     def save(self, path: str | Path) -> None:
-        """Write as npz, atomically, without pickles."""
+        """Write as npz in float32, atomically, without pickles."""
+        moments = {name: getattr(self, name).detach().float().cpu().numpy() for name in ("power", "mean", "second_moment")}
         with atomic_path(user_path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
-                power=self.power.numpy(),
-                mean=self.mean.numpy(),
-                second_moment=self.second_moment.numpy(),
+                **moments,
                 provenance=np.array(json.dumps(self.provenance, sort_keys=True)),
             )
 

@@ -50,7 +50,11 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
         images: (n, C, H, W) uint8 real images, best not those of the statistics.
         statistics: of the training images.
         seed: seed of the noise.
+
+    Raises:
+        PDSError: the network has no unconditional score.
     """
+    model.require_unconditional("the error of denoised images is measured")
     (black, white), ladder = model.data_range, model.process.ladder
     clean = black + (white - black) * to_unit(images).to(model.device)
     z = ImageNoise(seed, torch.arange(len(images), device=model.device), model.shape).normal()

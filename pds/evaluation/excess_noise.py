@@ -275,7 +275,11 @@ def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
         model: the model; its network is used where it is.
         images: (n, C, H, W) uint8 real images.
         seed: of the noise.
+
+    Raises:
+        PDSError: the network has no unconditional score.
     """
+    model.require_unconditional("the noise that a network predicts is measured")
     black, white = model.data_range
     x = black + (white - black) * to_unit(images).to(model.device)
     ladder = model.process.ladder
@@ -302,7 +306,7 @@ def diagnose(
         seed: of the noise.
 
     Raises:
-        PDSError: the images are of another shape, or a T is too small.
+        PDSError: the images are of another shape, a T is too small, or the network has no unconditional score.
     """
     images = as_uint8(images)
     if tuple(images.shape[1:]) != tuple(model.shape):

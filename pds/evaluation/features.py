@@ -18,6 +18,7 @@ from pds.errors import MissingError, OptionError, PDSError
 from pds.files import locate, sha256, user_path
 from pds.models.checkpoints import load_weights
 from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
+from pds.models.scores import evaluating
 from pds.named import named, refused
 from pds.options import shown
 
@@ -267,7 +268,7 @@ def _require_pictures(name: str, images: Tensor) -> None:
 
 
 class OwnFeatures:
-    """Features of anyone's function or TorchScript file. Both are code, and are run.
+    """Features of anyone's function or TorchScript file. Both are code, and are run; their networks in evaluation mode.
 
     Args:
         source: FILE.py:NAME or module:NAME of a function, or a TorchScript file. It takes (n, C, H, W) uint8 images and returns
@@ -298,7 +299,8 @@ class OwnFeatures:
                 raise refused("features", f"names {kept}, which is no TorchScript file", error) from error
         self.name = re.sub(r"\W+", "_", name)
         self.source = source
-        self.dimension = self._features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
+        with evaluating():
+            self.dimension = self._features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
         self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(kept) if kept else "none"}
 
     def __call__(self, images: Tensor) -> np.ndarray:

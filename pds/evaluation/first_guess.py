@@ -104,8 +104,7 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
         PDSError: the images are not finite, T has too few evaluations for a response, or the network samples no image without
             a class.
     """
-    if not model.unconditional:
-        raise PDSError(f"a first guess samples images without a class, and {model.title} has no unconditional score")
+    model.require_unconditional("a first guess samples images")
     sampler, count = PreconditionedSDE(iterations), IMAGES // 2
     for_response = (IMAGES - count) * iterations // (len(FACTORS) * LEVELS)
     if for_response < 1:

@@ -65,7 +65,7 @@ class _Impulses:
         z = torch.zeros(self.count + 2, *self.shape, dtype=torch.float64)
         if self.draws < self.count:
             z[self.draws, :, 0, 0] = 1
-            z[-2, :, -1, 1] = 1
+            z[-2, :, -1, 1 % self.shape[-1]] = 1
         self.draws += 1
         return z
 
@@ -103,7 +103,7 @@ def sampled_law(
     final, _ = run(draws)
     answers, all_at_once, mean = final[:-2] - final[-1], final[-2] - final[-1], final[-1]
     law = StationaryGaussian(mean, torch.fft.fft2(answers).abs().square().sum(0))
-    expected = torch.roll(answers.sum(0), (-1, 1), (-2, -1))
+    expected = torch.roll(answers.sum(0), (-1, 1), (-2, -1))  # along an axis of one pixel nothing moves
     if torch.isfinite(law.power).all() and (all_at_once - expected).abs().max() > TOLERANCE * answers.abs().max():
         raise PDSError(
             f"the law of {sampler.title} is not known exactly here: its steps depend on the images, or a space filter mixes "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import Checkpoint
@@ -253,6 +256,22 @@ class Bfloat16Score:
             return output
 
 
+@contextlib.contextmanager
+def evaluating() -> Iterator[None]:
+    """Put each network that the block calls into evaluation mode, for good. A function does not tell which it calls."""
+    thread = threading.get_ident()
+
+    def settle(module: nn.Module, arguments: Any) -> None:
+        if module.training and threading.get_ident() == thread:
+            module.eval()
+
+    hook = register_module_forward_pre_hook(settle)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 @cache
 def warn_of_slow_bf16(device: torch.device) -> None:
     """Say once that bfloat16 on this CPU is slower than float32, if it is: without AVX-512, oneDNN leaves it to slow loops."""
@@ -328,6 +347,11 @@ class Model:
     def device(self) -> torch.device:
         """The device of the network; the CPU for a network without parameters."""
         return next((parameter.device for parameter in self.score.parameters()), torch.device("cpu"))
+
+    def require_unconditional(self, what: str) -> None:
+        """Refuse a network that was always shown its labels; `what` evaluates it without."""
+        if not self.unconditional:
+            raise PDSError(f"{what} without a class, and {self.title} has no unconditional score")
 
 
 GivenModel = Annotated[Model, Said("a model, from pds.load or pds.wrap")]

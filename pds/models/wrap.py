@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from pds.errors import OptionError, PDSError
 from pds.models.checkpoints import first_line
-from pds.models.scores import Classes, DataPrediction, Model, NoisePrediction, Prediction, ScorePrediction, VelocityPrediction
+from pds.models.scores import (
+    Classes,
+    DataPrediction,
+    Model,
+    NoisePrediction,
+    Prediction,
+    ScorePrediction,
+    VelocityPrediction,
+    evaluating,
+)
 from pds.options import MOST, Length, Range, Shape, checked, shown
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
@@ -76,7 +85,8 @@ def wrap(
     - label: (batch,) float32.
     - labels: (batch,) int64, the class of each image.
 
-    It returns a tensor of the shape of x. It is called once here, with two images, and is put into evaluation mode.
+    It returns a tensor of the shape of x. It is called once here, with two images, and is put into evaluation mode. So are the
+    networks that a function calls. N t - 1 is a whole number up to rounding, so a table of levels is looked up by the nearest.
 
     Args:
         network: a `torch.nn.Module` or a function.
@@ -148,7 +158,8 @@ def _try(score: Prediction, shape: tuple[int, int, int], name: str, labels: Sequ
     given += f", and labels {', '.join(map(str, labels))}" if labels else ""
     try:
         x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(device)
-        output = score.network(x, label.to(x.dtype), *([torch.tensor(labels, device=device)] if labels else []))
+        with evaluating():
+            output = score.network(x, label.to(x.dtype), *([torch.tensor(labels, device=device)] if labels else []))
     except Exception as error:  # so may a network
         raise PDSError(f"{called} fails for {given}: {type(error).__name__}, {first_line(error)}") from error
     if not isinstance(output, Tensor) or output.shape != x.shape or not output.is_floating_point():

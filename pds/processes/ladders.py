@@ -74,13 +74,14 @@ def visit_levels(sigmas: Tensor, iterations: Count, steps_per_level: Count | Non
     total = len(sigmas)
     # Every level if T allows it; else a part of the ladder, once.
     steps = steps_per_level or max(1, iterations // total)
-    unit = steps if steps_per_level or iterations <= total else total
+    every = steps_per_level is None and iterations > total
+    unit = total if every else steps
     visited = iterations // steps
     if iterations % unit or visited > total or visited == 1 < total:
-        below, largest = iterations // unit * unit, None if unit == total else total * steps
-        least = unit if unit == total else 2 * steps
+        below, largest = iterations // unit * unit, None if every else total * steps
+        least = unit if every else min(2, total) * steps
         nearest = sorted({min(max(least, value), largest or value) for value in (below, below + unit)})
-        if steps > iterations or (largest is not None and least > largest):
+        if steps > iterations > 1:
             raise OptionError("steps_per_level", f"must be at most {iterations // 2} for {iterations} iterations, got {steps}")
         raise OptionError(
             "iterations",

@@ -74,7 +74,13 @@ class LearningRates:
             raise OptionError("iterations", f"must be at least 2 for learning rates, got {count}")
         largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
         log_T, limit = math.log(count), math.log1p(smallest**-2) / math.log(count)
-        c0 = limit if self.c0 is None else self.c0
+        c0, least = limit if self.c0 is None else self.c0, math.log1p(largest**-2) / log_T
+        if c0 < least:
+            raise OptionError(
+                "c0",
+                f"must be from {-_rounded_down(-least):g} to {_rounded_down(limit):g} at T = {count}, for the noise levels of "
+                f"the model, {largest:.4g} to {smallest:.4g}, got {c0:g}",
+            )
         r = _rate(count**-c0, largest, count) if self.c1 is None else self.c1 * log_T / count
         if r >= 1:
             raise OptionError(

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,8 @@ Halves = tuple[Tensor, Tensor]
 HalvesScore = Callable[[Tensor, Tensor, float], Tensor]
 """(x, w, sigma) to s_w."""
 Draw = Callable[[], Tensor]
+CANCELLED = 1e-12  # 1 less a sum has at most four digits below this
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 class Step(NamedTuple):
@@ -214,20 +217,29 @@ class SSCS(VelocitySampler):
         return back(X), back(W)
 
 
+def _hyperbolic(h: float, c: Tensor) -> tuple[Tensor, Tensor]:
+    """e^-ch cosh(delta h) and e^-ch sinh(delta h) / delta with delta^2 = c^2 - 1, from exponentials that cannot overflow."""
+    delta = (c**2 - 1).sqrt()
+    near = delta.abs() * h < 1e-4
+    slow, fast = ((delta - c) * h).exp(), (-(delta + c) * h).exp()
+    series = (-c * h).exp() * h * (1 + (delta * h) ** 2 / 6)
+    return (slow + fast) / 2, torch.where(near, series, (slow - fast) / torch.where(near, 1, 2 * delta))
+
+
 def exact_step(h: float, spectrum: Spectrum, like: Tensor) -> tuple[Exact, Number]:
     """dx = -w dr, dw = (x - 2 c w) dr + 2 sqrt(g) dW over h, exactly, and c: numbers, or tensors for the device of `like`."""
     g, turn = (torch.as_tensor(part, dtype=torch.complex128) for part in spectrum)
     c = g + 1j * turn
-    delta = (c**2 - 1).sqrt()
-    near = delta.abs() * h < 1e-4
-    # e^-ch cosh(delta h) and e^-ch sinh(delta h) / delta, from two exponentials that cannot overflow.
-    slow, fast = ((delta - c) * h).exp(), (-(delta + c) * h).exp()
-    even = (slow + fast) / 2
-    series = (-c * h).exp() * h * (1 + (delta * h) ** 2 / 6)
-    ratio = torch.where(near, series, (slow - fast) / torch.where(near, 1, 2 * delta))
+    even, ratio = _hyperbolic(h, c)
     xx, xw, wx, ww = even + c * ratio, -ratio, ratio, even - c * ratio
     # It keeps N(0, I), so the covariance of its noise is I - mean mean^H.
-    root_x = (1 - xx.abs() ** 2 - xw.abs() ** 2).clamp(min=1e-30).sqrt()
+    variance_x = 1 - xx.abs() ** 2 - xw.abs() ** 2
+    if (variance_x < CANCELLED).any():
+        # It is also 4 g int |xw|^2 over the step.
+        within = zip((h / 2 * (NODES + 1)).tolist(), (h / 2 * WEIGHTS).tolist(), strict=True)
+        integral = sum(weight * _hyperbolic(part, c)[1].abs() ** 2 for part, weight in within)
+        variance_x = torch.where(variance_x < CANCELLED, 4 * g.real * integral, variance_x)
+    root_x = variance_x.clamp(min=1e-30).sqrt()
     root_both = -(wx * xx.conj() + ww * xw.conj()) / root_x
     root_w = (1 - wx.abs() ** 2 - ww.abs() ** 2 - root_both.abs() ** 2).clamp(min=0).sqrt()
     entries = (xx, xw, wx, ww, root_x.to(c.dtype), root_both, root_w.to(c.dtype), c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -93,7 +94,8 @@ class Restart(Sampler[list[RestartLevel]]):
         grid = [RestartLevel(a, b, a) for a, b in zip(sigmas.tolist(), [*sigmas[1:].tolist(), 0.0], strict=True)]
         if not self.restarts:
             return grid
-        if self.high > largest:
+        # The ladder's own end is off by rounding.
+        if self.high > largest and not math.isclose(self.high, largest):
             raise OptionError("high", f"must be at most {largest:g}, the largest noise level of the model, got {self.high:g}")
         at = int(torch.argmin((sigmas[1:] - self.low).abs())) + 1
         low = sigmas[at].item()

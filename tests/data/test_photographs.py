@@ -208,6 +208,13 @@ def test_ffhq_and_celeba_in_their_published_layouts(tmp_path):
     assert sizes == {"train": 2, "val": 2, "test": 1}
 
 
+def test_the_classes_of_celeba_in_folders_are_those_of_the_images_of_its_split(tmp_path):
+    for kind, names in {"a": ["000001.jpg", "162771.jpg"], "b": ["162772.jpg"]}.items():
+        save(images_of(len(names), 218, 178), tmp_path / "img_align_celeba" / kind, names)
+    labels = {split: make(CelebA, 64, "ncsnv2", tmp_path, split=split)().labels.tolist() for split in ("train", "val")}
+    assert labels == {"train": [0], "val": [0, 1]}
+
+
 def test_statistics_decode_only_the_images_they_are_of(tmp_path, cache, monkeypatch):
     write_lmdb(tmp_path / "church_outdoor_train_lmdb", [webp(image) for image in images_of(60)])
     decoded = set()

@@ -134,6 +134,12 @@ def test_moments_are_finite_tensors_of_one_shape(change, message):
         DatasetStatistics("ones", **moments | change)
 
 
+def test_statistics_of_double_precision_are_read_again(tmp_path):
+    moments = torch.full((1, 2, 3), 0.25, dtype=torch.float64, requires_grad=True)
+    DatasetStatistics("mine", moments, moments, moments, {"dataset": "mine", "images": 4}).save(tmp_path / "mine.npz")
+    assert torch.equal(DatasetStatistics.load(tmp_path / "mine.npz").mean, moments.float())
+
+
 def test_what_is_no_statistics_file_is_one_sentence(tmp_path):
     masks = dict.fromkeys(("power", "mean", "second_moment"), np.ones((1, 6, 8), np.float32))
     whole = masks | {"provenance": json.dumps({"dataset": "noise", "images": 200})}

@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,11 @@ from conftest import GaussianTarget
 from PIL import Image
 from test_configurations import composed
 
+import pds
+from pds.data.dataset import Dataset
+from pds.data.images import ArrayImages, as_uint8
 from pds.errors import PDSError
+from pds.evaluation.denoising import denoising_errors
 from pds.evaluation.excess_noise import (
     FACTORS,
     NoiseResponse,
@@ -21,6 +26,8 @@ from pds.evaluation.excess_noise import (
     noise_response,
 )
 from pds.lab.diagnosis import show_excess_noise
+from pds.models.ncsnpp import ncsnpp
+from pds.moments import measured_moments
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.processes.forward import VarianceExploding, VariancePreserving
@@ -112,6 +119,19 @@ def test_the_highest_frequencies_of_white_noise_and_of_a_wave():
     assert noise_in(3 * white, modes) == pytest.approx(3, rel=0.03)
     wave = torch.cos(2 * math.pi * torch.arange(32) * 5 / 32).expand(1, *SHAPE)
     assert noise_in(wave, modes) < 1e-5
+
+
+def test_a_network_that_always_saw_its_labels_is_not_measured_without_them():
+    made = ncsnpp((1, 8, 8), VE, width=8, multipliers=[1, 2], blocks=1, attention=[], classes=3)
+    made, images = replace(made, unconditional=False), torch.rand(4, 1, 8, 8)
+    source = ArrayImages("drawn", "all", as_uint8(images).numpy())
+    for measured in (
+        lambda: pds.diagnose(made, images),
+        lambda: denoising_errors(made, as_uint8(images), pds.statistics(images)),
+        lambda: measured_moments(made, Dataset("drawn", (1, 8, 8), lambda: source), 4, torch.device("cpu"), 4),
+    ):
+        with pytest.raises(PDSError, match=r"measured without a class, and .* has no unconditional score"):
+            measured()
 
 
 def test_the_command(tmp_path):

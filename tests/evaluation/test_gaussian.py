@@ -43,6 +43,13 @@ def test_reverse_diffusion_has_the_law_of_its_recursion():
     torch.testing.assert_close(law.mean, mean, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(6, 1), (1, 6), (1, 1)])
+def test_images_of_one_column_have_a_law(size):
+    target = StationaryGaussian(torch.zeros(1, *size).double(), torch.full((1, *size), 0.25).double())
+    law = sampled_law(PredictorCorrector(500, ReverseDiffusion(), None), target, VarianceExploding(0.01, 5.0, 500), Identity())
+    torch.testing.assert_close(law.power, target.power, rtol=0.05, atol=0)
+
+
 def test_a_uniform_start_counts_by_its_moments():
     law = sampled_law(AnnealedLangevin(2, 1e-9, denoise=False), TARGET, VE, Identity())
     torch.testing.assert_close(law.power, torch.full_like(law.power, 1 / 12), rtol=1e-3, atol=0)

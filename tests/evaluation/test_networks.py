@@ -135,6 +135,12 @@ def test_own_features_measure_like_any_other(tmp_path):
         make(features=f"{tmp_path}/mine.py:rows", measures=["inception_score"])
 
 
+def test_the_networks_of_own_features_are_in_evaluation_mode(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN + "drop = torch.nn.Dropout(0.5)\ndef dropped(images): return drop(rows(images))\n")
+    dropped, rows = (OwnFeatures(f"{tmp_path}/mine.py:{name}", SHAPE)(images(3)) for name in ("dropped", "rows"))
+    np.testing.assert_array_equal(dropped, rows)
+
+
 def test_own_features_that_cannot_be_are_one_sentence(tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     (tmp_path / "no.pt").write_bytes(b"no network")

@@ -120,6 +120,20 @@ def test_a_module_is_in_evaluation_mode_and_named():
     assert (model.shape, model.data_range, model.checkpoint) == (SHAPE, (-1.0, 1.0), None)
 
 
+@pytest.mark.parametrize("scripted", [False, True])
+def test_the_networks_that_a_function_calls_are_in_evaluation_mode(scripted):
+    inner = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5))
+    inner = torch.jit.script(inner) if scripted else inner
+    model = wrap(lambda x, label: inner(x), predicts="data", process=VE, shape=SHAPE, data_range=(-1, 1))
+    assert not inner.training
+    one, other = (pds.sample(model, pds.EDM(3), images=4, batch_size=size).images for size in (4, 3))
+    assert torch.equal(one, other)
+    assert inner.state_dict()["1.num_batches_tracked"] == 0
+    bystander = nn.Dropout()
+    bystander(torch.ones(1))
+    assert bystander.training
+
+
 GIVEN = {"predicts": "data", "process": VE, "shape": SHAPE, "data_range": (-1, 1)}
 WRONG_NETWORKS = {
     "crop": (

@@ -153,6 +153,15 @@ def test_a_filter_or_solenoid_that_does_nothing_is_the_identity():
     assert isinstance(built, FourierPreconditioner)
 
 
+@pytest.mark.parametrize("operator", ["S1", "S2", "S3"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_a_shift_of_images_without_a_direction_changes_nothing(operator, size):
+    """A cyclic shift by one pixel is its own inverse there, so S = 0 up to the rounding of a sine."""
+    P = build_preconditioner(NoFilter(), ShiftSolenoid(operator, 0.5), (1, *size), lambda: None)
+    f = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(P.drift(f), f)
+
+
 def test_stiffness_is_least_between_the_extremes_of_the_space_filter():
     # u = R^-2 A^-2 spans [8, 32] at the mean and [1/2, 2] elsewhere, where turn = 1: u + 1 / u is least at u = 1.
     R, A = torch.tensor([[[0.25, 1.0, 1.0]]]), torch.tensor([[[0.5**-0.5, 1.0, 0.5**0.5]]])

@@ -1,4 +1,6 @@
+import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -43,6 +45,20 @@ def test_an_impossible_T_names_the_possible_ones(iterations, steps, says):
     with pytest.raises(PDSError, match=says) as error:
         visit_levels(geometric_ladder(1, 0.01, 10), iterations, steps)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 10])
+def test_each_T_that_is_named_can_be_walked(levels):
+    """As many steps a level as there are levels is one of the cases."""
+    sigmas = geometric_ladder(1, 0.01, levels)
+    for iterations, steps in itertools.product(range(1, 12 * levels), [None, 1, 2, 3, levels]):
+        try:
+            visit_levels(sigmas, iterations, steps)
+        except PDSError as error:
+            named = re.search(r"nearest: ([\d, ]+)", str(error))
+            for nearest in named[1].split(", ") if named else []:
+                visit_levels(sigmas, int(nearest), steps)
+            assert named or steps > iterations > 1
 
 
 def test_karras_levels():

@@ -58,5 +58,11 @@ def test_impossible_schedules_are_refused():
     for schedule, T in ((LearningRates(), 10), (LearningRates(c1=20.0), 50), (LearningRates(c0=9.0), 50)):
         with pytest.raises(PDSError, match=rf"iterations must be above {T} .* must be below 1; use more, or smaller c0 and c1"):
             schedule.sigmas(process, T)
+    # The smallest level alone is above the largest of the model, whatever c1 is.
+    narrow = VarianceExploding(0.3, 2.0, 10)
+    with pytest.raises(PDSError, match=r"c0 must be from 0\.058 to 0\.637 at T = 50, .* got 0\.01$"):
+        LearningRates(0.01).sigmas(narrow, 50)
+    for c0 in (0.058, 0.637):
+        LearningRates(c0).sigmas(narrow, 50)
     with pytest.raises(PDSError, match="iterations must be at least 2"):
         LearningRates().sigmas(process, 1)

@@ -212,6 +212,16 @@ def test_the_exact_step_is_finite_for_any_filter():
     assert step.wx.real.item() == pytest.approx(1 / (2 * gain), rel=1e-3)
 
 
+@pytest.mark.parametrize("h", [1e-8, 1e-6, 3e-6, 1e-4])
+@pytest.mark.parametrize("c", [1.0, 0.2, 4 + 50j], ids=str)
+def test_a_tiny_exact_step_draws_tiny_noise(h, c):
+    """T = 2000, the most in [CLD], ends with half steps of 1e-6."""
+    g, turn = c.real, c.imag
+    step, _ = exact_step(h, Spectrum(*torch.tensor([[[g]], [[turn]]], dtype=torch.float64)), torch.zeros(1).double())
+    expected = (4 * g * h**3 / 3) ** 0.5, -((3 * g * h) ** 0.5), (g * h) ** 0.5
+    assert [step.root_x.item(), step.root_both.item(), step.root_w.item()] == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("sampler", [CLDEulerMaruyama(), SSCS(), CLDFlow()], ids=lambda sampler: sampler.title)
 def test_networks_without_a_velocity_are_refused(sampler):
     with pytest.raises(PDSError, match="samples networks of CLD, and this one is of VE: choose another sampler"):

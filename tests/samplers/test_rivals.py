@@ -143,6 +143,13 @@ def test_restart_without_restarts_is_edm():
     )
 
 
+@pytest.mark.parametrize("largest", [50.0, 80.0, 90.0, 140.0])
+def test_a_restart_may_go_to_the_largest_level(largest):
+    """The first level of the ladder is exp(log(largest)), which is often less."""
+    levels = Restart(9, restarts=1, low=1.0, high=largest).levels(VarianceExploding(0.01, largest, 100))
+    assert sum(level.sigma == pytest.approx(largest) for level in levels) == 2
+
+
 def test_what_is_refused():
     for options, says in (
         ({"low": 0.5}, "low must be below high, got 0.5 and 0.3"),
