@@ -80,6 +80,7 @@ def write_report(folder: Path) -> Path:
         **table,
         "columns": plain_columns(done),
         "ranked": {name: done.ranked(name) for name in done.metrics},
+        "lowest": {name: done.lowest(name) for name in done.metrics},
         "texts": {name: done.texts(name) for name in done.metrics},
         "foremost": _foremost(done) if strips else [],
         "measures": part("The measures", [], _measures, done, figures),
@@ -126,10 +127,12 @@ def _summary(runs: Runs) -> list[list[Any]]:
 
 
 def _verdicts(done: Runs) -> list[dict[str, Any]]:
-    """Return the best preconditioned run of each model and metric beside vanilla runs, where it can be compared with one."""
+    """Return the best preconditioned run of each model, reference and metric beside vanilla runs, where it can be compared with
+    one."""
     found: list[dict[str, Any]] = []
-    for model, metric in itertools.product(done.models, done.metrics):
-        alike = Runs(tuple(run for run in done if run.model == model))
+    groups = grouped(((run.model, run.reference, name), run) for run in done for name in done.metrics if name in run.measures)
+    for (model, _, metric), having in groups.items():
+        alike = Runs(tuple(having))
         pds = next((run for run in alike.ranked(metric) if not run.vanilla), None)
         if pds is None or (base := alike.baseline(pds, metric)) is None:
             continue
