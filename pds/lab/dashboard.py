@@ -16,14 +16,17 @@ from pds.errors import PDSError
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import panels
 from pds.lab.report.table import format_table
+from pds.lab.runs import MOVED
 from pds.lab.terminal import show
-from pds.lab.trackers.wandb import has_api_key
+from pds.lab.trackers.wandb import WandbTracker, has_api_key
 
 try:
     import wandb_workspaces.reports.v2 as wr
 except ImportError:
     wr = None  # type: ignore[assignment]
 
+TRACKERS = ("tracker", "tracker.wandb", "tracker.wandb_offline")
+"""The keys that a W&B tracker of a run may have: alone, or as one of several."""
 WIDTH = 24  # columns of W&B's grid, which puts panels side by side while there is room
 
 
@@ -63,11 +66,16 @@ def dashboard(folder: Path, project: str | None = None, entity: str | None = Non
 
 
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
-    """Return the option of the runs' tracker, else the environment's value, in the order of `wandb.init`."""
-    told = {value for run in runs if (value := run.flat.get(f"tracker.{name}"))}
+    """Return the option of the runs' W&B tracker, else the environment's value, in the order of `wandb.init`."""
+    places = [(run.flat, place) for run in runs for place in TRACKERS]
+    told = {flat.get(f"{place}.{name}") for flat, place in places if _of_wandb(flat.get(f"{place}._target_"))} - {None, ""}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
     return next(iter(told), None) or os.environ.get(variable) or None
+
+
+def _of_wandb(target: Any) -> bool:
+    return MOVED.get(str(target), target) == f"{WandbTracker.__module__}.{WandbTracker.__qualname__}"
 
 
 def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:

@@ -49,7 +49,7 @@ def finished_run(folder, vanilla, iterations, metrics, tracker=None):
     config = {
         "group": GROUP,
         "seed": 3,
-        "tracker": {"project": "lab", "entity": None},
+        "tracker": {"_target_": "pds.lab.trackers.wandb.WandbTracker", "project": "lab", "entity": None},
         "filter": parts,
         "sampler": {"_target_": "pds.AnnealedLangevin", "iterations": iterations},
     }
@@ -250,6 +250,16 @@ def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
     runs.runs[0].flat["tracker.project"] = "attic"
     with pytest.raises(PDSError, match=r"tracker.project \(attic, lab\): give --project"):
         dashboard._setting(runs, "project", "WANDB_PROJECT")
+
+
+def test_the_project_of_several_trackers_is_that_of_their_wandb(tmp_path, monkeypatch):
+    runs = read_runs(sweep(tmp_path / "sweep"))
+    wandb = {"tracker.wandb_offline._target_": "pds.lab.trackers.wandb.WandbTracker", "tracker.wandb_offline.project": "mine"}
+    several = {"tracker._target_": "pds.lab.tracking.Several", "tracker.project": None}
+    trackio = {"tracker._target_": "pds.lab.trackers.trackio.TrackioTracker", "tracker.project": "of Trackio"}
+    for run, tracker in zip(runs, (several | wandb, trackio, trackio, trackio), strict=True):
+        run.flat.update(tracker)
+    assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "mine"
 
 
 @contextlib.contextmanager
