@@ -577,6 +577,37 @@ def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_dra
     assert drawn("ended", 5) == drawn("undisturbed", None)
 
 
+def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(tmp_path):
+    kinds = [
+        Kind("default", (), 6),
+        *(Kind(name, (), 6, (Varied("sampler.eta", Search(0.25, 4), False, 1.0),)) for name in "ab"),
+    ]
+    storage = optuna.storages.InMemoryStorage()
+    for count in (1, 5):
+        made = study.Study(storage, "more", tmp_path, kinds, count, 64, 3, "random")
+        for _ in range(count - len(made.ended)):
+            with made.next() as (trial, _, _):
+                made.tell(trial, TrialState.COMPLETE, 0.0, 1.0)
+        with made.next() as none:
+            assert none is None
+    assert [trial.user_attrs.get("start") for trial in made.ended] == ["default", "a", "b", None, None]
+
+
+def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "grid.png").write_bytes(b"no picture")
+    one = Answer(Measured(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
+    trial = optuna.create_study().ask()
+    for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():
+        trial.set_user_attr(name, value)
+    trial.study.tell(trial, 1.0)
+    trials = study.Study(trial.study._storage, trial.study.study_name, tmp_path, [], 1, 64, 3, "random")
+    about = {"command": "tune.py", "metric": "fid_x_2048", "images": 256, "evaluations": 1, "seconds": 1.0}
+    page = write_page(tmp_path, about, {6: trials}, {6: one}).read_text()
+    assert "This cannot be shown" in page and "winner, seed 0" in page
+    assert "distance of 256 images" in page, "the trials are measured on fewer images than the confirmation"
+
+
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
     def opened(url):
         with study.locked(tmp_path / "locks" / "storage", wait=False) as free:

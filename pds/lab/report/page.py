@@ -205,11 +205,11 @@ def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | No
 
 def _images(done: Runs, strips: bool) -> dict[int | None, list[tuple[Run, Picture | str]]]:
     """Return the grid of every run, or the strips by seed."""
-    found = [(run, _seen(strip_of if strips else grid_of, run)) for run in done]
-    return grouped((run.result["seed"] if strips else None, (run, seen)) for run, seen in found if seen is not None)
+    found = [(run, seen(strip_of if strips else grid_of, run)) for run in done]
+    return grouped((run.result["seed"] if strips else None, (run, picture)) for run, picture in found if picture is not None)
 
 
-def _seen(read: Callable[[Run], Any], run: Run) -> Any:
+def seen(read: Callable[[Run], Any], run: Run) -> Any:
     """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
@@ -221,7 +221,7 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
     """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
-        planes = _seen(filters_of, run)
+        planes = seen(filters_of, run)
         if isinstance(planes, str):
             found[run.folder] = (run.label, planes, None)
             continue
