@@ -616,3 +616,10 @@ def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypa
 
     monkeypatch.setattr(study, "get_storage", opened)
     storage_of(tmp_path, "sqlite:///study.db")
+
+
+def test_runs_of_more_images_than_a_trial_have_the_measures_that_they_have_alone():
+    few, many = (composed("model=ncsnpp_small", "metric=panel", f"images={images}", "device=cpu") for images in (256, 2048))
+    like = Experiment.build(few)
+    assert "kid" not in like.metric.measures, "it needs 1,000 images"
+    assert Experiment.build(many, like).metric.measures == Experiment.build(many).metric.measures
