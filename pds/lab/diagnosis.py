@@ -54,8 +54,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     _require_followed(cfg, model, dataset, sampler, filter)
     # Settings that cannot be sampled are refused here, before any sampling.
     ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-    for iterations in cfg.iterations:
-        _with_iterations(cfg, iterations, model)
+    filters = [_with_iterations(cfg, iterations, model)[1] for iterations in cfg.iterations]
     model.score.to(device)
     images = dataset.images.read(choose_images(dataset.images, cfg.images, 0))
     response = response_of(model, images)
@@ -74,7 +73,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
 
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
     show("where the data begin to show in them:\n")
-    named = [name for name in ("vanilla", filter.title) if name]
+    named = [name for name in ("vanilla", " / ".join(dict.fromkeys(one.title for one in filters))) if name]
     told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
     _row(["T", "sigma there", *told, "least gain", "alpha for it"], head=True)
     tracks: list[NoiseTrack] = []
