@@ -31,7 +31,7 @@ from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
 from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
-from pds.lab.text import write_text
+from pds.lab.text import MISSING, write_text
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
@@ -189,8 +189,8 @@ def show_gaussian(cfg: DictConfig) -> None:
             show(f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what {sampler.title}")
             show(f"({sampler.detail}) makes of its exact score, {model.process.title}:\n")
             _row(["T", "vanilla", *(f"{name}={value:g}" for value in cfg.over), "lowest"], head=True)
-        finite = [(d, f"{value:g}") for d, value in zip(distances, cfg.over, strict=True) if math.isfinite(d)]
-        _, best = min([(vanilla, "vanilla"), *finite])
+        named = zip((vanilla, *distances), ("vanilla", *(f"{value:g}" for value in cfg.over)), strict=True)
+        _, best = min((one for one in named if math.isfinite(one[0])), default=(math.inf, MISSING))
         numbers = (f"{d:.3g}" if math.isfinite(d) else "diverges" for d in (vanilla, *distances))
         _row([str(iterations), *numbers, best])
 
