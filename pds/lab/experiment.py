@@ -278,17 +278,22 @@ def measured(
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
     alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+
+    def first() -> np.ndarray:
+        alone(todo[0])
+        features: np.ndarray = next(read_all(todo[:1], alone))["features"]
+        return features
+
     if (result := folder.result()) is not None:
         folder.status("done")
         if look is not None:
-            look(next(read_all(todo[:1], alone))["features"])
+            look(first())
         return result
     with log_file(folder.path / "run.log"):
         try:
             take_from_others(experiment, config, folder, todo)
             if look is not None:
-                generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
-                look(next(read_all(todo[:1], alone))["features"])
+                look(first())
             sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)
         except (Exception, KeyboardInterrupt) as error:
             with contextlib.suppress(Exception):

@@ -3,6 +3,7 @@ sentence."""
 
 import functools
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import replace
 from statistics import stdev
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -24,7 +26,7 @@ from pds.errors import OptionError, PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.generation import DivergedError, ImageSampler
 from pds.lab.config import CONF, build
-from pds.lab.experiment import Experiment
+from pds.lab.experiment import Experiment, measured
 from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
@@ -606,6 +608,16 @@ def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
     page = write_page(tmp_path, about, {6: trials}, {6: one}).read_text()
     assert "This cannot be shown" in page and "winner, seed 0" in page
     assert "distance of 256 images" in page, "the trials are measured on fewer images than the confirmation"
+
+
+def test_a_finished_run_without_its_images_is_looked_at_like_another(gaussian, tmp_path):
+    cfg = composed(*gaussian, f"outputs={tmp_path}", "images=8", "shard_size=4", "threads=1", "sampler=preconditioned_sde")
+    looked = []
+    result = measured(cfg, [], [], look=looked.append)
+    (samples,) = tmp_path.glob("runs/*/samples")
+    shutil.rmtree(samples)
+    assert measured(cfg, [], [], look=looked.append) == result
+    assert looked[1].shape == (4, 16) and np.array_equal(*looked)
 
 
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
