@@ -18,6 +18,7 @@ from pds.lab.report.settings import panels
 from pds.lab.report.table import format_table
 from pds.lab.runs import MOVED
 from pds.lab.terminal import show
+from pds.lab.text import MISSING
 from pds.lab.trackers.wandb import WandbTracker, has_api_key
 
 try:
@@ -95,7 +96,9 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     Charts ask W&B for the summary keys that a run logs (`pds.lab.experiment.mirror`). Each distance has panels of its own under
     its full name: a run with another image count or other features is absent there.
     """
-    group, names = runs.runs[0].flat["group"], runs.metrics
+    # An older run may have neither its configuration nor the group in its result.
+    groups, names = (run.flat.get("group") or run.result.get("experiment") for run in runs), runs.metrics
+    group = next(filter(None, groups), runs.runs[0].folder.parent.name)
     # W&B's filter language rewrites = < > even between quotes.
     escaped = re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", group)
     keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
@@ -146,12 +149,14 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
 
 
 def _provenance(runs: Runs) -> list[Any]:
-    """Return commands, doubts, commits and versions, as the runs recorded them."""
-    commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
+    """Return commands, doubts, commits and versions, as far as the runs recorded them."""
+    commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs if run.result.get("command")))
     doubts = "\n".join(dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", [])))
     made = []
     for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
-        made.append((f"Commit {run.result['commit']} on {run.result['device']} ({versions})", f"`{run.folder.name}`"))
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
+        commit, device = (run.result.get(key, MISSING) for key in ("commit", "device"))
+        made.append((f"Commit {commit} on {device} ({versions or MISSING})", f"`{run.folder.name}`"))
     origins = [f"{title}: {', '.join(names)}" for title, names in grouped(made).items()]
-    return [wr.MarkdownBlock(text=text) for text in (f"```bash\n{commands}\n```", doubts, *origins) if text]
+    command = f"```bash\n{commands}\n```" if commands else ""
+    return [wr.MarkdownBlock(text=text) for text in (command, doubts, *origins) if text]

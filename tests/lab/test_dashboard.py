@@ -208,6 +208,18 @@ def test_runs_that_differ_in_their_parts_are_no_sweep(tmp_path):
     assert {runset["name"] for grid in grids(spec(tmp_path)) for runset in grid["runSets"]} == {"pds"}
 
 
+def test_a_result_of_an_older_version_without_its_configuration_is_in_the_report(tmp_path):
+    folder = sweep(tmp_path / "sweep")
+    for name in ("vanilla-10", "pds-10"):
+        result = json.loads((folder / name / "result.json").read_text())
+        for key in ("command", "versions", "commit", "device", "experiment"):
+            del result[key]
+        write_json(folder / name / "result.json", result)
+        (folder / name / "config.yaml").unlink()
+    text = json.dumps(spec(folder), ensure_ascii=False)
+    assert "Commit – on – (–)" in text and "Commit abc on CPU (pds 0.1)" in text
+
+
 def test_what_is_not_uploaded(tmp_path):
     folder = sweep(tmp_path / "sweep")
     wandb_folders = {path.name: path / "wandb" for path in folder.iterdir()}
