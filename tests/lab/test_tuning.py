@@ -31,7 +31,7 @@ from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
-from pds.lab.tuning.space import Kind, Varied, kinds_of
+from pds.lab.tuning.space import Kind, Varied, kinds_of, most_iterations
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
 from pds.options import Search
@@ -618,6 +618,16 @@ def test_a_finished_run_without_its_images_is_looked_at_like_another(gaussian, t
     shutil.rmtree(samples)
     assert measured(cfg, [], [], look=looked.append) == result
     assert looked[1].shape == (4, 16) and np.array_equal(*looked)
+
+
+def test_a_default_with_a_first_guess_meets_its_budget_and_a_refusal_has_the_key_of_its_part(gaussian):
+    part = functools.partial(composed, *gaussian, "sampler=preconditioned_sde")
+    model, dataset = (build(part()[name]) for name in ("model", "dataset"))
+    assert most_iterations(part("sampler.eta=auto"), 6, model, dataset) == (6, 6)
+    filtered = ["dataset=folder", "dataset.shape=[1,4,4]", "dataset.source.root=nowhere", "filter=statistics"]
+    known = ["filter.alpha=auto", "filter.reference.alpha=1", "filter.reference.iterations=100"]
+    with pytest.raises(OptionError, match=r"^filter\.alpha must be"):
+        most_iterations(part(*filtered, *known), 6, model, dataset)
 
 
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
