@@ -69,7 +69,8 @@ def dashboard(folder: Path, project: str | None = None, entity: str | None = Non
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
     """Return the option of the runs' W&B tracker, else the environment's value, in the order of `wandb.init`."""
     places = [(run.flat, place) for run in runs for place in TRACKERS]
-    told = {flat.get(f"{place}.{name}") for flat, place in places if _of_wandb(flat.get(f"{place}._target_"))} - {None, ""}
+    given = [flat.get(f"{place}.{name}") for flat, place in places if _of_wandb(flat.get(f"{place}._target_"))]
+    told = {value for value in given if value}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
     return next(iter(told), None) or os.environ.get(variable) or None

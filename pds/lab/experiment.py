@@ -280,7 +280,7 @@ def measured(
     alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
 
     def first() -> np.ndarray:
-        alone(todo[0])
+        generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
         features: np.ndarray = next(read_all(todo[:1], alone))["features"]
         return features
 
