@@ -187,6 +187,12 @@ def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeyp
     made = OverridesParser.create().parse_overrides([from_anywhere(override) for override in given])
     values = [f"{folder}/net.py:Tiny", f"{folder}/w.pt", "asset:w.pt", "mnist", 1]
     assert [override.value() for override in made] == values
+    for name in ("data", "asset"):
+        (folder / name).mkdir()
+    assert from_anywhere("model.checkpoint=asset:w.pt") == "model.checkpoint=asset:w.pt"
+    assert from_anywhere("model.predicts=data") == "model.predicts=data"
+    (root,) = OverridesParser.create().parse_overrides([from_anywhere("dataset.source.root=data")])
+    assert root.value() == f"{folder}/data"
 
 
 def test_run_composes_a_recommendation(found):
