@@ -16,14 +16,18 @@ from pds.errors import PDSError
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import panels
 from pds.lab.report.table import format_table
+from pds.lab.runs import MOVED
 from pds.lab.terminal import show
-from pds.lab.trackers.wandb import has_api_key
+from pds.lab.text import MISSING
+from pds.lab.trackers.wandb import WandbTracker, has_api_key
 
 try:
     import wandb_workspaces.reports.v2 as wr
 except ImportError:
     wr = None  # type: ignore[assignment]
 
+TRACKERS = ("tracker", "tracker.wandb", "tracker.wandb_offline")
+"""The keys that a W&B tracker of a run may have: alone, or as one of several."""
 WIDTH = 24  # columns of W&B's grid, which puts panels side by side while there is room
 
 
@@ -63,11 +67,17 @@ def dashboard(folder: Path, project: str | None = None, entity: str | None = Non
 
 
 def _setting(runs: Runs, name: str, variable: str) -> str | None:
-    """Return the option of the runs' tracker, else the environment's value, in the order of `wandb.init`."""
-    told = {value for run in runs if (value := run.flat.get(f"tracker.{name}"))}
+    """Return the option of the runs' W&B tracker, else the environment's value, in the order of `wandb.init`."""
+    places = [(run.flat, place) for run in runs for place in TRACKERS]
+    given = [flat.get(f"{place}.{name}") for flat, place in places if _of_wandb(flat.get(f"{place}._target_"))]
+    told = {value for value in given if value}
     if len(told) > 1:
         raise PDSError(f"the runs do not agree on tracker.{name} ({', '.join(sorted(told))}): give --{name}")
     return next(iter(told), None) or os.environ.get(variable) or None
+
+
+def _of_wandb(target: Any) -> bool:
+    return MOVED.get(str(target), target) == f"{WandbTracker.__module__}.{WandbTracker.__qualname__}"
 
 
 def not_uploaded(runs: Iterable[Run]) -> tuple[list[Path], list[Run]]:
@@ -87,7 +97,9 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     Charts ask W&B for the summary keys that a run logs (`pds.lab.experiment.mirror`). Each distance has panels of its own under
     its full name: a run with another image count or other features is absent there.
     """
-    group, names = runs.runs[0].flat["group"], runs.metrics
+    # An older run may have neither its configuration nor the group in its result.
+    groups, names = (run.flat.get("group") or run.result.get("experiment") for run in runs), runs.metrics
+    group = next(filter(None, groups), runs.runs[0].folder.parent.name)
     # W&B's filter language rewrites = < > even between quotes.
     escaped = re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", group)
     keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
@@ -138,12 +150,14 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
 
 
 def _provenance(runs: Runs) -> list[Any]:
-    """Return commands, doubts, commits and versions, as the runs recorded them."""
-    commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs))
+    """Return commands, doubts, commits and versions, as far as the runs recorded them."""
+    commands = "\n".join(dict.fromkeys(run.result["command"] for run in runs if run.result.get("command")))
     doubts = "\n".join(dict.fromkeys(f"- {run.label}: {doubt}" for run in runs for doubt in run.result.get("doubts", [])))
     made = []
     for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run.result["versions"].items())
-        made.append((f"Commit {run.result['commit']} on {run.result['device']} ({versions})", f"`{run.folder.name}`"))
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.get("versions", {}).items())
+        commit, device = (run.result.get(key, MISSING) for key in ("commit", "device"))
+        made.append((f"Commit {commit} on {device} ({versions or MISSING})", f"`{run.folder.name}`"))
     origins = [f"{title}: {', '.join(names)}" for title, names in grouped(made).items()]
-    return [wr.MarkdownBlock(text=text) for text in (f"```bash\n{commands}\n```", doubts, *origins) if text]
+    command = f"```bash\n{commands}\n```" if commands else ""
+    return [wr.MarkdownBlock(text=text) for text in (command, doubts, *origins) if text]

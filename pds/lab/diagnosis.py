@@ -31,7 +31,7 @@ from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
 from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
-from pds.lab.text import write_text
+from pds.lab.text import MISSING, write_text
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import Filter, NoFilter
@@ -54,8 +54,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     _require_followed(cfg, model, dataset, sampler, filter)
     # Settings that cannot be sampled are refused here, before any sampling.
     ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-    for iterations in cfg.iterations:
-        _with_iterations(cfg, iterations, model)
+    filters = [_with_iterations(cfg, iterations, model)[1] for iterations in cfg.iterations]
     model.score.to(device)
     images = dataset.images.read(choose_images(dataset.images, cfg.images, 0))
     response = response_of(model, images)
@@ -74,7 +73,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
 
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
     show("where the data begin to show in them:\n")
-    named = [name for name in ("vanilla", filter.title) if name]
+    named = [name for name in ("vanilla", " / ".join(dict.fromkeys(one.title for one in filters))) if name]
     told = [f"{name}, {how}" for name in named for how in ("predicted", "sampled")]
     _row(["T", "sigma there", *told, "least gain", "alpha for it"], head=True)
     tracks: list[NoiseTrack] = []
@@ -190,8 +189,8 @@ def show_gaussian(cfg: DictConfig) -> None:
             show(f"\nFréchet distance in pixels from a Gaussian of {cfg.dataset.name} to what {sampler.title}")
             show(f"({sampler.detail}) makes of its exact score, {model.process.title}:\n")
             _row(["T", "vanilla", *(f"{name}={value:g}" for value in cfg.over), "lowest"], head=True)
-        finite = [(d, f"{value:g}") for d, value in zip(distances, cfg.over, strict=True) if math.isfinite(d)]
-        _, best = min([(vanilla, "vanilla"), *finite])
+        named = zip((vanilla, *distances), ("vanilla", *(f"{value:g}" for value in cfg.over)), strict=True)
+        _, best = min((one for one in named if math.isfinite(one[0])), default=(math.inf, MISSING))
         numbers = (f"{d:.3g}" if math.isfinite(d) else "diverges" for d in (vanilla, *distances))
         _row([str(iterations), *numbers, best])
 

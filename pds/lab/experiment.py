@@ -64,6 +64,7 @@ class Experiment:
     doubts: list[str]
     batch_size: int
     guessed: dict[str, str] = field(default_factory=dict)  # values of auto, by key
+    panel: Panel | None = None  # `metric` before measures are left out for which there are too few images
 
     @classmethod
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
@@ -86,7 +87,7 @@ class Experiment:
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric: Panel | None = like.metric if like else build(cfg.metric, dataset, str(device))
+        metric = panel = like.panel if like else build(cfg.metric, dataset, str(device))
         if metric is not None:
             metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
             if cfg.images < 2:
@@ -130,7 +131,7 @@ class Experiment:
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         classes = () if labels is None else (f"labels {asked.labels}", guidance.title if guidance else "")
         label = ", ".join(part for part in (what, sampler.detail, remedy, *classes, "bf16" if cfg.bf16 else "") if part)
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, guessed)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, guessed, panel)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -277,17 +278,22 @@ def measured(
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
     alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
+
+    def first() -> np.ndarray:
+        generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
+        features: np.ndarray = next(read_all(todo[:1], alone))["features"]
+        return features
+
     if (result := folder.result()) is not None:
         folder.status("done")
         if look is not None:
-            look(next(read_all(todo[:1], alone))["features"])
+            look(first())
         return result
     with log_file(folder.path / "run.log"):
         try:
             take_from_others(experiment, config, folder, todo)
             if look is not None:
-                generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
-                look(next(read_all(todo[:1], alone))["features"])
+                look(first())
             sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)
         except (Exception, KeyboardInterrupt) as error:
             with contextlib.suppress(Exception):

@@ -26,8 +26,7 @@ def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictCo
         OptionError: there is no guess for this sampler, no filter is needed, or none is enough.
     """
     sampler_node, filter_node, found = cfg.sampler, cfg.filter, dict[str, str]()
-    of_eta = OmegaConf.select(cfg, "sampler.eta") == "auto"
-    of_alpha = OmegaConf.select(cfg, "filter.alpha") == "auto" and OmegaConf.select(cfg, "filter.reference.alpha") is None
+    of_eta, of_alpha = _guessed(cfg)
     if not (of_eta or of_alpha):
         return sampler_node, filter_node, found
     if of_eta:
@@ -56,6 +55,20 @@ def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictCo
         found["filter.alpha"] = f"{alpha:.3g}"
         filter_node = _with(cfg.filter, "alpha", float(found["filter.alpha"]))
     return sampler_node, filter_node, found
+
+
+def without_auto(cfg: DictConfig) -> tuple[DictConfig, DictConfig]:
+    """The nodes of sampler and filter with any valid number for each value that `settled` guesses: no evaluation depends on
+    it."""
+    of_eta, of_alpha = _guessed(cfg)
+    sampler_node = _with(cfg.sampler, "eta", 1.0) if of_eta else cfg.sampler
+    return sampler_node, _with(cfg.filter, "alpha", 5.0) if of_alpha else cfg.filter
+
+
+def _guessed(cfg: DictConfig) -> tuple[bool, bool]:
+    """Whether eta and alpha are guessed."""
+    of_alpha = OmegaConf.select(cfg, "filter.alpha") == "auto" and OmegaConf.select(cfg, "filter.reference.alpha") is None
+    return OmegaConf.select(cfg, "sampler.eta") == "auto", of_alpha
 
 
 def _with(node: DictConfig, name: str, value: float) -> DictConfig:

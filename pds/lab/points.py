@@ -166,9 +166,9 @@ class Points:
             raise
         end("done")
 
-    def time_left(self, since: float) -> float | None:
-        """Seconds for the rest of the sweep, at the pace of the points that ended after `since`; None before any did."""
-        points = self.read()
+    def time_left(self, sweep: str, since: float) -> float | None:
+        """Seconds for the rest of a sweep, at the pace of its points that ended after `since`; None before any did."""
+        points = [point for point in self.read() if point.sweep == sweep]
         ended = [point for point in points if point.state in ("done", "skipped", "failed") and point.ended > since]
         work = sum(point.work for point in ended)
         rest = sum(point.work for point in points if point.state in ("waiting", "running"))

@@ -56,7 +56,7 @@ PLACE = {
     "dataset.source.root",
 }
 # How images are measured.
-MEASURING = {"metric", "dataset.reference", "fingerprint.reference"}
+MEASURING = {"metric", "dataset.reference", "fingerprint.reference", "fingerprint.seen"}
 # Beside these: names, what repeats a measurement, and what stands where other keys say the same.
 ASIDE = PLACE | MEASURING | {"name", "published", "seed", "shard_size", "fingerprint", "filter.reference"}
 # Configurations compute these from T: no difference where each T has one value.

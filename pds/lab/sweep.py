@@ -182,7 +182,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
             write_report(folder)
         except Exception as error:  # the sweep goes on, and writes the report at its end
             log.warning("the report could not be written: %s", error)
-    if left := points.time_left(cfg.sweep.since):
+    if left := points.time_left(cfg.sweep.name, cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
 
 

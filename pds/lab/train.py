@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> None:
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
-    if folder.result({"seconds": float, "device": str}) is not None:
+    if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)
         return
     metrics = MetricsFile(folder.path / "metrics.jsonl")

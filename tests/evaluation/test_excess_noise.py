@@ -141,6 +141,7 @@ def test_the_command(tmp_path):
         Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
     data = ["dataset=folder", "dataset.shape=[1,28,28]", f"dataset.source.root={tmp_path}", "images=4"]
     here = [*data, "dataset.statistics_file=asset:mnist_statistics.npz", "iterations=[2,6,12]", "model.process.sigma_max=16"]
+    here += ["filter.alpha=auto", "filter.reference.alpha=5", "filter.reference.iterations=6"]
     here.append(f"outputs={tmp_path / 'outputs'}")
     result = command("tools/excess_noise.py", *here)
     assert result.returncode == 0, result.stderr
@@ -151,7 +152,8 @@ def test_the_command(tmp_path):
         predicted, sampled, with_filter, sampled_with_filter = map(float, row[2:6])
         assert predicted == pytest.approx(sampled, rel=0.2) and with_filter == pytest.approx(sampled_with_filter, rel=0.3)
     picture = (tmp_path / "outputs" / "excess_noise.svg").read_text()
-    assert all(label in picture for label in ("T = 6, vanilla", "T = 12, PDS α=5"))
+    assert all(label in picture for label in ("T = 6, vanilla", "T = 12, PDS α=10"))
+    assert "PDS α=1.66667 / PDS α=5 / PDS α=10, sampled" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """The exact law of samplers on a Gaussian of the data."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from command_line import command
 from conftest import natural_power
+from test_configurations import composed
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.lab.diagnosis import show_gaussian
 from pds.preconditioning.filters import StatisticsFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
 from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
@@ -113,3 +118,11 @@ def test_the_command():
     for wrong in ("filter.beta", "filtr.alpha", "model.process.sigma_max", "sampler.iterations"):
         refused = command("tools/gaussian.py", f"vary={wrong}")
         assert refused.returncode == 1 and f"error: vary={wrong} is no key of filter, solenoid, sampler" in refused.stderr
+
+
+@pytest.mark.parametrize(("distances", "lowest"), [((math.nan, 2.0, 1.0), "3"), ((math.nan, math.inf, math.nan), "–")])
+def test_what_diverges_is_not_the_lowest(monkeypatch, capsys, distances, lowest):
+    law = iter(distances)
+    monkeypatch.setattr("pds.lab.diagnosis.sampled_law", lambda *_: SimpleNamespace(distance=lambda _: next(law)))
+    show_gaussian(composed("iterations=[5]", "over=[2,3]", config="gaussian"))
+    assert capsys.readouterr().out.splitlines()[-1].split("|")[-2].strip() == lowest

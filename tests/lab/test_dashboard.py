@@ -49,7 +49,7 @@ def finished_run(folder, vanilla, iterations, metrics, tracker=None):
     config = {
         "group": GROUP,
         "seed": 3,
-        "tracker": {"project": "lab", "entity": None},
+        "tracker": {"_target_": "pds.lab.trackers.wandb.WandbTracker", "project": "lab", "entity": None},
         "filter": parts,
         "sampler": {"_target_": "pds.AnnealedLangevin", "iterations": iterations},
     }
@@ -208,6 +208,18 @@ def test_runs_that_differ_in_their_parts_are_no_sweep(tmp_path):
     assert {runset["name"] for grid in grids(spec(tmp_path)) for runset in grid["runSets"]} == {"pds"}
 
 
+def test_a_result_of_an_older_version_without_its_configuration_is_in_the_report(tmp_path):
+    folder = sweep(tmp_path / "sweep")
+    for name in ("vanilla-10", "pds-10"):
+        result = json.loads((folder / name / "result.json").read_text())
+        for key in ("command", "versions", "commit", "device", "experiment"):
+            del result[key]
+        write_json(folder / name / "result.json", result)
+        (folder / name / "config.yaml").unlink()
+    text = json.dumps(spec(folder), ensure_ascii=False)
+    assert "Commit – on – (–)" in text and "Commit abc on CPU (pds 0.1)" in text
+
+
 def test_what_is_not_uploaded(tmp_path):
     folder = sweep(tmp_path / "sweep")
     wandb_folders = {path.name: path / "wandb" for path in folder.iterdir()}
@@ -250,6 +262,16 @@ def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
     runs.runs[0].flat["tracker.project"] = "attic"
     with pytest.raises(PDSError, match=r"tracker.project \(attic, lab\): give --project"):
         dashboard._setting(runs, "project", "WANDB_PROJECT")
+
+
+def test_the_project_of_several_trackers_is_that_of_their_wandb(tmp_path, monkeypatch):
+    runs = read_runs(sweep(tmp_path / "sweep"))
+    wandb = {"tracker.wandb_offline._target_": "pds.lab.trackers.wandb.WandbTracker", "tracker.wandb_offline.project": "mine"}
+    several = {"tracker._target_": "pds.lab.tracking.Several", "tracker.project": None}
+    trackio = {"tracker._target_": "pds.lab.trackers.trackio.TrackioTracker", "tracker.project": "of Trackio"}
+    for run, tracker in zip(runs, (several | wandb, trackio, trackio, trackio), strict=True):
+        run.flat.update(tracker)
+    assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "mine"
 
 
 @contextlib.contextmanager

@@ -132,6 +132,8 @@ def test_a_damaged_neighbour_neither_stops_nor_enters_a_run(tmp_path):
     more = copy.deepcopy(config) | {"images": 100}
     assert list(mine.alike(more)) == [(neighbour.path, True)]
     assert list(mine.alike(more | {"metric": {"_target_": "other"}})) == [(neighbour.path, False)]
+    seen = {"fingerprint": {**more.get("fingerprint", {}), "seen": "of memorisation"}}
+    assert list(mine.alike(more | seen)) == [(neighbour.path, True)]
     assert list(mine.alike(more | {"seed": 1})) == []
     overrides = neighbour.path.name[:-9].split(",")
     for _ in range(60):

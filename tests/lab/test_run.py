@@ -18,6 +18,7 @@ import torch
 import yaml
 from command_line import command, forks
 from PIL import Image
+from safetensors.torch import load_file
 from test_configurations import composed
 
 from pds.errors import PDSError
@@ -268,6 +269,11 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
     assert first.returncode == 0, first.stderr
     weights = tmp_path / "train" / "tiny" / "tiny.safetensors"
     assert "is done already" in command("train.py", *data, *fast).stderr
+    written = load_file(weights)
+    weights.unlink()
+    assert command("train.py", *data, *fast).returncode == 0
+    again = load_file(weights)
+    assert all(torch.equal(again[name], value) for name, value in written.items()), "from the last state"
     assert "holds a run with" in command("train.py", *data, *fast, "trainer.iterations=4").stderr
     experiment = Experiment.build(composed(*data, f"model.checkpoint={weights}", "metric=none"))
     x, nfe = experiment.sample(range(2))

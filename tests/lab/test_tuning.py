@@ -3,6 +3,7 @@ sentence."""
 
 import functools
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import replace
 from statistics import stdev
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -24,12 +26,12 @@ from pds.errors import OptionError, PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.generation import DivergedError, ImageSampler
 from pds.lab.config import CONF, build
-from pds.lab.experiment import Experiment
+from pds.lab.experiment import Experiment, measured
 from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
-from pds.lab.tuning.space import Kind, Varied, kinds_of
+from pds.lab.tuning.space import Kind, Varied, kinds_of, most_iterations
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
 from pds.options import Search
@@ -185,6 +187,12 @@ def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeyp
     made = OverridesParser.create().parse_overrides([from_anywhere(override) for override in given])
     values = [f"{folder}/net.py:Tiny", f"{folder}/w.pt", "asset:w.pt", "mnist", 1]
     assert [override.value() for override in made] == values
+    for name in ("data", "asset"):
+        (folder / name).mkdir()
+    assert from_anywhere("model.checkpoint=asset:w.pt") == "model.checkpoint=asset:w.pt"
+    assert from_anywhere("model.predicts=data") == "model.predicts=data"
+    (root,) = OverridesParser.create().parse_overrides([from_anywhere("dataset.source.root=data")])
+    assert root.value() == f"{folder}/data"
 
 
 def test_run_composes_a_recommendation(found):
@@ -577,6 +585,57 @@ def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_dra
     assert drawn("ended", 5) == drawn("undisturbed", None)
 
 
+def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(tmp_path):
+    kinds = [
+        Kind("default", (), 6),
+        *(Kind(name, (), 6, (Varied("sampler.eta", Search(0.25, 4), False, 1.0),)) for name in "ab"),
+    ]
+    storage = optuna.storages.InMemoryStorage()
+    for count in (1, 5):
+        made = study.Study(storage, "more", tmp_path, kinds, count, 64, 3, "random")
+        for _ in range(count - len(made.ended)):
+            with made.next() as (trial, _, _):
+                made.tell(trial, TrialState.COMPLETE, 0.0, 1.0)
+        with made.next() as none:
+            assert none is None
+    assert [trial.user_attrs.get("start") for trial in made.ended] == ["default", "a", "b", None, None]
+
+
+def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "grid.png").write_bytes(b"no picture")
+    one = Answer(Measured(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
+    trial = optuna.create_study().ask()
+    for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():
+        trial.set_user_attr(name, value)
+    trial.study.tell(trial, 1.0)
+    trials = study.Study(trial.study._storage, trial.study.study_name, tmp_path, [], 1, 64, 3, "random")
+    about = {"command": "tune.py", "metric": "fid_x_2048", "images": 256, "evaluations": 1, "seconds": 1.0}
+    page = write_page(tmp_path, about, {6: trials}, {6: one}).read_text()
+    assert "This cannot be shown" in page and "winner, seed 0" in page
+    assert "distance of 256 images" in page, "the trials are measured on fewer images than the confirmation"
+
+
+def test_a_finished_run_without_its_images_is_looked_at_like_another(gaussian, tmp_path):
+    cfg = composed(*gaussian, f"outputs={tmp_path}", "images=8", "shard_size=4", "threads=1", "sampler=preconditioned_sde")
+    looked = []
+    result = measured(cfg, [], [], look=looked.append)
+    (samples,) = tmp_path.glob("runs/*/samples")
+    shutil.rmtree(samples)
+    assert measured(cfg, [], [], look=looked.append) == result
+    assert looked[1].shape == (4, 16) and np.array_equal(*looked)
+
+
+def test_a_default_with_a_first_guess_meets_its_budget_and_a_refusal_has_the_key_of_its_part(gaussian):
+    part = functools.partial(composed, *gaussian, "sampler=preconditioned_sde")
+    model, dataset = (build(part()[name]) for name in ("model", "dataset"))
+    assert most_iterations(part("sampler.eta=auto"), 6, model, dataset) == (6, 6)
+    filtered = ["dataset=folder", "dataset.shape=[1,4,4]", "dataset.source.root=nowhere", "filter=statistics"]
+    known = ["filter.alpha=auto", "filter.reference.alpha=1", "filter.reference.iterations=100"]
+    with pytest.raises(OptionError, match=r"^filter\.alpha must be"):
+        most_iterations(part(*filtered, *known), 6, model, dataset)
+
+
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
     def opened(url):
         with study.locked(tmp_path / "locks" / "storage", wait=False) as free:
@@ -585,3 +644,10 @@ def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypa
 
     monkeypatch.setattr(study, "get_storage", opened)
     storage_of(tmp_path, "sqlite:///study.db")
+
+
+def test_runs_of_more_images_than_a_trial_have_the_measures_that_they_have_alone():
+    few, many = (composed("model=ncsnpp_small", "metric=panel", f"images={images}", "device=cpu") for images in (256, 2048))
+    like = Experiment.build(few)
+    assert "kid" not in like.metric.measures, "it needs 1,000 images"
+    assert Experiment.build(many, like).metric.measures == Experiment.build(many).metric.measures

@@ -80,6 +80,7 @@ def write_report(folder: Path) -> Path:
         **table,
         "columns": plain_columns(done),
         "ranked": {name: done.ranked(name) for name in done.metrics},
+        "lowest": {name: done.lowest(name) for name in done.metrics},
         "texts": {name: done.texts(name) for name in done.metrics},
         "foremost": _foremost(done) if strips else [],
         "measures": part("The measures", [], _measures, done, figures),
@@ -126,10 +127,12 @@ def _summary(runs: Runs) -> list[list[Any]]:
 
 
 def _verdicts(done: Runs) -> list[dict[str, Any]]:
-    """Return the best preconditioned run of each model and metric beside vanilla runs, where it can be compared with one."""
+    """Return the best preconditioned run of each model, reference and metric beside vanilla runs, where it can be compared with
+    one."""
     found: list[dict[str, Any]] = []
-    for model, metric in itertools.product(done.models, done.metrics):
-        alike = Runs(tuple(run for run in done if run.model == model))
+    groups = grouped(((run.model, run.reference, name), run) for run in done for name in done.metrics if name in run.measures)
+    for (model, _, metric), having in groups.items():
+        alike = Runs(tuple(having))
         pds = next((run for run in alike.ranked(metric) if not run.vanilla), None)
         if pds is None or (base := alike.baseline(pds, metric)) is None:
             continue
@@ -202,11 +205,11 @@ def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | No
 
 def _images(done: Runs, strips: bool) -> dict[int | None, list[tuple[Run, Picture | str]]]:
     """Return the grid of every run, or the strips by seed."""
-    found = [(run, _seen(strip_of if strips else grid_of, run)) for run in done]
-    return grouped((run.result["seed"] if strips else None, (run, seen)) for run, seen in found if seen is not None)
+    found = [(run, seen(strip_of if strips else grid_of, run)) for run in done]
+    return grouped((run.result["seed"] if strips else None, (run, picture)) for run, picture in found if picture is not None)
 
 
-def _seen(read: Callable[[Run], Any], run: Run) -> Any:
+def seen(read: Callable[[Run], Any], run: Run) -> Any:
     """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
@@ -218,7 +221,7 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
     """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
-        planes = _seen(filters_of, run)
+        planes = seen(filters_of, run)
         if isinstance(planes, str):
             found[run.folder] = (run.label, planes, None)
             continue

@@ -79,7 +79,12 @@ class Run:
     def kind(self) -> tuple[Any, ...]:
         """Model, weights and reference; only runs with equal ones may be compared."""
         weights = self.flat.get("fingerprint.weights") or (self.result.get("checkpoint") or {}).get("sha256")
-        return self.model, str(weights), str(self.flat.get("fingerprint.reference"))
+        return self.model, str(weights), self.reference
+
+    @property
+    def reference(self) -> str:
+        """The digest of the reference; only distances to one reference may be compared."""
+        return str(self.flat.get("fingerprint.reference"))
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -152,8 +157,10 @@ class Runs:
 
     @cached_property
     def floors(self) -> dict[str, float]:
-        """Distance of real data to real data by metric, where a run knows it."""
-        return {name: value for run in reversed(self.runs) for name, value in run.result.get("floor", {}).items()}
+        """Distance of real data to real data by metric, where a run knows it and all runs have one reference."""
+        found = [(run, run.result.get("floor", {})) for run in reversed(self.runs)]
+        references = grouped((name, run.reference) for run, floor in found for name in (*run.measures, *floor))
+        return {name: value for _, floor in found for name, value in floor.items() if len(set(references[name])) == 1}
 
     @property
     def other_floors(self) -> list[str]:
@@ -167,19 +174,23 @@ class Runs:
 
     def texts(self, metric: str) -> dict[float | None, str]:
         """Return the text of every distance of one metric, rounded alike wherever it appears; None reads `MISSING`."""
-        values = [*(run.metrics.get(metric) for run in self), self.floors.get(metric)]
+        values = [*(run.measures.get(metric) for run in self), self.floors.get(metric)]
         errors = [*(run.result.get("errors", {}).get(metric) for run in self), None]
         return dict(zip(values, map(with_error, rounded(values, errors), errors), strict=True))
 
     def ranked(self, metric: str) -> list[Run]:
         """Return the runs with a distance, the lowest first."""
-        return sorted((run for run in self if metric in run.metrics), key=lambda run: run.metrics[metric])
+        return sorted((run for run in self if metric in run.measures), key=lambda run: run.measures[metric])
+
+    def lowest(self, metric: str) -> dict[str, float]:
+        """Return the lowest distance to each reference."""
+        return {run.reference: run.measures[metric] for run in reversed(self.ranked(metric))}
 
     def baseline(self, run: Run, metric: str) -> Run | None:
         """Return the vanilla run of the lowest distance with the kind, sampler, NFE and seed of `run`; None without one."""
         facts = itemgetter("sampler", "nfe", "seed")
         alike = self.where(lambda r: r.vanilla and r.kind == run.kind and facts(r.result) == facts(run.result))
-        return next(iter(alike.ranked(metric)), None) if metric in run.metrics and not run.vanilla else None
+        return next(iter(alike.ranked(metric)), None) if metric in run.measures and not run.vanilla else None
 
     def repeats(self, run: Run) -> tuple[Run, ...]:
         """Return the runs that differ from `run` in their seed alone, and `run` itself."""

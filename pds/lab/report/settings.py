@@ -164,11 +164,16 @@ class Panel:
     @cached_property
     def settings(self) -> list[Setting]:
         """The runs by all except their seed; of several with one seed the first counts."""
-        groups: dict[Any, tuple[Values, dict[int, Run]]] = {}
+        return [Setting(one_a_seed(runs), self.quantity, values) for values, runs in self.repeats]
+
+    @cached_property
+    def repeats(self) -> list[tuple[Values, list[Run]]]:
+        """The values of each setting with all its runs."""
+        groups: dict[Any, tuple[Values, list[Run]]] = {}
         for run in self.runs:
             values = {key: run.values[key] for key in self.keys if key in run.values}
-            groups.setdefault(_key(values), (values, {}))[1].setdefault(run.result["seed"], run)
-        return [Setting(tuple(seeds.values()), self.quantity, values) for values, seeds in groups.values()]
+            groups.setdefault(_key(values), (values, []))[1].append(run)
+        return list(groups.values())
 
     @cached_property
     def axes(self) -> list[str]:
@@ -293,8 +298,16 @@ def panels(runs: Runs) -> list[Panel]:
     """Part the finished runs into panels whose distances may be compared, in the order of the table."""
     lost = runs.where(lambda run: run.state in ("failed", "damaged", "skipped"))
     known = [run for run in runs.done if run.config]
-    kinds = grouped(((name, run.kind), run) for name in runs.metrics for run in known if name in run.metrics)
+    kinds = grouped(((name, run.kind), run) for name in runs.metrics for run in known if name in run.measures)
     return [Panel(name, Runs(tuple(alike)), lost) for (name, _), alike in kinds.items()]
+
+
+def one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Return the first run of each seed."""
+    found: dict[int, Run] = {}
+    for run in runs:
+        found.setdefault(run.result["seed"], run)
+    return tuple(found.values())
 
 
 def repeated(settings: Iterable[Setting]) -> bool:

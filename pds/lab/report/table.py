@@ -15,7 +15,7 @@ from pds.evaluation.panel import better, long_name, parts
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Number, Panel, Setting
+from pds.lab.report.settings import Line, Number, Panel, Setting, one_a_seed
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
@@ -35,7 +35,7 @@ def format_table(runs: Runs) -> str:
     if not len(done):
         return unfinished
     texts, columns = {name: done.texts(name) for name in names}, {"run": [run.label for run in done]}
-    columns |= plain_columns(done, "seed") | {name: [texts[name][run.metrics.get(name)] for run in done] for name in names}
+    columns |= plain_columns(done, "seed") | {name: [texts[name][run.measures.get(name)] for run in done] for name in names}
     rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
     if texts.keys() & done.floors.keys():
         rows.append([FLOOR, *(texts[head][done.floors.get(head)] if head in texts else "" for head in rows[0][1:])])
@@ -103,11 +103,12 @@ def side_by_side(runs: Runs) -> list[SideBySide]:
     for ((model, *_), rest), measured in groups.items():
         names, rows = {measure: name for _, name, measure in measured}, dict[str, dict[str, Setting]]()
         panel = Panel("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
-        for setting in panel.settings:
-            label = panel.label([setting])
-            label = label if label not in rows else f"{label} ({setting.runs[0].folder.name})"
-            having = {name: tuple(run for run in setting.runs if name in run.measures) for name in names.values()}
-            rows[label] = {m: Setting(having[name], name, setting.values) for m, name in names.items() if having[name]}
+        for values, repeats in panel.repeats:
+            label = panel.label([Setting(tuple(repeats), "", values)])
+            label = label if label not in rows else f"{label} ({repeats[0].folder.name})"
+            # Runs of one seed may have measured different things.
+            having = {name: one_a_seed(run for run in repeats if name in run.measures) for name in names.values()}
+            rows[label] = {m: Setting(having[name], name, values) for m, name in names.items() if having[name]}
         found += [SideBySide(rest, model, rows)] if len(names) > 1 else []
     return found
 
@@ -157,7 +158,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     name = "seconds" if seconds else next((name for run in runs[:1] for name in run.metrics), "")
     if not runs or not name:
         return Measured(cell, [*notes, "no distance: the runs have metric=none"] if runs else notes)
-    setting = Setting(tuple(run for run in runs if seconds or name in run.metrics), name)
+    setting = Setting(tuple(run for run in runs if seconds or name in run.measures), name)
     images, alike = runs[0].result["images"], seconds or name.startswith(table.metric)
     doubts = [
         (len(setting.runs) < len(points), f"{len(setting.runs)} of {len(points)} seeds"),

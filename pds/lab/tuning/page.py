@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-from pds.lab.report.page import write_html
+from pds.lab.report.page import seen, write_html
 from pds.lab.report.pictures import Picture, grid_of
 from pds.lab.report.runs import Run
 from pds.lab.tuning.recommendation import FILE, Answer, Measured
@@ -70,12 +70,12 @@ def _chart(studies: Mapping[int, Study]) -> Chart | None:
     return lines("trials", "Distance against evaluations", "distance", [column], series)
 
 
-def _pictures(folder: Path, answer: Answer) -> list[tuple[str, Picture]]:
+def _pictures(folder: Path, answer: Answer) -> list[tuple[str, Picture | str]]:
     """First images of the winner and of the default from the same noise."""
-    shown = []
+    shown = list[tuple[str, Picture | str]]()
     for name, setting in _sides(answer):
         for seed, run in list(setting.runs.items())[:1]:
-            picture = grid_of(Run(folder / run, "done"))
+            picture = seen(grid_of, Run(folder / run, "done"))
             shown += [(f"{name}, seed {seed}", picture)] if picture else []
     return shown
 

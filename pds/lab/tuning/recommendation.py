@@ -16,6 +16,7 @@ from pds.evaluation.measures import compared
 from pds.files import atomic_path, read_yaml, user_path
 from pds.lab import grammar
 from pds.lab.cli import Work
+from pds.lab.runs import says_where
 from pds.lab.tables import key
 from pds.options import Range, options
 
@@ -105,10 +106,14 @@ class Answer:
 
 
 def from_anywhere(override: str) -> str:
-    """The override of an option; the path of a file in it is whole, because run.py may be started in another folder."""
+    """The override of an option; the path of a file in it is whole, because run.py may be started in another folder.
+
+    So is the path of a folder, where an option takes nothing else.
+    """
     name, _, value = override.partition("=")
     file, colon, part = value.strip("'\"").partition(":")
-    if "." not in name or not Path(file).is_file():
+    there = Path(file).is_file() or (says_where(override) and not colon and Path(file).is_dir())
+    if not file or "." not in name or not there:
         return override
     whole = f"{name}={Path(file).resolve()}{colon}{part}"
     return shlex.split(grammar.quoted(whole) or whole)[0]

@@ -17,6 +17,7 @@ from pds.conditioning import ClassifierFree, Guidance
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError, spelled
 from pds.lab.config import build, keyed
+from pds.lab.guessed import without_auto
 from pds.lab.tables import key
 from pds.models.scores import Model
 from pds.noise import ImageNoise
@@ -179,20 +180,24 @@ def most_iterations(cfg: DictConfig, budget: int, model: Model, dataset: Dataset
         PDSError: there is no such number: the sampler chooses its evaluations, or does not fit the process.
     """
     guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
+    sampler_node, filter_node = without_auto(cfg)
     with keyed(cfg.sampler):
-        sampler = build(cfg.sampler).with_statistics(lambda: dataset.statistics, model.data_range, model.process)
+        sampler = build(sampler_node).with_statistics(lambda: dataset.statistics, model.data_range, model.process)
         if sampler.nfe is None:
             raise PDSError(f"{sampler.title} chooses its evaluations itself")
-        P = build_preconditioner(build(cfg.filter), build(cfg.solenoid), model.shape, lambda: dataset.statistics)
+    filter, solenoid = build(filter_node), build(cfg.solenoid)
+    with keyed(cfg.filter):
+        P = build_preconditioner(filter, solenoid, model.shape, lambda: dataset.statistics)
+    if cfg.remedy is not None:
+        build(cfg.remedy, model, dataset)
 
-        def evaluations(iterations: int) -> int:
-            try:
-                return _evaluations(replace(sampler, iterations=iterations), guidance, model)
-            except PDSError:  # it needs more iterations
-                return 0
+    def evaluations(iterations: int) -> int:
+        try:
+            return _evaluations(replace(sampler, iterations=iterations), guidance, model)
+        except PDSError:  # it needs more iterations
+            return 0
 
-        if cfg.remedy is not None:
-            build(cfg.remedy, model, dataset)
+    with keyed(cfg.sampler):
         refusal = None
         for iterations in range(bisect_right(range(1, budget + 1), budget, key=evaluations), 0, -1):
             try:

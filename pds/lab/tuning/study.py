@@ -133,7 +133,7 @@ class Study:
             if GUESSED not in study.user_attrs:
                 known = {trial.user_attrs.get("start") for trial in study.get_trials(deepcopy=False)}
                 sampler, evaluations = self.guess()
-                for start, parameters in self._starts(sampler)[: self.trials]:
+                for start, parameters in self._starts(sampler):  # also those beyond `trials`: a later command may have more
                     if start not in known:
                         study.enqueue_trial(parameters, user_attrs={"start": start})
                 study.set_user_attr(GUESSED, evaluations)

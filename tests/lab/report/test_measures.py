@@ -64,6 +64,20 @@ def test_without_errors_and_seeds_nothing_is_level(tmp_path):
     assert kinds(side_by_side(read_runs(tmp_path))[0]) == {"vanilla": ["best", ""], "PDS α=5": ["", "best"]}
 
 
+def test_measures_of_one_setting_come_from_all_its_runs(tmp_path):
+    measured(tmp_path, fid=4.0)
+    measured(tmp_path, recall=0.3, kid=0.2)
+    measured(tmp_path, statistics(5.0, 50), fid=5.0, kid=0.1)
+    runs = read_runs(tmp_path)
+    (table,) = side_by_side(runs)
+    assert {label: sorted(row) for label, row in table.rows.items()} == {
+        "vanilla": ["fid", "kid", "recall"],
+        "PDS α=5": ["fid", "kid"],
+    }
+    assert [run.label for run in runs.ranked(f"kid_{REST}")] == ["PDS", "vanilla"], "also of a run that has a Fréchet distance"
+    assert "0.10 ± 0.01" in format_table(runs).partition("\n\n")[0]
+
+
 def test_only_equal_names_of_one_kind_stand_side_by_side(tmp_path):
     write_run(tmp_path, 3.0, metric="fid_mnist_classifier_256")
     measured(tmp_path, statistics(5.0, 50), fid=4.0, kid=0.1)

@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from made_runs import METRIC, edit, parametric, statistics, write_run
+from made_runs import METRIC, NOTHING, edit, parametric, statistics, write_run
 from PIL import Image
 
 from pds.errors import PDSError
@@ -108,6 +108,26 @@ def test_verdicts_name_the_model_where_there_are_several(tmp_path):
         write_run(tmp_path, 2.0, statistics(5.0, 50), model=model)
     text = report(tmp_path)
     assert "net A: PDS is closest to the data" in text and "net B: PDS is closest to the data" in text
+
+
+def test_distances_to_another_reference_are_not_beside_these(tmp_path):
+    for reference, factor in (("r", 1), ("another", 10)):
+        for number, filter in enumerate((NOTHING, statistics(5.0, 50))):
+            folder = write_run(tmp_path, (3.0 - number) * factor, filter, floor={METRIC: 1.0 * factor})
+            config = (folder / "config.yaml").read_text().replace("reference: r\n", f"reference: {reference}\n")
+            (folder / "config.yaml").write_text(config)
+    text = report(tmp_path)
+    assert "closest to the data: fid_made_up_256 2.00, against 3.00" in text
+    assert "closest to the data: fid_made_up_256 20.0, against 30.0 " in text
+    assert text.count('<span class="tag top">lowest</span>') == 2 and "real data (floor)" not in text
+
+
+def test_a_run_of_another_measure_costs_no_verdict(tmp_path):
+    write_run(tmp_path, 3.0)
+    write_run(tmp_path, 2.0, statistics(5.0, 50))
+    write_run(tmp_path, 0.5, statistics(5.0, 50), metric="kid_made_up_n256")
+    text = report(tmp_path)
+    assert "closest to the data: fid_made_up_256 2.00, against 3.00" in text and "cannot be shown" not in text
 
 
 def test_only_keys_that_differ_are_listed(pair):
