@@ -44,7 +44,7 @@ def reproduce(arguments: list[str]) -> None:
     ours = [argument for argument, group in groups.items() if group in OURS]
     engine = [argument for argument, group in groups.items() if group == "hydra"]
     runs = with_trackers([argument for argument, group in groups.items() if group not in {*OURS, "hydra"}])
-    names = [argument.partition("=")[2] for argument, group in groups.items() if group == "table"]
+    names = [argument.partition("=")[2] for argument in arguments if key(argument) == "table"]
     if not names or names[0] not in TABLES:
         raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
     prepare()

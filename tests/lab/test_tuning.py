@@ -656,7 +656,7 @@ def test_several_trackers_are_given_to_the_runs_of_a_search_and_of_a_table(gauss
     monkeypatch.setattr(tables, "plan", plan)
     search.tune([*gaussian, "budgets=[6]", f"outputs={tmp_path}", "tracker=[tensorboard,mlflow]"])
     with pytest.raises(PDSError, match="planned"):
-        tables.reproduce(["table=clean_fid", "small=true", "tracker=[tensorboard,mlflow]"])
+        tables.reproduce(["table.images=7", "table=clean_fid", "small=true", "tracker=[tensorboard,mlflow]"])
     common, tracker, command_of_run, runs = told
     assert common[-3:] == runs == given
     assert tracker.tensorboard is not None and tracker.mlflow is not None
