@@ -176,7 +176,7 @@ class Tune:
 
     budgets: Annotated[Sequence[int], Range(1, 100_000), Length(1, 100)]
     trials: Annotated[int, Range(1, 100_000)] = 40
-    images: Annotated[int, Range(4, 100_000_000)] = 256
+    images: Annotated[int, Range(8, 100_000_000)] = 256
     final: Images = 2048
     leaders: Annotated[int, Range(1, 1000)] = 3
     seed: Seed = 10

@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.files import user_path
 from pds.lab import grammar, reference, schema
 from pds.lab.asked import Cell, Table
-from pds.lab.cli import configured, prepare
+from pds.lab.cli import configured, prepare, with_trackers
 from pds.lab.config import CONF, resolved
 from pds.lab.points import Point
 from pds.lab.report import overview
@@ -43,8 +43,8 @@ def reproduce(arguments: list[str]) -> None:
     groups = {argument: key(argument).split(".")[0].split("/")[0] for argument in arguments}
     ours = [argument for argument, group in groups.items() if group in OURS]
     engine = [argument for argument, group in groups.items() if group == "hydra"]
-    runs = [argument for argument, group in groups.items() if group not in {*OURS, "hydra"}]
-    names = [argument.partition("=")[2] for argument, group in groups.items() if group == "table"]
+    runs = with_trackers([argument for argument, group in groups.items() if group not in {*OURS, "hydra"}])
+    names = [argument.partition("=")[2] for argument in arguments if key(argument) == "table"]
     if not names or names[0] not in TABLES:
         raise PDSError(f"give table=..., one of {', '.join(TABLES)}")
     prepare()

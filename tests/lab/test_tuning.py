@@ -25,6 +25,7 @@ import pds
 from pds.errors import OptionError, PDSError
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.generation import DivergedError, ImageSampler
+from pds.lab import tables
 from pds.lab.config import CONF, build
 from pds.lab.experiment import Experiment, measured
 from pds.lab.settings import Tune
@@ -499,6 +500,8 @@ REFUSED = {
 
 
 def test_numbers_that_do_not_belong_together_are_refused():
+    with pytest.raises(OptionError, match="images must be a whole number from 8 "):
+        Tune([6], images=4)  # a quarter of them is one image, which has no distance
     for given, said in {
         "budgets": ([0], "budgets must be a list of 1 to 100 whole numbers from 1 to 100000"),
         "images": (10, "images must be a multiple of 4 that divides final, got 10 and 2048"),
@@ -634,6 +637,30 @@ def test_a_default_with_a_first_guess_meets_its_budget_and_a_refusal_has_the_key
     known = ["filter.alpha=auto", "filter.reference.alpha=1", "filter.reference.iterations=100"]
     with pytest.raises(OptionError, match=r"^filter\.alpha must be"):
         most_iterations(part(*filtered, *known), 6, model, dataset)
+
+
+def test_several_trackers_are_given_to_the_runs_of_a_search_and_of_a_table(gaussian, tmp_path, monkeypatch):
+    given = ["tracker=several", "+tracker@tracker.tensorboard=tensorboard", "+tracker@tracker.mlflow=mlflow"]
+    told = []
+
+    def run(self):
+        self.like = None
+        told.extend((self.common, self.composed(self.default).tracker, self.measured(self.default, 8, 0)))
+
+    def plan(config, runs, command):
+        told.append(runs)
+        raise PDSError("planned")
+
+    monkeypatch.setattr(search.Tuning, "run", run)
+    monkeypatch.setattr(search, "measured", lambda cfg, named, command, *rest: command)
+    monkeypatch.setattr(tables, "plan", plan)
+    search.tune([*gaussian, "budgets=[6]", f"outputs={tmp_path}", "tracker=[tensorboard,mlflow]"])
+    with pytest.raises(PDSError, match="planned"):
+        tables.reproduce(["table.images=7", "table=clean_fid", "small=true", "tracker=[tensorboard,mlflow]"])
+    common, tracker, command_of_run, runs = told
+    assert common[-3:] == runs == given
+    assert tracker.tensorboard is not None and tracker.mlflow is not None
+    assert not any("tracker" in override.partition("=")[0] for override in command_of_run)
 
 
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):

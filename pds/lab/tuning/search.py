@@ -31,7 +31,7 @@ from pds.evaluation.panel import Panel
 from pds.files import json_digest, read_json, write_json
 from pds.generation import DivergedError
 from pds.lab import grammar, reference
-from pds.lab.cli import prepare
+from pds.lab.cli import prepare, with_trackers
 from pds.lab.config import CONF, resolved
 from pds.lab.experiment import Experiment, StoppedError, measured
 from pds.lab.logs import quieter
@@ -79,7 +79,7 @@ def tune(arguments: list[str]) -> None:
     arguments = [grammar.typed(argument) for argument in arguments]
     # A space may be given new keys.
     ours = [f"++{a}" if a.startswith("space.") else a for a in arguments if part_of(a) in OURS]
-    runs = {key(argument): argument for argument in arguments if part_of(argument) not in OURS}
+    runs = {key(argument): argument for argument in with_trackers(arguments) if part_of(argument) not in OURS}
     _require_of_runs(runs)
     prepare()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -429,7 +429,7 @@ class Tuning:
         here = [*overrides, f"images={images}", f"seed={seed}", f"shard_size={self._first}"]
         cfg = self.composed(overrides)
         cfg.images, cfg.seed, cfg.shard_size = images, seed, self._first
-        named = [override for override in [*self.common, *here] if not override.startswith("tracker")]
+        named = [override for override in [*self.common, *here] if not key(override).startswith("tracker")]
         command = ["experiments/run.py", *named, f"group={self.group}"]
         # Two trials may be one setting.
         digest = json_digest({"overrides": named})

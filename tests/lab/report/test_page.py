@@ -128,6 +128,7 @@ def test_a_run_of_another_measure_costs_no_verdict(tmp_path):
     write_run(tmp_path, 0.5, statistics(5.0, 50), metric="kid_made_up_n256")
     text = report(tmp_path)
     assert "closest to the data: fid_made_up_256 2.00, against 3.00" in text and "cannot be shown" not in text
+    assert "Each distance is the Fréchet distance" not in text, "kid is none"
 
 
 def test_only_keys_that_differ_are_listed(pair):
