@@ -663,6 +663,19 @@ def test_several_trackers_are_given_to_the_runs_of_a_search_and_of_a_table(gauss
     assert not any("tracker" in override.partition("=")[0] for override in command_of_run)
 
 
+def test_two_searches_at_once_lose_no_answer(tmp_path, monkeypatch):
+    def alone(folder, *rest):
+        with study.locked(folder / "locks" / "recommendation", wait=False) as free:
+            assert not free
+        return write(folder, *rest)
+
+    monkeypatch.setattr(search, "write", alone)
+    tuning = search.Tuning(Tune([6]), {}, ["model=own"], "tune.py")
+    tuning.like, tuning.folder = SimpleNamespace(metric=None), tmp_path
+    tuning._tell({6: Answer(Measured(["sampler=edm"], 6), None)})
+    assert list(recommendation(tmp_path)["budgets"]) == ["6"]
+
+
 def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
     def opened(url):
         with study.locked(tmp_path / "locks" / "storage", wait=False) as free:

@@ -500,7 +500,8 @@ class Tuning:
             beside = "" if answer.default is None else answer.default.spread
             rows.append([str(budget), str(best.nfe), " ".join(best.run), best.spread, beside, answer.verdict])
         metric = None if self.like.metric is None else self.metric.name("fid", self.options.final)
-        path = write(self.folder, self.recorded, metric, answers, self.command)
+        with locked(self.folder / "locks" / "recommendation"):  # another search may add other budgets at this moment
+            path = write(self.folder, self.recorded, metric, answers, self.command)
         evaluations, seconds = self.cost()
         show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
         show(
