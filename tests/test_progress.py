@@ -27,3 +27,11 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     list(progress.progress_bar(range(4), desc="outer"))
     assert sys.stderr.getvalue().count("\router") > 1
+
+
+def test_a_state_is_told_once(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = progress._Lines()
+    for text in ("\r 1 of 2", "\n\x1b[A", "\r 1 of 2 ", "\r 2 of 2"):
+        bar.write(text)
+    assert sys.stderr.getvalue() == "1 of 2\n2 of 2\n"
