@@ -8,6 +8,8 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 run: .venv/ready
 	.venv/bin/python experiments/run.py -m experiment=$(QUICKSTART)
 
+# The tests start Python some forty times; bytecode on disk spares each start a compilation of the sources.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/ready
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pds.score import Score
 
-BLOCK = 0.05  # shortest duration of a timing in seconds, reached by repetition
+BLOCK = 0.05  # shortest duration of a timing in seconds
 
 
 def synchronise(device: torch.device) -> None:
@@ -37,11 +37,16 @@ def seconds(run: Callable[[], Any], device: torch.device, number: int = 1) -> fl
     return (time.perf_counter() - start) / number
 
 
-def time_in_turns(parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds of each part, `repeats` times in turn, so that a machine that slows down slows all parts."""
+def time_in_turns(
+    parts: dict[str, Callable[[], Any]], repeats: int, device: torch.device, block: float = BLOCK
+) -> dict[str, list[float]]:
+    """Milliseconds of each part, `repeats` times in turn, so that a machine that slows down slows all parts.
+
+    A timing repeats its part until it lasts `block` seconds.
+    """
     numbers = dict.fromkeys(parts, 1)
     for name, run in parts.items():
-        while numbers[name] * seconds(run, device, numbers[name]) < BLOCK:
+        while numbers[name] * seconds(run, device, numbers[name]) < block:
             numbers[name] *= 4
     rounds = [{name: 1e3 * seconds(run, device, numbers[name]) for name, run in parts.items()} for _ in range(repeats)]
     return {name: [times[name] for times in rounds] for name in parts}
@@ -83,7 +88,7 @@ def traffic(score: Score, x: Tensor) -> int:
     return counter.total // len(x)
 
 
-def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -> float:
+def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None, block: float = BLOCK) -> float:
     """Floating-point operations a second of an n x n matrix product, the best of five: the practical peak of the machine.
 
     By default n is 8,192 on a GPU and 2,048 on a CPU. float32 products round as convolutions do.
@@ -94,17 +99,17 @@ def attainable(device: torch.device, dtype: torch.dtype, n: int | None = None) -
     # Convolutions use TensorFloat-32 by default; products of matrices use it only on request.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device)["product"])
+        milliseconds = min(time_in_turns({"product": lambda: a @ a}, 5, device, block)["product"])
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
     return 2 * n**3 / (1e-3 * milliseconds)
 
 
-def bandwidth(device: torch.device, size: int) -> float:
+def bandwidth(device: torch.device, size: int, block: float = BLOCK) -> float:
     """Bytes a second, read and written, of a copy of `size` bytes on the device, the best of five."""
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / (1e-3 * min(time_in_turns({"copy": lambda: target.copy_(source)}, 5, device)["copy"]))
+    return 2 * size / (1e-3 * min(time_in_turns({"copy": lambda: target.copy_(source)}, 5, device, block)["copy"]))
 
 
 @dataclass

@@ -36,7 +36,7 @@ from pds.preconditioning.solenoids import NoSolenoid
 from pds.samplers.predictor_corrector import EulerMaruyama, PredictorCorrector, ReverseDiffusion
 from pds.score import Labelled
 from pds.shards import Shard, shards
-from pds.speed.measuring import attainable, bandwidth, operations, peak_memory, synchronise, time_in_turns, traffic
+from pds.speed.measuring import BLOCK, attainable, bandwidth, operations, peak_memory, synchronise, time_in_turns, traffic
 from pds.speed.operator import Iteration, stand_in_statistics
 from pds.speed.options import FASTEST, OPTIONS, Option
 from pds.training import Trainer
@@ -56,6 +56,7 @@ class Plan:
         small: tiny networks: a test of the report, no measurement.
         options: names in `OPTIONS`.
         repeats: repeats of each timing.
+        block: shortest duration of a timing in seconds.
         product: rows of the square matrices in a product; None for those of `attainable`.
         copy: bytes of a copy.
         images, seeds, steps: images, seeds and steps of a distance.
@@ -67,6 +68,7 @@ class Plan:
     small: bool = False
     options: tuple[str, ...] = tuple(OPTIONS)
     repeats: int = 5
+    block: float = BLOCK
     product: int | None = None
     copy: int = 1 << 32
     images: int = 2048
@@ -92,6 +94,7 @@ SMALL = Plan(
     small=True,
     options=("plain", "float32", "bf16 graph"),
     repeats=1,
+    block=0.001,
     product=64,
     copy=1 << 20,
     images=40,
@@ -108,12 +111,12 @@ def peaks(plan: Plan, device: torch.device, folder: Path) -> Rows:
 
     def product(option: Option, dtype: torch.dtype) -> Row:
         with option.precision():
-            return {"operations_per_second": attainable(device, dtype, plan.product)}
+            return {"operations_per_second": attainable(device, dtype, plan.product, plan.block)}
 
     yield "float32", lambda: product(Option(), torch.float32)
     yield "tf32", lambda: product(Option(tf32="all"), torch.float32)
     yield "bf16", lambda: product(Option(), torch.bfloat16)
-    yield "copy", lambda: {"bytes_per_second": bandwidth(device, plan.copy)}
+    yield "copy", lambda: {"bytes_per_second": bandwidth(device, plan.copy, plan.block)}
 
 
 def speed(card: str, plan: Plan, device: torch.device, folder: Path) -> Rows:
@@ -133,7 +136,7 @@ def speed(card: str, plan: Plan, device: torch.device, folder: Path) -> Rows:
         with OPTIONS[name].precision():
             step = iteration(name, batch)
             parts, difference = step.parts()
-            times = time_in_turns(parts, plan.repeats, device)
+            times = time_in_turns(parts, plan.repeats, device, plan.block)
             with peak_memory(device) as peak:
                 parts["pds"]()
         evaluations = step.sampler.nfe_per_iteration

@@ -1,5 +1,6 @@
 """The benchmark end to end at a tiny size, its baseline as a check of the operator, checkpoints as their authors write them."""
 
+import functools
 import json
 import statistics
 
@@ -16,7 +17,7 @@ from pds.lab.config import build, resolved
 from pds.lab.runs import provenance
 from pds.models.scores import LadderScore, for_sampling
 from pds.preconditioning.preconditioner import FourierPreconditioner
-from pds.speed.measuring import attainable, operations, peak_memory
+from pds.speed.measuring import attainable, operations, peak_memory, time_in_turns
 
 NCSNPP = [
     *["model=ncsnpp", "dataset=cifar10", "dataset.shape=[3,8,8]", "model.width=8", "model.multipliers=[1,2]"],
@@ -48,7 +49,7 @@ def tiny(tmp_path, *overrides):
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch):
-    monkeypatch.setattr("pds.speed.measuring.BLOCK", 0)
+    monkeypatch.setattr("pds.lab.benchmark.time_in_turns", functools.partial(time_in_turns, block=0))
     monkeypatch.setattr("pds.lab.benchmark.attainable", lambda device, dtype: 1e12)
 
 
@@ -83,7 +84,7 @@ def test_operations_are_counted_by_hand(compile):
 
 
 def test_the_attainable_rate_is_that_of_the_fastest_product(monkeypatch):
-    monkeypatch.setattr("pds.speed.measuring.time_in_turns", lambda parts, repeats, device: {"product": [5.0, 4.0, 6.0]})
+    monkeypatch.setattr("pds.speed.measuring.time_in_turns", lambda parts, repeats, device, block: {"product": [5.0, 4.0, 6.0]})
     assert attainable(torch.device("cpu"), torch.bfloat16) == pytest.approx(2 * 2048**3 / 4e-3)
 
 
