@@ -159,7 +159,7 @@ class Trainer:
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}
-        start, spent, running = self._restore(checkpoint, parameters, ema, optimizer)
+        start, spent, running = self._restore(checkpoint, score, ema, optimizer)
         network: Any = torch.compile(score) if self.compile else score
         if self.bf16:
             warn_of_slow_bf16(device)
@@ -192,7 +192,7 @@ class Trainer:
                     callback({"iteration": iteration + 1, "loss": running, "learning_rate": self.rate(iteration)})
                 if (iteration + 1) % self.checkpoint_every == 0 or iteration + 1 == self.iterations:
                     progress = {"iteration": iteration + 1, "seconds": time.perf_counter() - clock, "loss": running}
-                    self._save(checkpoint, progress, parameters, ema, optimizer)
+                    self._save(checkpoint, progress, score, ema, optimizer)
         return {name: value.cpu() for name, value in ema.items()}, time.perf_counter() - clock
 
     def _batch(self, iteration: int, images: ImageSource, score: NetworkScore, classes: int = 0) -> tuple[Tensor, ...]:
@@ -228,17 +228,22 @@ class Trainer:
     def _restore(
         self,
         checkpoint: Path,
-        parameters: dict[str, nn.Parameter],
+        score: nn.Module,
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> tuple[int, float, float | None]:
         """Iterations done, seconds spent and the running loss."""
         if not checkpoint.exists():
             return 0, 0.0, None
-        state = read_state(checkpoint, parameters, self.iterations, "delete it to train from the start")
-        for name, parameter in parameters.items():
-            parameter.data.copy_(state.parameters[name])
-            ema[name].copy_(state.ema[name])
+        state = read_state(checkpoint, score, self.iterations, "delete it to train from the start")
+        here: dict[str, Mapping[str, Tensor]] = {
+            "parameters": dict(score.named_parameters()),
+            "buffers": _buffers(score),
+            "ema": ema,
+        }
+        for table, values in here.items():
+            for name, value in values.items():
+                value.data.copy_(getattr(state, table)[name])
         # Adam moves its moments to the device of the parameters, and leaves its step counters on the CPU, where they are fast.
         optimizer.load_state_dict({"state": state.moments, "param_groups": optimizer.state_dict()["param_groups"]})
         log.info("training continues from iteration %d of %d (%s)", state.iteration, self.iterations, checkpoint)
@@ -248,13 +253,14 @@ class Trainer:
         self,
         checkpoint: Path,
         progress: dict[str, float],
-        parameters: dict[str, nn.Parameter],
+        score: nn.Module,
         ema: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> None:
         state = {
             **progress,
-            "parameters": {name: p.detach() for name, p in parameters.items()},
+            "parameters": {name: p.detach() for name, p in score.named_parameters()},
+            "buffers": _buffers(score),
             "ema": ema,
             "optimizer": optimizer.state_dict(),
         }
@@ -270,6 +276,7 @@ class State(NamedTuple):
         seconds: of training, with those before a restart.
         loss: running mean.
         parameters, ema: the weights and their moving average, by name.
+        buffers: by name, such as the running statistics of a batch normalisation.
         moments: of Adam, by index of the parameter.
     """
 
@@ -278,11 +285,12 @@ class State(NamedTuple):
     loss: float
     parameters: dict[str, Tensor]
     ema: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     moments: dict[int, dict[str, Tensor]]
 
 
-def read_state(checkpoint: Path, parameters: Mapping[str, nn.Parameter], iterations: int, fix: str) -> State:
-    """Read the state that a training of `iterations` left of a network with these parameters.
+def read_state(checkpoint: Path, score: nn.Module, iterations: int, fix: str) -> State:
+    """Read the state that a training of `iterations` left of such a network, which stays as it is.
 
     Raises:
         PDSError: it is damaged or of another network; the sentence ends with `fix`.
@@ -292,10 +300,22 @@ def read_state(checkpoint: Path, parameters: Mapping[str, nn.Parameter], iterati
         iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, iterations)])
         seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
         loss = fitted("loss", state["loss"], Annotated[float, Range()])
-        for table in ("parameters", "ema"):
-            _require_alike(table, state[table], parameters)
+        parameters, buffers = dict(score.named_parameters()), _buffers(score)
+        kept = state.get("buffers", buffers)  # states of version 0.1 have none; the networks of that time had constants there
+        for table, found, wanted in (
+            ("parameters", state["parameters"], parameters),
+            ("ema", state["ema"], parameters),
+            ("buffers", kept, buffers),
+        ):
+            _require_alike(table, found, wanted)
         moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)
-        return State(iteration, seconds, loss, state["parameters"], state["ema"], moments)
+        return State(iteration, seconds, loss, state["parameters"], state["ema"], kept, moments)
+
+
+def _buffers(score: nn.Module) -> dict[str, Tensor]:
+    """What a file of weights keeps beside the parameters, under all their names if layers share them."""
+    parameters = dict(score.named_parameters(remove_duplicate=False))
+    return {name: value for name, value in score.state_dict().items() if name not in parameters}
 
 
 def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:

@@ -54,13 +54,16 @@ def test_the_loss_is_least_at_the_true_score():
     assert losses[0.5] < min(losses[0.4], losses[0.62])
 
 
-class WithDropout(torch.nn.Module):
+class WithState(torch.nn.Module):
+    """A network with dropout, a batch normalisation and a layer that is used under two names."""
+
     def __init__(self, network):
         super().__init__()
         self.network = network
+        self.norm, self.same = torch.nn.BatchNorm2d(1), network.last
 
     def forward(self, x, label):
-        return torch.nn.functional.dropout(self.network(x, label), 0.3, self.training)
+        return torch.nn.functional.dropout(self.norm(self.network(x, label)), 0.3, self.training)
 
 
 def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
@@ -71,7 +74,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
 
     def fit(path, stop_at=None):
         score = tiny()
-        score.network = WithDropout(score.network)
+        score.network = WithState(score.network)
 
         def draw_sigma(count, generator):
             if generator.initial_seed() == stop_at:
@@ -82,15 +85,16 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
         before = torch.random.get_rng_state()
         made = trainer.fit(score, images(), path, torch.device("cpu"))
         assert torch.equal(torch.random.get_rng_state(), before)  # dropout draws from torch's own generator
-        return made
+        return made, score.state_dict()
 
-    unbroken, _ = fit(tmp_path / "a.pt")
+    (unbroken, _), ended = fit(tmp_path / "a.pt")
     with pytest.raises(Killed):
         fit(tmp_path / "b.pt", stop_at=7)
     assert torch.load(tmp_path / "b.pt", weights_only=True)["iteration"] == 5
-    resumed, seconds = fit(tmp_path / "b.pt")
+    (resumed, seconds), resumed_ended = fit(tmp_path / "b.pt")
     assert seconds > torch.load(tmp_path / "b.pt", weights_only=True)["seconds"] * 0.99 > 0
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert all(torch.equal(ended[name], resumed_ended[name]) for name in ended)
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -176,12 +180,13 @@ def test_a_centred_model_is_trained_on_its_own_range(tmp_path):
 
 
 class Tiny(torch.nn.Module):
-    """Two convolutions, and frequencies that training leaves alone."""
+    """Two convolutions, frequencies that training leaves alone, and a buffer."""
 
     def __init__(self):
         super().__init__()
         self.first, self.last = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 1, 3, padding=1, bias=False)
         self.frequencies = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+        self.register_buffer("mean", torch.zeros(2))
 
     def forward(self, x, label):
         return self.last(self.first(x).relu()) * self.frequencies.sum()
@@ -194,22 +199,20 @@ def tiny(seed=0):
 
 def damages(state, rng):
     """The state with one thing wrong in it."""
-    table = str(rng.choice(["parameters", "ema"]))
-    name = str(rng.choice(sorted(state["parameters"])))
+    table = str(rng.choice(["parameters", "ema", "buffers"]))
+    name = str(rng.choice(sorted(state[table])))
     moments = state["optimizer"]["state"][int(rng.choice(list(state["optimizer"]["state"])))]
     moment = str(rng.choice(["exp_avg", "exp_avg_sq"]))
     value = state[table][name]
     match rng.integers(22):
         case 0:
-            state["iteration"] = (
-                rng.choice(["x", -1, 0, 3.5, True, None, 10**9, np.int64(3)]).item() if rng.random() < 0.9 else []
-            )
+            state["iteration"] = ["x", -1, 0, 3.5, True, None, 10**9, []][rng.integers(8)]
         case 1:
             state["seconds"] = [math.nan, math.inf, -1.0, "long"][rng.integers(4)]
         case 2:
             state["loss"] = [math.nan, None, "small", -math.inf][rng.integers(4)]
         case 3:
-            del state[str(rng.choice(sorted(state)))]
+            del state[str(rng.choice(sorted(state.keys() - {"buffers"})))]  # states of old have no buffers
         case 4:
             del state[table][name]
         case 5:

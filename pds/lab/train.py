@@ -88,17 +88,18 @@ def save_network(
 
     Args:
         score: the network; its buffers belong to the file as well.
-        ema: its averaged parameters by name.
+        ema: its averaged parameters by name, and buffers that differ from those of `score`.
         path: the file.
         config: the resolved configuration of the training.
         iterations: iterations of the training so far.
         half: write the parameters that training changes as float16. The others may be frequencies, which must stay exact.
     """
-    trained = {name for name, parameter in score.named_parameters() if parameter.requires_grad}
-    state = {
-        name.removeprefix("network."): value.half() if half and name in trained else value
-        for name, value in (score.cpu().state_dict() | dict(ema)).items()
-    }
+    # A parameter that two layers share has two names in the file, and one in `ema`.
+    names = {parameter: name for name, parameter in score.cpu().named_parameters()}
+    state = {}
+    for name, value in score.state_dict(keep_vars=True).items():
+        written = ema.get(names.get(value, name), value.detach())
+        state[name.removeprefix("network.")] = written.half() if half and value.requires_grad else written.clone()
     # The choice of weights in the file that training started from does not describe these.
     options = {key: value for key, value in identity(config).items() if key != "model.weights"}
     about = {"config": json.dumps(as_configuration(options)), "iterations": str(iterations), "weights": "ema"}
@@ -127,8 +128,8 @@ def ship(folder: Path, output: Path) -> None:
             raise ValueError(f"its name {shown(name)} leads out of its folder")
         node = OmegaConf.create({"model": config["model"] | {"checkpoint": None}}).model
     network: NetworkScore = build_model(node).score
-    state = read_state(checkpoint, dict(network.named_parameters()), most, fix)
+    state = read_state(checkpoint, network, most, fix)
     path = output / f"{name}.safetensors"
-    save_network(network, state.ema, path, config, state.iteration, half=True)
+    save_network(network, state.buffers | state.ema, path, config, state.iteration, half=True)
     pin(path)
     log.info("%s: %d iterations in %.0f s, loss %.4f", path, state.iteration, state.seconds, state.loss)

@@ -13,8 +13,9 @@ from test_configurations import composed
 from pds.data.images import to_unit
 from pds.errors import MissingError, PDSError
 from pds.lab.config import build
-from pds.lab.train import ship, train
+from pds.lab.train import save_network, ship, train
 from pds.models.safetensors_files import read_safetensors
+from pds.models.scores import LadderScore
 from pds.training import denoising_loss
 
 DIGITS = ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small", "cld_small"]
@@ -62,6 +63,18 @@ def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Pat
     (folder / "training.pt").unlink()
     with pytest.raises(MissingError, match=r"has no training\.pt"):
         ship(folder, tmp_path)
+
+
+def test_a_layer_with_two_names_is_averaged_under_both(tmp_path: Path) -> None:
+    layer = torch.nn.Conv2d(1, 1, 1)
+    score = LadderScore(torch.nn.Sequential(layer, torch.nn.BatchNorm2d(1), layer), torch.ones(1))
+    ema = {name: value + 1 for name, value in score.named_parameters()}
+    for half in (False, True):
+        save_network(score, ema, tmp_path / "a.safetensors", {"model": {}}, 1, half)
+        state, _ = read_safetensors(tmp_path / "a.safetensors")
+        written = ema["network.0.weight"].half() if half else ema["network.0.weight"]
+        assert torch.equal(state["0.weight"], written) and torch.equal(state["2.weight"], written)
+        assert torch.equal(state["1.running_var"], torch.ones(1))
 
 
 def test_a_folder_that_is_no_training_is_one_sentence(tmp_path: Path) -> None:
