@@ -15,7 +15,7 @@ import jinja2
 
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
-from pds.lab.report.settings import Number, Panel, Setting, T, panels, repeated, symbol
+from pds.lab.report.settings import Number, Panel, Setting, T, one_a_seed, panels, repeated, symbol
 from pds.lab.report.table import FACTS, WORDS, Grid, SideBySide, long_form, plain_columns, side_by_side, write_table
 from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, write_text
 
@@ -127,18 +127,23 @@ def _summary(runs: Runs) -> list[list[Any]]:
 
 
 def _verdicts(done: Runs) -> list[dict[str, Any]]:
-    """Return the best preconditioned run of each model, reference and metric beside vanilla runs, where it can be compared with
-    one."""
+    """Return the best preconditioned setting of each model, reference and metric beside the best vanilla one like it, if any.
+
+    The best has the lowest mean over its seeds: the lowest of many runs would be the luckiest seed.
+    """
     found: list[dict[str, Any]] = []
     groups = grouped(((run.model, run.reference, name), run) for run in done for name in done.metrics if name in run.measures)
     for (model, _, metric), having in groups.items():
         alike = Runs(tuple(having))
-        pds = next((run for run in alike.ranked(metric) if not run.vanilla), None)
-        if pds is None or (base := alike.baseline(pds, metric)) is None:
-            continue
-        compared = Setting(alike.repeats(pds), metric).against(Setting(alike.repeats(base), metric))
-        facts = {"ranked": alike.ranked(metric), "texts": alike.texts(metric), "compared": compared}
-        found.append({"model": model, "metric": metric, "pds": pds, "base": base, **facts})
+        repeats = {runs[0].folder: one_a_seed(runs) for runs in map(alike.repeats, alike)}
+        ranked = sorted((Setting(runs, metric) for runs in repeats.values()), key=lambda setting: setting.number)
+        pds = next((setting for setting in ranked if not setting.vanilla), None)
+        base = next((setting for setting in ranked if pds and setting.vanilla and setting.like(pds)), None)
+        if pds and base:
+            texts = alike.texts(metric)
+            texts |= {setting.number: setting.over_seeds for setting in ranked if setting.spread is not None}
+            facts = {"ranked": ranked, "texts": texts, "compared": pds.against(base)}
+            found.append({"model": model, "metric": metric, "pds": pds, "base": base, **facts})
     return found
 
 

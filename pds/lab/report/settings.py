@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
 from pds.lab.report.runs import Run, Runs, differing, grouped, token
 from pds.lab.runs import OF_T
-from pds.lab.text import as_text, is_number, significant, with_decimals_of
+from pds.lab.text import as_text, is_number, significant, with_decimals_of, with_error
 
 T, ALPHA = "sampler.iterations", "filter.alpha"
 _SYMBOLS = {T: "T", ALPHA: "α", "filter.lam": "λ", "filter.r": "r", "solenoid.omega": "ω", "sampler.step_size": "α/σ²"}
@@ -85,6 +85,16 @@ class Setting:
     def shown(self) -> Number:
         """`number` with three significant digits, and its deviation over the seeds."""
         return Number.of(significant(self.number, self.error), self.spread)
+
+    @property
+    def over_seeds(self) -> str:
+        """`number` with its deviation and the count of seeds, in a sentence."""
+        return f"{with_error(self.shown.text, self.spread)} (mean of {len(self.runs)} seeds)"
+
+    def like(self, other: Setting) -> bool:
+        """Whether kind, sampler, NFE and some seed are those of `other`."""
+        kinds = {(s.runs[0].kind, s.result["sampler"], s.result["nfe"]) for s in (self, other)}
+        return len(kinds) == 1 and any(a.result["seed"] == b.result["seed"] for a in self.runs for b in other.runs)
 
     def against(self, other: Setting) -> Comparison | None:
         """Return the comparison with another setting, paired over the seeds of both, or over the blocks of their one seed."""

@@ -102,6 +102,15 @@ def test_the_lowest_is_marked_whoever_it_is(pair):
     assert "×<" not in report(pair), "a ratio is to the same length"
 
 
+def test_the_luckiest_seed_is_not_the_best_setting(tmp_path):
+    for seed, vanilla, strong, weak in ((0, 6.0, 1.0, 4.2), (1, 6.2, 9.0, 4.0), (2, 6.4, 9.2, 3.8)):
+        write_run(tmp_path, vanilla, seed=seed)
+        write_run(tmp_path, strong, statistics(2.0, 50), label="strong", seed=seed)
+        write_run(tmp_path, weak, statistics(5.0, 50), label="weak", seed=seed)
+    means = "4.0 ± 0.2 (mean of 3 seeds), against 6.2 ± 0.2 (mean of 3 seeds)"
+    assert f"weak is closest to the data: fid_made_up_256 {means} of the same sampler" in report(tmp_path)
+
+
 def test_verdicts_name_the_model_where_there_are_several(tmp_path):
     for model in ("net A", "net B"):
         write_run(tmp_path, 3.0, model=model)
