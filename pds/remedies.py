@@ -96,9 +96,8 @@ class LevelShift(Remedy):
     """The network gets a constant multiple of the noise level, and its denoised image is kept in the data range.
 
     The network's prediction is taken for the noise at sigma: D = x - sigma e(x, scale sigma), the multiple cut to the levels of
-    its training. A scale above 1 measured better
-    on the shipped VE network at few steps; experiments/RESULTS.md has the numbers. The mean of images lies in the data range.
-    So a D outside is moved to the nearest value inside, which lowers the error of any network.
+    its training. A scale above 1 measured better on the shipped VE network at few steps (experiments/RESULTS.md). The mean of
+    images lies in the data range. So a D outside is moved to the nearest value inside, which lowers the error of any network.
 
     Args:
         score: score of a model.

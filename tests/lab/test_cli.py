@@ -411,6 +411,17 @@ def test_every_script_starts_from_everywhere(tmp_path):
     assert len(list(tmp_path.glob("out/debug/*/result.json"))) == 2
 
 
+def test_scripts_without_options_answer_and_refuse():
+    for given, status, says in (
+        (["report.py", "--help"], 0, "python experiments/report.py outputs/quickstart"),
+        (["report.py"], 1, "error: name the folders of groups"),
+        (["report.py", "--open"], 1, "error: name the folders of groups"),
+        (["tools/reference.py", "x"], 1, "error: reference.py takes no arguments, got x"),
+    ):
+        done = command(*given)
+        assert (done.returncode, says in done.stdout + done.stderr) == (status, True), done
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux")
 @pytest.mark.parametrize("streams", ["1>/dev/full 2>&-", "2>&1 | head -c 1"])
 def test_nobody_need_watch_a_run_and_no_locale_need_know_its_letters(streams, tmp_path):
