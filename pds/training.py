@@ -69,6 +69,25 @@ def check_labels(images: ImageSource, classes: int) -> None:
         raise OptionError("classes", problem)
 
 
+def check_network(score: nn.Module) -> None:
+    """Refuse a network that cannot be trained.
+
+    Raises:
+        PDSError: no parameter can change, one has too few digits for small steps and for its average, or the network has a
+            state that a file of weights cannot hold.
+    """
+    trained = {name: parameter for name, parameter in score.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise PDSError("training changes no parameter of this network: give one whose parameters have requires_grad")
+    for name, parameter in trained.items():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            fix = "make it float32; bf16=true computes in bfloat16"
+            raise PDSError(f"the parameter {name} is {kind}, which loses the small steps of training: {fix}")
+    if other := [name for name, value in score.state_dict().items() if not isinstance(value, Tensor)]:
+        raise PDSError(f"a file of weights cannot hold {other[0]}: make a network without get_extra_state")
+
+
 @options
 class Trainer:
     """Adam with linear warm-up, cosine decay to zero and an exponential moving average of the weights.
@@ -149,9 +168,10 @@ class Trainer:
             before a restart.
 
         Raises:
-            PDSError: see `check_labels` and `check`. Also if `checkpoint` is damaged or of another network (the file stays as
-                it is), or if the loss is no longer finite.
+            PDSError: see `check_network`, `check_labels` and `check`. Also if `checkpoint` is damaged or of another network (the
+                file stays as it is), or if the loss is no longer finite.
         """
+        check_network(score)
         check_labels(images, classes)
         self.check(images, classes)
         score = score.moved(device).train()
@@ -159,6 +179,8 @@ class Trainer:
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}
+        averaged = [(ema[name], p) for name, p in parameters.items() if p.requires_grad]
+        averages, weights = map(list, zip(*averaged, strict=True))
         start, spent, running = self._restore(checkpoint, score, ema, optimizer)
         network: Any = torch.compile(score) if self.compile else score
         if self.bf16:
@@ -179,7 +201,7 @@ class Trainer:
                 # A short memory at the start, so that the average does not remember the initialisation.
                 decay = min(self.ema_decay, (1 + iteration) / (10 + iteration))
                 with torch.no_grad():
-                    torch._foreach_lerp_(list(ema.values()), list(parameters.values()), 1 - decay)
+                    torch._foreach_lerp_(averages, weights, 1 - decay)
                 value = loss.item()
                 if not math.isfinite(value):
                     raise PDSError(

@@ -141,6 +141,35 @@ def test_impossible_settings_are_refused(tmp_path):
         trained(iterations=3, batch_size=4, bf16=False).fit(broken, images(), tmp_path / "t.pt", torch.device("cpu"))
 
 
+class WithExtraState(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def get_extra_state(self):
+        return {"a": 1}
+
+
+def test_a_network_that_cannot_be_trained_is_refused(tmp_path):
+    extra = small()
+    extra.network = WithExtraState(extra.network)
+    for score, says in (
+        (small().requires_grad_(False), "training changes no parameter of this network"),
+        (small().bfloat16(), "the parameter .* is bfloat16, which loses the small steps"),
+        (extra, "cannot hold network._extra_state"),
+    ):
+        with pytest.raises(PDSError, match=says):
+            trained(iterations=1, batch_size=4).fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_parameters_that_training_leaves_alone_may_be_of_any_type(tmp_path):
+    score = small()
+    score.network.numbers = torch.nn.Parameter(torch.arange(3), requires_grad=False)
+    ema, _ = trained(iterations=2, batch_size=4, bf16=False).fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
+    assert torch.equal(ema["network.numbers"], torch.arange(3))
+
+
 def test_training_shows_the_noise_that_the_network_is_for():
     generator = torch.Generator().manual_seed(0)
     drawn = small().draw_sigma(2000, generator)

@@ -57,7 +57,6 @@ def own(
     """
     called, module = named(make, "make")
     network = _called(called, make, arguments)
-    loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
     model = wrap(
         network,
         predicts=predicts,
@@ -68,6 +67,8 @@ def own(
         classes=classes,
         no_class=no_class,
     )
+    # After the call in `wrap`, which gives lazy layers their shapes.
+    loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
     code = inspect.getsourcefile(module)
     return replace(model, checkpoint=loaded, beside_weights={"code": sha256(Path(code))} if code else {})
 

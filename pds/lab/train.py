@@ -29,7 +29,7 @@ from pds.models.safetensors_files import as_configuration, save_weights
 from pds.models.scores import NetworkScore
 from pds.options import Range, fitted, shown
 from pds.processes.discrete import DiscreteVariancePreserving
-from pds.training import Trainer, check_labels, read_state
+from pds.training import Trainer, check_labels, check_network, read_state
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def train(cfg: DictConfig) -> None:
         raise PDSError(f"networks of {whose} are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     if trainer.compile:
         require_compiler("trainer.compile")
+    check_network(model.score)
     images = dataset.images
     with keyed(cfg.model):
         check_labels(images, model.classes)

@@ -102,6 +102,14 @@ def test_a_network_of_ones_own_is_sampled_from_the_command_line(network):
             assert np.array_equal(shard["images"], pds.sample(model, sampler, images=4).images.numpy())
 
 
+def test_lazy_layers_have_their_shapes_before_the_weights_are_read(network):
+    lazy = CODE.replace("nn.Conv2d(1, width,", "nn.LazyConv2d(width,")
+    (network / "mynet.py").write_text(lazy)
+    made = build(composed(*overrides(network)).model).score.network
+    weights = torch.load(network / "w1.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in made.state_dict().items())
+
+
 def test_other_code_is_another_run(network):
     cfg = composed(*overrides(network))
     before = build(cfg.model).beside_weights
