@@ -168,8 +168,8 @@ class Trainer:
             before a restart.
 
         Raises:
-            PDSError: see `check_network`, `check_labels` and `check`. Also if `checkpoint` is damaged or of another network (the
-                file stays as it is), or if the loss is no longer finite.
+            PDSError: see `check_network`, `check_labels` and `check`. Also if `checkpoint` is damaged or of another network
+                (the file stays as it is), or if the loss is no longer finite.
         """
         check_network(score)
         check_labels(images, classes)
