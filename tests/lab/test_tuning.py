@@ -308,6 +308,17 @@ def test_without_a_metric_the_network_itself_is_asked(gaussian, tmp_path):
         assert refused.returncode == 1 and said in refused.stderr, refused.stderr
 
 
+def test_networks_of_cld_keep_their_own_sampler_and_have_kinds_of_their_own(tmp_path):
+    refused = command("tune.py", "model=cld_small", "budgets=[6]", "metric=none", f"outputs={tmp_path}")
+    assert refused.returncode == 1 and refused.stderr.endswith("is of CLD: give a metric\n"), refused.stderr
+    small = ["images=8", "final=16", "leaders=1", "seeds=[0,1]", "trials=1", "threads=1", f"outputs={tmp_path}"]
+    done = command("tune.py", "model=cld_small", "budgets=[4]", *small)
+    assert done.returncode == 0, done.stderr
+    assert recommendation(tmp_path / "tune" / "cld_small")["budgets"]["4"]["run"][0] == "sampler=cld_small"
+    left_out = [line.partition(":")[0] for line in done.stderr.splitlines() if line.startswith("budget 4: without")]
+    assert "budget 4: without preconditioned_sde, level_shift" in done.stderr and len(left_out) == 1, done.stderr
+
+
 def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
     experiment = Experiment.build(composed(*gaussian, "sampler=preconditioned_sde", "sampler.eta=auto"))
     assert experiment.fingerprint["sampler.eta"] == f"{experiment.sample.sampler.eta:g}"

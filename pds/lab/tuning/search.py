@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
@@ -36,6 +37,7 @@ from pds.lab.config import CONF, resolved
 from pds.lab.experiment import Experiment, StoppedError, measured
 from pds.lab.logs import quieter
 from pds.lab.report import write_report
+from pds.lab.report.runs import grouped
 from pds.lab.runs import essence, group_folder, says_where
 from pds.lab.settings import Run, Tune, settings
 from pds.lab.tables import key
@@ -47,6 +49,7 @@ from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of
 from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
 from pds.options import options_of
 from pds.progress import progress_bar
+from pds.samplers.critically_damped import VelocitySampler
 from pds.samplers.preconditioned_sde import PreconditionedSDE
 
 log = logging.getLogger(__name__)
@@ -143,9 +146,12 @@ class Tuning:
 
     @cached_property
     def default(self) -> list[str]:
-        """Overrides of the untuned setting."""
+        """Overrides of the untuned setting; networks of CLD, whose states no other sampler takes, keep their own sampler."""
         kept = [override for override in self.given if part_of(override) in PARTS]
-        return kept if any(key(o) == "sampler" for o in kept) else [*DEFAULT, *kept]
+        if any(key(o) == "sampler" for o in kept):
+            return kept
+        of_cld = issubclass(get_object(self._model.sampler._target_), VelocitySampler)
+        return [*([f"sampler={self._model.hydra.runtime.choices['sampler']}"] if of_cld else DEFAULT), *kept]
 
     @cached_property
     def group(self) -> str:
@@ -153,8 +159,12 @@ class Tuning:
         named = next((o.partition("=")[2] for o in self.given if key(o) == "group"), None)
         if named is not None:
             return named
-        hydra = compose("run", self.common, return_hydra_config=True).hydra
-        return f"tune/{hydra.runtime.choices['model']}"
+        return f"tune/{self._model.hydra.runtime.choices['model']}"
+
+    @cached_property
+    def _model(self) -> DictConfig:
+        """What the model and the data set choose, with Hydra's own record of the choices."""
+        return compose("run", self.common, return_hydra_config=True)
 
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of a run."""
@@ -234,11 +244,12 @@ class Tuning:
 
     def _require_guess(self) -> None:
         """Refuse options that a first guess would have to ignore."""
-        if self.default != DEFAULT:
-            own = next(override for override in self.given if part_of(override) in PARTS)
+        if own := next((override for override in self.given if part_of(override) in PARTS), None):
             raise PDSError(
                 f"with metric=none a first guess chooses {', '.join(PARTS)} itself: leave {own} out, or give a metric"
             )
+        if self.default != DEFAULT:
+            raise PDSError(f"a first guess is for scores of images, and {self.like.model.title} is of CLD: give a metric")
         if self.searching:
             raise PDSError(f"with metric=none there are no trials: leave {self.searching[0]} out, or give a metric")
 
@@ -289,8 +300,8 @@ class Tuning:
     def _kinds(self, budget: int) -> list[Kind]:
         """The kinds of one budget, the default first if it is one."""
         kinds, left_out = kinds_of(self.space, budget, self.composed, self.like.model, self.like.dataset)
-        for name, why in left_out.items():
-            log.info("budget %d: %s is left out: %s", budget, name, why)
+        for why, names in grouped((why, name) for name, why in left_out.items()).items():
+            log.info("budget %d: without %s: %s", budget, ", ".join(names), why)
         with contextlib.suppress(PDSError):
             iterations, nfe = most_iterations(self.composed(self.default), budget, self.like.model, self.like.dataset)
             default = Kind("default", (*self.default, f"sampler.iterations={iterations}"), nfe)
