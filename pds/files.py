@@ -105,13 +105,14 @@ def user_path(path: str | Path, fix: str = "write the whole path") -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """A path as the user wrote it; "asset:NAME" is a file that ships with this package.
+    """A path as the user wrote it; "asset:NAME" is a file that ships with this package, weights if it has no suffix.
 
     Raises:
         DamagedError: a file that ships is not the one that shipped.
     """
     text = str(path)
-    found = ASSETS / text.removeprefix("asset:") if text.startswith("asset:") else user_path(text)
+    name = text.removeprefix("asset:")
+    found = user_path(text) if name == text else ASSETS / (name if "." in name else f"{name}.safetensors")
     digest = _pinned(ASSETS).get(found.name) if found.parent == ASSETS else None
     if digest is not None and (not found.is_file() or sha256(found) != digest):
         raise DamagedError(f"{found} is not the file that shipped with this package: install the package again")

@@ -35,6 +35,7 @@ def test_a_flipped_bit_of_a_file_that_ships_is_refused(tmp_path, monkeypatch):
                 locate(spelled)
     (tmp_path / name).write_bytes(whole)
     assert locate(f"asset:{name}") == tmp_path / name
+    assert locate("asset:mine") == tmp_path / "mine.safetensors"  # as `pds.load` and model.checkpoint have it
     (tmp_path / "new.npz").write_bytes(b"new")
     pin(tmp_path / "new.npz")
     assert locate("asset:new.npz") == tmp_path / "new.npz"
