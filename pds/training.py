@@ -341,7 +341,8 @@ def _buffers(score: nn.Module) -> dict[str, Tensor]:
 
 
 def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless `found` holds finite tensors of the names, shapes and types of `wanted`, and no others."""
+    """Raise ValueError unless `found` holds tensors of the names, shapes and types of `wanted`, finite where these are, and no
+    others."""
     if not isinstance(found, dict) or found.keys() != wanted.keys():
         names = found.keys() ^ wanted.keys() if isinstance(found, dict) else wanted.keys()
         raise ValueError(f"its {what} are of another network, by {min(map(str, names))}")
@@ -350,7 +351,7 @@ def _require_alike(what: str, found: Any, wanted: Mapping[str, Tensor]) -> None:
         if not isinstance(tensor, Tensor) or tensor.shape != value.shape or tensor.dtype != value.dtype:
             kind = f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"its {what} have {name} as {kind}, not {value.dtype} {tuple(value.shape)}")
-        if not torch.isfinite(tensor).all():
+        if torch.isfinite(value).all() and not torch.isfinite(tensor).all():  # a buffer may be a mask of -inf
             raise ValueError(f"its {what} have values in {name} that are not finite")
 
 

@@ -61,6 +61,7 @@ class WithState(torch.nn.Module):
         super().__init__()
         self.network = network
         self.norm, self.same = torch.nn.BatchNorm2d(1), network.last
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
 
     def forward(self, x, label):
         return torch.nn.functional.dropout(self.norm(self.network(x, label)), 0.3, self.training)
