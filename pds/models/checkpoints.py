@@ -262,8 +262,8 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
             )
         if found.is_floating_point() != value.is_floating_point() or found.is_complex() != value.is_complex():
             raise refused(f"{name} as {found.dtype} where the model has {value.dtype}")
-        # A number may be too large for the type that the model has.
-        if not torch.isfinite(found.to(value.dtype)).all():
+        # A number may be too large for the type that the model has; a mask of the model may be of -inf.
+        if not torch.isfinite(found.to(value.dtype)).all() and torch.isfinite(value).all():
             raise OptionError("checkpoint", f"{path} has values in {name} that are not finite numbers: fetch it again")
     unknown = next((name for name in weights.state if name not in expected), None)
     if unknown is not None:

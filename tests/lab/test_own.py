@@ -102,6 +102,16 @@ def test_a_network_of_ones_own_is_sampled_from_the_command_line(network):
             assert np.array_equal(shard["images"], pds.sample(model, sampler, images=4).images.numpy())
 
 
+def test_a_mask_need_not_be_finite(network):
+    masked = CODE.replace("from torch import nn", "import torch\nfrom torch import nn")
+    masked = masked.replace("super().__init__()", "super().__init__(); self.register_buffer('mask', -torch.ones(2) / 0)")
+    (network / "mynet.py").write_text(masked)
+    weights = torch.load(network / "w1.pt") | {"mask": torch.tensor([0.0, -torch.inf])}
+    torch.save(weights, network / "w1.pt")
+    made = build(composed(*overrides(network)).model).score.network
+    assert torch.equal(made.mask, weights["mask"])
+
+
 def test_lazy_layers_have_their_shapes_before_the_weights_are_read(network):
     lazy = CODE.replace("nn.Conv2d(1, width,", "nn.LazyConv2d(width,")
     (network / "mynet.py").write_text(lazy)
