@@ -57,8 +57,9 @@ def train(cfg: DictConfig) -> None:
     with keyed(cfg.trainer):
         check_network(model.score, trainer.label_dropout)
         trainer.check(images, model.classes)
-    # The start of training, from any file.
-    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
+    # The start of training, from any file; and the network's own code, as for samples.
+    code = model.beside_weights.get("code")
+    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256, "code": code}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
     if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:
