@@ -69,13 +69,15 @@ def check_labels(images: ImageSource, classes: int) -> None:
         raise OptionError("classes", problem)
 
 
-def check_network(score: nn.Module) -> None:
+def check_network(score: nn.Module, label_dropout: float = 0.0) -> None:
     """Refuse a network that cannot be trained.
 
     Raises:
         PDSError: no parameter can change, one has too few digits for small steps and for its average, or the network has a
-            state that a file of weights cannot hold.
+            state that a file of weights cannot hold. Also if labels are dropped, and it knows no label for that.
     """
+    if label_dropout and getattr(getattr(score, "network", None), "no_class", -1) is None:  # of `pds.wrap`
+        raise OptionError("label_dropout", "must be 0 for a network that knows no label of no class: give its no_class")
     trained = {name: parameter for name, parameter in score.named_parameters() if parameter.requires_grad}
     if not trained:
         raise PDSError("training changes no parameter of this network: give one whose parameters have requires_grad")
@@ -169,9 +171,9 @@ class Trainer:
 
         Raises:
             PDSError: see `check_network`, `check_labels` and `check`. Also if `checkpoint` is damaged or of another network
-                (the file stays as it is), or if the loss is no longer finite.
+                (the file stays as it is), or if the loss or its gradient is no longer finite.
         """
-        check_network(score)
+        check_network(score, self.label_dropout)
         check_labels(images, classes)
         self.check(images, classes)
         score = score.moved(device).train()
@@ -193,21 +195,23 @@ class Trainer:
                 x = x.contiguous(memory_format=layout)
                 with self._dropout_of(iteration, device), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = denoising_loss(network, x, sigma, z, *labels)
+                if not loss.requires_grad:
+                    raise PDSError("the network's output has no gradient by its parameters: take no_grad out of its forward")
                 optimizer.param_groups[0]["lr"] = self.rate(iteration)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
-                nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+                norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
                 optimizer.step()
                 # A short memory at the start, so that the average does not remember the initialisation.
                 decay = min(self.ema_decay, (1 + iteration) / (10 + iteration))
                 with torch.no_grad():
                     torch._foreach_lerp_(averages, weights, 1 - decay)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise PDSError(
-                        f"training loss is {value} at iteration {iteration}: lower learning_rate "
-                        f"(now {self.learning_rate}); the last checkpoint is kept in {checkpoint}"
-                    )
+                value, length = loss.item(), norm.item()
+                # A gradient that is not finite spoils the weights under a finite loss. No checkpoint may keep them.
+                if not math.isfinite(value) or not math.isfinite(length):
+                    what = f"the gradient's norm is {length}" if math.isfinite(value) else f"training loss is {value}"
+                    kept = f"; the last checkpoint is kept in {checkpoint}" if checkpoint.exists() else ""
+                    raise PDSError(f"{what} at iteration {iteration}: lower learning_rate (now {self.learning_rate}){kept}")
                 running = value if running is None else 0.98 * running + 0.02 * value
                 bar.set_postfix(loss=f"{running:.4f}")
                 if (iteration + 1) % 50 == 0:
@@ -364,6 +368,6 @@ def _moments(found: Any, parameters: Sequence[Tensor], iteration: int) -> dict[i
         like = parameters[number].detach()
         step = torch.zeros(())
         _require_alike(f"moments of parameter {number}", moments, {"step": step, "exp_avg": like, "exp_avg_sq": like})
-        if not 1 <= moments["step"] <= iteration or (moments["exp_avg_sq"] < 0).any():
+        if not 1 <= moments["step"] <= iteration or (moments["exp_avg_sq"].real < 0).any():
             raise ValueError(f"its moments of parameter {number} are out of range")
     return {number: {name: value.clone() for name, value in moments.items()} for number, moments in found.items()}

@@ -15,6 +15,7 @@ from pds.data.images import ArrayImages
 from pds.errors import OptionError, PDSError
 from pds.models.ncsn import ncsn
 from pds.models.scores import DataPrediction, LadderScore, NetworkScore, NoisePrediction, ScorePrediction
+from pds.models.wrap import wrap
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.training import Trainer, denoising_loss
 
@@ -162,6 +163,52 @@ def test_a_network_that_cannot_be_trained_is_refused(tmp_path):
         with pytest.raises(PDSError, match=says):
             trained(iterations=1, batch_size=4).fit(score, images(), tmp_path / "t.pt", torch.device("cpu"))
     assert not any(tmp_path.iterdir())
+
+
+class Unusual(torch.nn.Module):
+    """Complex weights, as of a Fourier layer; with a forward that loses the gradient, or spoils it under a finite loss."""
+
+    def __init__(self, fault=None):
+        super().__init__()
+        self.weight, self.fault = torch.nn.Parameter(torch.ones(8, 5, dtype=torch.complex64)), fault
+
+    def forward(self, x, label, labels=None):
+        y = torch.fft.irfft2(self.weight * torch.fft.rfft2(x), s=x.shape[-2:])
+        if self.fault == "infinite":
+            y = y + (0 * self.weight.real.sum()).sqrt()
+        return y.detach() if self.fault == "lost" else y
+
+
+def unusual(fault=None, **options):
+    return wrap(
+        Unusual(fault), predicts="noise", process=VarianceExploding(), shape=(1, 8, 8), data_range=(0, 1), **options
+    ).score
+
+
+def test_complex_weights_continue_from_a_checkpoint(tmp_path):
+    for iterations in (2, 4):
+        trainer = trained(iterations=iterations, batch_size=4, bf16=False)
+        ema, _ = trainer.fit(unusual(), images(), tmp_path / "t.pt", torch.device("cpu"))
+    assert ema["network.weight"].is_complex()
+
+
+def test_weights_that_a_gradient_spoils_reach_no_checkpoint(tmp_path):
+    for fault, says in (
+        ("infinite", "the gradient's norm is nan at iteration 0: lower learning_rate [^;]*$"),
+        ("lost", "no_grad"),
+    ):
+        with pytest.raises(PDSError, match=says):
+            trainer = trained(iterations=1, batch_size=4, bf16=False)
+            trainer.fit(unusual(fault), images(), tmp_path / "t.pt", torch.device("cpu"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_labels_are_dropped_only_for_a_network_that_knows_no_class(tmp_path):
+    labelled = ArrayImages("stripes", "train", images().images, np.zeros(64, dtype=np.int64))
+    trainer = trained(iterations=1, batch_size=4, bf16=False, label_dropout=1e-6)
+    with pytest.raises(OptionError, match=r"label_dropout must be 0 .* give its no_class"):
+        trainer.fit(unusual(classes=2), labelled, tmp_path / "t.pt", torch.device("cpu"), classes=2)
+    trainer.fit(unusual(classes=2, no_class=2), labelled, tmp_path / "t.pt", torch.device("cpu"), classes=2)
 
 
 def test_parameters_that_training_leaves_alone_may_be_of_any_type(tmp_path):

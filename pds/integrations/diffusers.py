@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner, spectrum_of
 from pds.preconditioning.solenoids import NoSolenoid
+from pds.processes.discrete import BetaSchedule
 from pds.processes.forward import Time, VarianceExploding, integration_times
 from pds.samplers.preconditioned_sde import PreconditionedSDE, Step
 from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
@@ -349,6 +350,11 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         lam: float | None = None,
         region: str | None = None,
     ) -> None:
+        if trained_betas is None and beta_schedule not in get_args(BetaSchedule):
+            known = ", ".join(get_args(BetaSchedule))
+            raise OptionError(
+                "beta_schedule", f"must be one of {known}, got {shown(beta_schedule)}: give trained_betas for others"
+            )
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -407,6 +413,8 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             )
         # The third order of diffusers has no meaning here.
         order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
+        # diffusers lets what the other states hide what this scheduler gives its parent.
+        config = {key: value for key, value in config.items() if key not in ("algorithm_type", "final_sigmas_type")}
         return super().from_config(config, return_unused_kwargs, **order | kwargs)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:

@@ -70,7 +70,14 @@ def own(
     # After the call in `wrap`, which gives lazy layers their shapes.
     loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
     code = inspect.getsourcefile(module)
-    return replace(model, checkpoint=loaded, beside_weights={"code": sha256(Path(code))} if code else {})
+    # A training that drops no label never shows `no_class`.
+    always_shown = classes > 0 and loaded is not None and loaded.label_dropout == 0
+    return replace(
+        model,
+        checkpoint=loaded,
+        beside_weights={"code": sha256(Path(code))} if code else {},
+        unconditional=model.unconditional and not always_shown,
+    )
 
 
 def _called(make: Callable[..., Any], name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -51,14 +51,15 @@ def train(cfg: DictConfig) -> None:
         raise PDSError(f"networks of {whose} are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
     if trainer.compile:
         require_compiler("trainer.compile")
-    check_network(model.score)
     images = dataset.images
     with keyed(cfg.model):
         check_labels(images, model.classes)
     with keyed(cfg.trainer):
+        check_network(model.score, trainer.label_dropout)
         trainer.check(images, model.classes)
-    # The start of training, from any file.
-    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256}
+    # The start of training, from any file; and the network's own code, as for samples.
+    code = model.beside_weights.get("code")
+    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256, "code": code}
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
     if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:

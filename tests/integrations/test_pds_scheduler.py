@@ -1,6 +1,7 @@
 """`PDSScheduler` beside the scheduler of diffusers, beside our sampler, and in pipelines of random weights."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -267,6 +268,7 @@ REFUSED = {
     "EDM": (diffusers.EDMEulerScheduler, {}, {}, "this scheduler is not for VP networks"),
     "prediction": (DDPMScheduler, {}, {"prediction_type": "x"}, "prediction_type must be epsilon, v_prediction or sample"),
     "order": (DDPMScheduler, {}, {"solver_order": 3}, "solver_order must be one of 1, 2, got 3"),
+    "schedule": (DDPMScheduler, {"beta_schedule": "sigmoid"}, {}, "beta_schedule must be one of linear, .*give trained_betas"),
     "eta": (DDPMScheduler, {}, {"eta": math.nan}, "eta must be a number from 0 to 1000, got nan"),
     "eta of PDS": (DDPMScheduler, {}, {"precondition": "whole", "eta": 2.0}, "eta must be 1 with precondition=whole"),
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
@@ -289,6 +291,17 @@ def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):
 
 def test_the_third_order_of_others_becomes_the_second():
     assert PDSScheduler.from_config(DPMSolverMultistepScheduler(solver_order=3).config).config.solver_order == 2
+
+
+def test_it_keeps_its_own_solver_where_a_file_states_another(tmp_path):
+    theirs = diffusers.UniPCMultistepScheduler(beta_schedule="scaled_linear").config | {
+        "algorithm_type": "dpmsolver++",
+        "final_sigmas_type": "sigma_min",
+    }
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(theirs))
+    expected = path(PDSScheduler(beta_schedule="scaled_linear"), 5)
+    for made in (PDSScheduler.from_config(theirs), PDSScheduler.from_pretrained(tmp_path)):
+        assert torch.equal(path(made, 5)[-1], expected[-1])
 
 
 def test_statistics_of_latents_are_of_the_pipelines_own_vae(tmp_path):

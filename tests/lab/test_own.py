@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from command_line import command
+from PIL import Image
 from test_configurations import composed
 
 import pds
 from pds.errors import PDSError
 from pds.lab.config import build, build_model
 from pds.lab.schema import CHOICES, Part
+from pds.lab.train import save_network, train
 from pds.sampling import DEFAULT
+from pds.training import Trainer
 
 CODE = """
 from __future__ import annotations
@@ -125,6 +128,28 @@ def test_other_code_is_another_run(network):
     before = build(cfg.model).beside_weights
     (network / "mynet.py").write_text(CODE.replace("SiLU", "ReLU"))
     assert build(cfg.model).beside_weights != before
+
+
+def test_other_code_is_another_training(network, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda self, score, *rest: (dict(score.named_parameters()), 1.0))
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(network / "1.png")
+    data = ["dataset=folder", f"dataset.source.root={network}", "dataset.shape=[1,28,28]", f"outputs={network}/out"]
+    cfg = composed(*overrides(network), *data, "trainer.batch_size=1", "trainer.compile=false", config="train")
+    train(cfg)
+    train(cfg)  # done
+    (network / "mynet.py").write_text(CODE.replace("SiLU", "ReLU"))
+    with pytest.raises(PDSError, match=r"holds a run with fingerprint\.code="):
+        train(cfg)
+
+
+def test_a_network_that_was_always_shown_its_labels_has_no_score_without(network):
+    (network / "mynet.py").write_text(CODE.replace("(self, x, sigma)", "(self, x, sigma, labels=None)"))
+    classes = {"model.classes": 2, "model.no_class": 2}
+    made = build_model(composed(*overrides(network, **classes)).model)
+    assert made.unconditional  # the file does not say how it was trained
+    for dropout in (0.0, 0.1):
+        save_network(made.score, {}, network / "w.safetensors", {"trainer.label_dropout": dropout}, 1)
+        assert build_model(composed(*overrides(network, "w.safetensors", **classes)).model).unconditional == (dropout > 0)
 
 
 def test_a_module_and_its_arguments(network, monkeypatch):
