@@ -104,6 +104,8 @@ class EncodedImages(ABC):
 def image_paths(root: Path) -> Iterator[str]:
     """Paths of the image files below `root`, relative to it; linked folders are followed, and no folder is read twice.
 
+    Names that begin with a dot are skipped: macOS and Jupyter leave such files and folders beside images.
+
     Raises:
         PDSError: a link leads to a folder around `root`, and so to all that lies beside it.
     """
@@ -112,13 +114,13 @@ def image_paths(root: Path) -> Iterator[str]:
         if os.path.islink(folder) and home.startswith(os.path.join(os.path.realpath(folder), "")):
             raise PDSError(f"{folder} leads to {os.path.realpath(folder)}, which holds {root} itself: remove the link")
         facts = os.stat(folder)
-        inner.sort()
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         if (facts.st_dev, facts.st_ino) in seen:
             inner.clear()
             continue
         seen.add((facts.st_dev, facts.st_ino))
         for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES:
+            if os.path.splitext(file)[1].lower() in SUFFIXES and not file.startswith("."):
                 yield os.path.relpath(os.path.join(folder, file), root)
 
 

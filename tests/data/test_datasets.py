@@ -154,6 +154,9 @@ def test_folders_of_images(tmp_path):
     (tmp_path / "sub").mkdir()
     Image.fromarray(pixels[0]).save(tmp_path / "sub" / "a.png")
     Image.fromarray(pixels[1]).save(tmp_path / "b.png")
+    (tmp_path / "._b.png").write_bytes(b"macOS")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    Image.fromarray(pixels[1]).save(tmp_path / ".ipynb_checkpoints" / "b-checkpoint.png")
     folder = ImageFolder(tmp_path, (3, 6, 4))
     assert len(folder) == 2
     assert torch.equal(folder.read([1]), torch.from_numpy(pixels[:1].transpose(0, 3, 1, 2).copy()))
