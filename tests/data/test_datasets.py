@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import pds
-import pds.options
+from pds import cards, files, options
 from pds.data import folder, statistics
 from pds.data import images as images_of_data
 from pds.data.cifar10 import CLASSES, cifar10, cifar10_jpeg
@@ -175,7 +175,7 @@ def test_folders_of_images(tmp_path):
 
 def makers():
     """Functions and classes of this library, with and without a statement of what they make."""
-    for module in (pds, pds.options, pds.files, pds.cards, folder, images_of_data, statistics):
+    for module in (pds, options, files, cards, folder, images_of_data, statistics):
         for name, made in vars(module).items():
             if callable(made) and not name.startswith("_"):
                 yield made
