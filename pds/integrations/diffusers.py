@@ -128,6 +128,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
     ) -> None:
         self._choose(statistics, {"alpha": alpha, "pixels": pixels}, {"r": r, "lam": lam, "region": region})
         self._corrector = Langevin(snr, norms=norms)
+        fitted("correct_steps", correct_steps, Annotated[int, Range(0, MOST)])
         self.set_timesteps(num_train_timesteps)
 
     def __len__(self) -> int:
@@ -379,6 +380,9 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             algorithm_type="sde-dpmsolver++",
             final_sigmas_type="zero",
         )
+        low, high = self.betas.min().item(), self.betas.max().item()
+        if not 0 < low <= high <= 1:
+            raise PDSError(f"the betas must be above 0 and at most 1, and these go from {low:g} to {high:g}")
         if prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise OptionError("prediction_type", f"must be epsilon, v_prediction or sample, got {shown(prediction_type)}")
         fitted("precondition", precondition, Literal["half", "whole"])

@@ -232,6 +232,7 @@ def test_it_is_saved_and_loaded_with_its_pipeline(pipe, folder, tmp_path):
         ({"norms": "both"}, "norms must be one of image, batch"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma"),
         ({"sampling_eps": 1.0}, "^sampling_eps must be a number at least 1e-09 and below 1"),
+        ({"correct_steps": -1}, "correct_steps must be a whole number from 0 to 1000000, got -1$"),
         ({"num_train_timesteps": 1}, "num_inference_steps must be a whole number from 2 to 1000000, got 1$"),
     ],
 )

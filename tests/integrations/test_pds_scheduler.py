@@ -269,6 +269,7 @@ REFUSED = {
     "prediction": (DDPMScheduler, {}, {"prediction_type": "x"}, "prediction_type must be epsilon, v_prediction or sample"),
     "order": (DDPMScheduler, {}, {"solver_order": 3}, "solver_order must be one of 1, 2, got 3"),
     "schedule": (DDPMScheduler, {"beta_schedule": "sigmoid"}, {}, "beta_schedule must be one of linear, .*give trained_betas"),
+    "betas": (DDPMScheduler, {}, {"beta_end": 2.0}, "the betas must be above 0 and at most 1, and these go from 0.0001 to 2"),
     "eta": (DDPMScheduler, {}, {"eta": math.nan}, "eta must be a number from 0 to 1000, got nan"),
     "eta of PDS": (DDPMScheduler, {}, {"precondition": "whole", "eta": 2.0}, "eta must be 1 with precondition=whole"),
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
