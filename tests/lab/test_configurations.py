@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import platform
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -460,6 +462,18 @@ def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choi
     else:
         with pytest.raises(PDSError, match="torch sees 0 GPUs here: use device=cpu"):
             choose_device(name, None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_run_keeps_the_memory_that_a_layer_freed():
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        activations = [torch.ones(4 << 20) for _ in range(10)]  # 160 MiB, 40,960 pages
+        del activations
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    choose_device("cpu", None)
+    assert min(faults() for _ in range(4)) < 10_000
 
 
 def test_the_model_says_whose_preprocessing_its_data_had():
