@@ -73,8 +73,8 @@ def check_network(score: nn.Module, label_dropout: float = 0.0) -> None:
     """Refuse a network that cannot be trained.
 
     Raises:
-        PDSError: no parameter can change, one has too few digits for small steps and for its average, or the network has a
-            state that a file of weights cannot hold. Also if labels are dropped, and it knows no label for that.
+        PDSError: no parameter can change, or one has too few digits for small steps. The network has a state that a file of
+            weights cannot hold. Also if labels are dropped, and it knows no label for that.
     """
     if label_dropout and getattr(getattr(score, "network", None), "no_class", -1) is None:  # of `pds.wrap`
         raise OptionError("label_dropout", "must be 0 for a network that knows no label of no class: give its no_class")

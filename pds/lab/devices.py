@@ -55,8 +55,11 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
 
 
 def keep_memory() -> None:
-    """Let glibc keep up to 256 MiB that was freed. It gave the memory of a layer back to the system and asked for it again at
-    each evaluation; the page faults took a tenth of the quickstart's time on a CPU. Another C library stays as it is."""
+    """Let glibc keep up to 256 MiB that was freed; another C library stays as it is.
+
+    By default it gives the memory of a layer back to the system and asks for it again at each evaluation. On a CPU these page
+    faults took a tenth of the quickstart's time.
+    """
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
