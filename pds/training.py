@@ -73,8 +73,9 @@ def check_network(score: nn.Module, label_dropout: float = 0.0) -> None:
     """Refuse a network that cannot be trained.
 
     Raises:
-        PDSError: no parameter can change, or one has too few digits for small steps. The network has a state that a file of
-            weights cannot hold. Also if labels are dropped, and it knows no label for that.
+        PDSError: training changes no parameter, a parameter is in half precision, or a file of weights cannot hold the state
+            of the network.
+        OptionError: labels are dropped, and the network has no label for that.
     """
     if label_dropout and getattr(getattr(score, "network", None), "no_class", -1) is None:  # of `pds.wrap`
         raise OptionError("label_dropout", "must be 0 for a network that knows no label of no class: give its no_class")
@@ -327,7 +328,7 @@ def read_state(checkpoint: Path, score: nn.Module, iterations: int, fix: str) ->
         seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
         loss = fitted("loss", state["loss"], Annotated[float, Range()])
         parameters, buffers = dict(score.named_parameters()), _buffers(score)
-        kept = state.get("buffers", buffers)  # states of version 0.1 have none; the networks of that time had constants there
+        kept = state.get("buffers", buffers)  # older states have none: they stay those of the network
         for table, found, wanted in (
             ("parameters", state["parameters"], parameters),
             ("ema", state["ema"], parameters),

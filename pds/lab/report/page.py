@@ -140,8 +140,8 @@ def _verdicts(done: Runs) -> list[dict[str, Any]]:
         pds = next((setting for setting in ranked if not setting.vanilla), None)
         base = next((setting for setting in ranked if pds and setting.vanilla and setting.like(pds)), None)
         if pds and base:
-            texts = alike.texts(metric)
-            texts |= {setting.number: setting.over_seeds for setting in ranked if setting.spread is not None}
+            single = alike.texts(metric)
+            texts = {s.runs[0].folder: single[s.number] if s.spread is None else s.over_seeds for s in ranked}
             facts = {"ranked": ranked, "texts": texts, "compared": pds.against(base)}
             found.append({"model": model, "metric": metric, "pds": pds, "base": base, **facts})
     return found
