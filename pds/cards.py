@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from pds.data.statistics import DatasetStatistics
-from pds.errors import MissingError, OptionError, PDSError
+from pds.errors import MissingError, OptionError, PDSError, first_line
 from pds.files import ASSETS, DamagedError, locate
-from pds.models.checkpoints import DIFFUSERS, DiffusersFolder, first_line
+from pds.models.checkpoints import DIFFUSERS, DiffusersFolder
 from pds.models.diffusers_layout import DEFAULTS, described
 from pds.models.edm import read_edm
 from pds.models.ncsn import ncsn

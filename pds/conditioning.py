@@ -15,9 +15,8 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor
 
-from pds.errors import OptionError
+from pds.errors import OptionError, first_line
 from pds.files import read_bytes, reading, user_path
-from pds.models.checkpoints import first_line
 from pds.models.scores import Model, evaluating
 from pds.options import MOST, Length, Range, Said, checked, options
 from pds.score import Labelled, Score, score_of

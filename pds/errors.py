@@ -17,6 +17,11 @@ def escaped(text: str, most: int | None = None, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text for the middle of a sentence: at most 160 characters, without a full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means too little memory. On a CPU torch reports it as a `RuntimeError`."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)

@@ -381,10 +381,10 @@ def _table(value: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str, most: int = MOST_TEXT) -> dict[str, Any]:
+def read_json(path: Path, keys: Mapping[str, Any], what: str, fix: str) -> dict[str, Any]:
     """The table in a file of JSON; `keys` as in `parse_json`, other arguments and errors as in `read_npz`."""
     with reading(path, what, fix):
-        return parse_json(_read(path, most), keys)
+        return parse_json(_read(path, MOST_TEXT), keys)
 
 
 def parse_yaml(text: str | bytes, keys: Mapping[str, Any]) -> dict[str, Any]:

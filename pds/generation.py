@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pds.conditioning import CLASS_ALONE, Guidance
-from pds.data.images import to_uint8
-from pds.errors import PDSError, out_of_memory
+from pds.data.images import from_range, to_uint8
+from pds.errors import PDSError, first_line, out_of_memory
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
@@ -126,7 +126,7 @@ class Processes:
                 absent = ", ".join(str(other) for other in range(size) if not store.check([f"here/{other}"]))
                 raise
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise PDSError(
                 f"process {rank} of {size} waited at {host}:{port} for {absent}, which did not come ({reason}): {fix}"
             ) from None
@@ -239,9 +239,8 @@ class ImageSampler:
             require_finite()
         asked.append((_finite(x), "the final denoising"))
         require_finite()
-        black, white = self.data_range
         # Images, not calls: an adaptive sampler stops evaluating an image that has arrived.
-        return (x - black) / (white - black), counted.images / len(indices)
+        return from_range(x, self.data_range), counted.images / len(indices)
 
     def _conditioned(self, score: Labelled, indices: Sequence[int]) -> Score:
         """The score of the images of a batch."""

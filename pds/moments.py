@@ -14,7 +14,7 @@ from torch import Tensor
 import pds
 from pds.cache import cache_folder, make_once
 from pds.data.dataset import Dataset
-from pds.data.images import image_digest, read_in_batches, to_unit
+from pds.data.images import image_digest, read_in_batches, to_range, to_unit
 from pds.data.statistics import choose_images
 from pds.errors import OptionError, PDSError
 from pds.files import json_digest, locate, read_json, reading, write_json
@@ -22,6 +22,7 @@ from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.options import Positive, Range
+from pds.processes.forward import noise_range
 from pds.progress import progress_bar
 from pds.score import NoiseMoments, Score, score_at
 
@@ -122,8 +123,8 @@ def measured_moments(
     images, (black, white) = dataset.images, model.data_range
     provenance = _facts(model, dataset, training_images) | _image_facts(dataset, training_images) | {"pds": pds.__version__}
     log.info("measuring the noise moments of %s on %d images of %s, once", model.title, training_images, images.name)
-    sigmas = np.geomspace(model.process.ladder[-1].item(), model.process.ladder[0].item(), LEVELS)
-    read = lambda indices: black + (white - black) * to_unit(images.read(indices))  # noqa: E731
+    sigmas = np.geomspace(*noise_range(model.process), LEVELS)
+    read = lambda indices: to_range(to_unit(images.read(indices)), model.data_range)  # noqa: E731
     values = measure(model.score, read, choose_images(images, training_images, SEED), sigmas.tolist(), device, batch_size)
     if not np.isfinite(values).all():
         raise PDSError(f"the noise that {model.title} predicts is not finite: its weights are broken")
@@ -166,7 +167,7 @@ def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, An
     """Return the facts that moments depend on, of those known without the files of the data set."""
     process = model.process
     beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
-    largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+    smallest, largest = noise_range(process)
     return beside | {
         "weights": model.checkpoint and model.checkpoint.sha256,
         "process": f"{process.title}, {process.levels} levels, sigma {smallest:.6g} to {largest:.6g}",

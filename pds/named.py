@@ -13,9 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pds.errors import OptionError
+from pds.errors import OptionError, first_line
 from pds.files import open_regular, user_path
-from pds.models.checkpoints import first_line
 from pds.options import shown
 
 MOST = 1 << 24

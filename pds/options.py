@@ -345,6 +345,6 @@ def _plain(bound: float) -> str:
     return f"{bound:g}" if abs(bound) < 1e6 or bound != int(bound) or abs(bound) >= 1e15 else str(int(bound))
 
 
-def shown(value: Any, most: int = 80) -> str:
+def shown(value: Any) -> str:
     """`value` in a message: cut where it is long, control characters escaped."""
-    return escaped(repr(value), most)
+    return escaped(repr(value), 80)

@@ -22,6 +22,7 @@ from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
 from pds.models.scores import GivenModel, Model, NetworkScore
 from pds.options import Range, Search, checked
+from pds.processes.forward import noise_range
 
 LEAST_MODES = 16  # the fewest modes for a measurement of the noise
 DATA_SHARE = 0.01  # the most variance of the data in these modes, in units of the noise's
@@ -246,8 +247,7 @@ def level_shift(
     """
     _require_images(model)
     low, high = sorted(model.data_range)
-    levels = model.process.ladder[-1].item(), model.process.ladder[0].item()
-    return replace(model, score=LevelShift(model.score, scale, (low, high) if bounded else None, levels))
+    return replace(model, score=LevelShift(model.score, scale, (low, high) if bounded else None, noise_range(model.process)))
 
 
 @checked
@@ -266,14 +266,15 @@ def band_correction(
         high: part left out of the high band at the smallest noise level, falling as sigma grows.
     """
     _require_images(model)
-    return replace(model, score=BandCorrection(model.score, model.process.ladder[0].item(), low, high))
+    _, largest = noise_range(model.process)
+    return replace(model, score=BandCorrection(model.score, largest, low, high))
 
 
 @checked
 def seen_noise(model: GivenModel, dataset: Dataset | None = None, /) -> Model:
     """The network made to see the strength of the noise, from the modes without data."""
     _require_images(model)
-    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range)[1]))
+    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range).power))
 
 
 def _statistics(model: Model, dataset: Dataset | None) -> DatasetStatistics:

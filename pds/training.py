@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pds.data.images import ImageSource, to_unit
+from pds.data.images import ImageSource, random_flip, to_range, to_unit
 from pds.errors import OptionError, PDSError
 from pds.files import atomic_path, reading
 from pds.models.scores import NetworkScore, warn_of_slow_bf16
@@ -192,8 +192,7 @@ class Trainer:
         with progress_bar(range(start, self.iterations), initial=start, total=self.iterations, unit="it", desc="train") as bar:
             for iteration in bar:
                 x, sigma, z, *labels = (t.to(device) for t in self._batch(iteration, images, score, classes))
-                x = data_range[0] + (data_range[1] - data_range[0]) * x
-                x = x.contiguous(memory_format=layout)
+                x = to_range(x, data_range).contiguous(memory_format=layout)
                 with self._dropout_of(iteration, device), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = denoising_loss(network, x, sigma, z, *labels)
                 if not loss.requires_grad:
@@ -232,7 +231,7 @@ class Trainer:
         sigma = score.draw_sigma(len(x), generator)
         z = torch.randn((len(x), score.halves * x.shape[1], *x.shape[2:]), generator=generator)
         if self.flip:
-            x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
+            x = random_flip(x, generator)
         if not classes or images.labels is None:
             return x, sigma, z
         dropped = torch.rand(len(x), generator=generator) < self.label_dropout
@@ -246,7 +245,7 @@ class Trainer:
     def _dropout_of(self, iteration: int, device: torch.device) -> Iterator[None]:
         """Seed torch's own generators, which dropout draws from, and restore them at the end.
 
-        The seed is another one than that of the noise. On a CPU both streams would else be equal.
+        The seed differs from that of the noise. With one seed both streams would be equal on a CPU.
         """
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self._seed(iteration) ^ DROPOUT)
@@ -317,7 +316,7 @@ class State(NamedTuple):
 
 
 def read_state(checkpoint: Path, score: nn.Module, iterations: int, fix: str) -> State:
-    """Read the state that a training of `iterations` left of such a network, which stays as it is.
+    """Read the state of a training of `iterations`, and check that it fits `score`, which is not changed.
 
     Raises:
         PDSError: it is damaged or of another network; the sentence ends with `fix`.

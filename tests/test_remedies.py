@@ -168,7 +168,7 @@ def test_a_shifted_level_stays_among_those_of_the_training():
 def test_the_strength_of_the_noise_is_weighed_by_the_variance_of_the_data():
     statistics = pds.statistics(torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) / 4 + 0.5)
     made = replace(model(Blind()), statistics=statistics)
-    variance = statistics.gaussian(made.data_range)[1].float()
+    variance = statistics.gaussian(made.data_range).power.float()
     assert torch.equal(pds.seen_noise(made).score.power, variance)
     assert statistics.power[0, 0, 0] / SHAPE[1] / SHAPE[2] > 100 * variance[0, 0, 0]  # the mean image is no variance
 

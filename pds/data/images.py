@@ -87,6 +87,24 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(n, C, H, W) images, each mirrored left to right with probability 1/2."""
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def to_range(images: Tensor, data_range: tuple[float, float]) -> Tensor:
+    """Images in [0, 1] in units of a network, whose data range is (black, white)."""
+    black, white = data_range
+    return black + (white - black) * images
+
+
+def from_range(x: Tensor, data_range: tuple[float, float]) -> Tensor:
+    """The inverse of `to_range`."""
+    black, white = data_range
+    return (x - black) / (white - black)
+
+
 def as_uint8(images: Tensor) -> Tensor:
     """(n, C, H, W) images in memory as uint8, from uint8 or from floats from 0 (black) to 1 (white).
 

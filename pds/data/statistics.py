@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.data.images import ImageSource, image_digest, read_in_batches, to_unit
+from pds.data.images import ImageSource, image_digest, read_in_batches, to_range, to_unit
 from pds.errors import OptionError, PDSError
 from pds.files import Array, atomic_path, json_digest, locate, parse_json, read_npz, reading, user_path
+from pds.gaussian import StationaryGaussian
 from pds.options import Range, options
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,14 @@ class DatasetStatistics:
         channels, height, width = self.power.shape
         return channels, height, width
 
-    def gaussian(self, data_range: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
-        """(C, H, W) float64 mean, and variance in each mode of the orthonormal DFT, in a data range."""
+    def gaussian(self, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
+        """The Gaussian law with this mean and this power spectrum, in units of a data range (black, white)."""
         black, white = data_range
         mean = self.mean.double()
         power = (self.power.double() - torch.fft.fft2(mean).abs().square()) / mean[0].numel()
         # A mode that is 0 in all images (as with black margins) has a variance of rounding errors.
-        return black + (white - black) * mean, (white - black) ** 2 * power.clamp(min=1e-12)
+        power = (white - black) ** 2 * power.clamp(min=1e-12)
+        return StationaryGaussian(to_range(mean, data_range), power, self.provenance)
 
     def save(self, path: str | Path) -> None:
         """Write as npz in float32, atomically, without pickles."""

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from pds.data.images import ArrayImages, image_digest, to_unit
+from pds.data.images import ArrayImages, image_digest, random_flip, to_unit
 from pds.evaluation.features import ClassifierFeatures, classifier_file
 from pds.evaluation.frechet import FeatureStatistics
 from pds.evaluation.reference import Reference, reference_file, write_reference
@@ -66,12 +66,6 @@ def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tens
     top, left = torch.randint(2 * reach + 1, (2, n, 1), generator=generator)
     rows, columns = top + torch.arange(height), left + torch.arange(width)
     return padded[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(n, C, H, W) images, each mirrored left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-    return torch.where(mirrored, images.flip(-1), images)
 
 
 @torch.inference_mode()

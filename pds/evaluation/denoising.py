@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.data.images import to_unit
+from pds.data.images import to_range, to_unit
 from pds.data.statistics import DatasetStatistics
-from pds.evaluation.gaussian import StationaryGaussian
+from pds.gaussian import StationaryGaussian
 from pds.models.scores import Model
 from pds.noise import ImageNoise
+from pds.processes.forward import noise_range
 from pds.remedies import LevelShift, SeenNoise
 from pds.score import Score, denoised
 
@@ -55,13 +56,12 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
         PDSError: the network has no unconditional score.
     """
     model.require_unconditional("the error of denoised images is measured")
-    (black, white), ladder = model.data_range, model.process.ladder
-    clean = black + (white - black) * to_unit(images).to(model.device)
+    clean = to_range(to_unit(images).to(model.device), model.data_range)
     z = ImageNoise(seed, torch.arange(len(images), device=model.device), model.shape).normal()
-    gaussian = StationaryGaussian.of(statistics, model.data_range)
+    gaussian = statistics.gaussian(model.data_range)
     scores = (
         model.score,
-        LevelShift(model.score, 1.0, (min(black, white), max(black, white))),
+        LevelShift(model.score, 1.0, (min(model.data_range), max(model.data_range))),
         SeenNoise(model.score, gaussian.power).to(model.device),
         StationaryGaussian(gaussian.mean.to(model.device), gaussian.power.to(model.device)),
     )
@@ -70,5 +70,6 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
         D = denoised(score, clean + sigma * z, sigma)
         return (D - clean).square().mean().item()
 
-    sigmas = np.geomspace(ladder[0].item(), ladder[-1].item(), LEVELS).tolist()
+    smallest, largest = noise_range(model.process)
+    sigmas = np.geomspace(largest, smallest, LEVELS).tolist()
     return [DenoisingError(sigma, *(error(score, sigma) for score in scores)) for sigma in sigmas]

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.data.images import ArrayImages, as_uint8, to_unit
+from pds.data.images import ArrayImages, as_uint8, to_range, to_unit
 from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
 from pds.models.scores import GivenModel, Model
 from pds.noise import ImageNoise
 from pds.options import Length, Range, Seed, checked
 from pds.preconditioning.preconditioner import Preconditioner
-from pds.processes.forward import Process
+from pds.processes.forward import Process, noise_range
 from pds.remedies import DATA_SHARE
 from pds.samplers.predictor_corrector import Level, Predictor, PredictorCorrector, ReverseDiffusion
 from pds.score import Score, score_at
@@ -280,10 +280,8 @@ def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
         PDSError: the network has no unconditional score.
     """
     model.require_unconditional("the noise that a network predicts is measured")
-    black, white = model.data_range
-    x = black + (white - black) * to_unit(images).to(model.device)
-    ladder = model.process.ladder
-    return noise_response(model.score, x, np.geomspace(ladder[-1].item(), ladder[0].item(), LEVELS).tolist(), seed)
+    x = to_range(to_unit(images).to(model.device), model.data_range)
+    return noise_response(model.score, x, np.geomspace(*noise_range(model.process), LEVELS).tolist(), seed)
 
 
 @checked
@@ -313,7 +311,7 @@ def diagnose(
         raise PDSError(f"images must have the shape {tuple(model.shape)} of the model's, got {tuple(images.shape[1:])}")
     statistics = model.statistics or dataset_statistics(ArrayImages("images", "all", images.cpu().numpy()), len(images))
     modes = highest_frequencies(model.shape[1:])
-    variance = statistics.gaussian(model.data_range)[1][:, modes].mean().item()
+    variance = statistics.gaussian(model.data_range).power[:, modes].mean().item()
     response = response_of(model, images, seed)
     require_noise(response, "a diagnosis")
     excess = []

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.data.images import ArrayImages, to_uint8, to_unit
+from pds.data.images import ArrayImages, from_range, to_range, to_uint8, to_unit
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import PDSError
 from pds.evaluation.excess_noise import (
@@ -30,7 +30,6 @@ from pds.evaluation.excess_noise import (
     require_noise,
     response_of,
 )
-from pds.evaluation.gaussian import StationaryGaussian
 from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.options import Count, checked
@@ -114,8 +113,7 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
     x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)
     if not x.isfinite().all():
         raise PDSError("a first guess samples images, and these are not finite: the weights are broken, or T is too small")
-    black, white = model.data_range
-    images = to_uint8((x - black) / (white - black)).cpu()
+    images = to_uint8(from_range(x, model.data_range)).cpu()
     used = min(count, for_response)
     statistics = dataset_statistics(ArrayImages("its own images", "all", images.numpy()), count)
     response = response_of(model, images[:used], seed)
@@ -131,15 +129,15 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
 
 def _start(model: Model, images: Tensor, statistics: DatasetStatistics, response: NoiseResponse, seed: int) -> float:
     """See `Look`; of the same images and noise as the response."""
-    (black, white), law = model.data_range, StationaryGaussian.of(statistics, model.data_range)
-    clean = black + (white - black) * to_unit(images)
+    law = statistics.gaussian(model.data_range)
+    clean = to_range(to_unit(images), model.data_range)
     z = ImageNoise(seed, torch.arange(len(images)), model.shape).normal()
     linear = [(denoised(law, clean + s * z, s) - clean).square().mean().item() for s in response.sigmas]
     return AHEAD * _crossed(response.sigmas, np.log(response.errors) - np.log(linear), from_above=True)
 
 
 def _end(model: Model, statistics: DatasetStatistics, response: NoiseResponse) -> float:
-    variance = StationaryGaussian.of(statistics, model.data_range).power.mean().item()
+    variance = statistics.gaussian(model.data_range).power.mean().item()
     end = _crossed(response.sigmas, np.log(response.errors) - math.log(LOST * variance), from_above=False)
     return 0.0 if end == math.inf else end
 
@@ -154,23 +152,22 @@ def _crossed(sigmas: Sequence[float], values: np.ndarray, from_above: bool) -> f
     return float(sigmas[i] * (sigmas[i + 1] / sigmas[i]) ** part)
 
 
-def guess(
-    model: Model, look: Look, iterations: int, etas: tuple[float, ...] = ETAS, alphas: tuple[float, ...] = ALPHAS
-) -> Guess:
-    """The preconditioned SDE whose images come nearest to the spectrum, by the recursion, on the walk that was looked for.
+def guess(model: Model, look: Look, iterations: int, alphas: tuple[float, ...] = ALPHAS) -> Guess:
+    """The preconditioned SDE with the smallest predicted distance, walking from `look.start` to `look.end`.
 
-    A shorter walk than the process's needs the statistics of the data. A look with start=inf gives the whole walk. Its prior
-    is drawn. The only excess noise in the recursion is that of the prior's norm, and without it an ODE would always win.
+    A shorter walk than the process's needs the statistics of the data; `look.start=inf` gives the whole walk. `prior_norm`
+    stays "drawn". The spread of the prior's norm is the only excess noise in the recursion, and without it an ODE would
+    always win.
 
     Args:
         model: the model.
         look: the facts about it.
         iterations: T.
-        etas, alphas: the values to try.
+        alphas: strengths of the filter to try; inf is no filter.
     """
     walk = PreconditionedSDE(iterations, start=look.start, end=look.end if look.end < look.start else 0.0)
     samplers = (replace(walk, rho=rho, weight=weight) for rho in RHOS for weight in WEIGHTS)
-    return min((best_eta(sampler, model, look, etas, alphas) for sampler in samplers), key=lambda found: found.predicted)
+    return min((best_eta(sampler, model, look, alphas=alphas) for sampler in samplers), key=lambda found: found.predicted)
 
 
 def best_eta(
@@ -180,13 +177,11 @@ def best_eta(
     etas: tuple[float, ...] = ETAS,
     alphas: tuple[float, ...] = (math.inf,),
 ) -> Guess:
-    """The same for a given sampler: only eta and the filter are chosen, among those given."""
-    law = StationaryGaussian.of(look.statistics, model.data_range)
+    """The best eta and strength of the filter, among `etas` and `alphas`, for a given sampler."""
+    law = look.statistics.gaussian(model.data_range)
     chosen = _quantiles(law.power)
     power = law.power.flatten()[chosen]
-    filters = [
-        torch.ones(len(chosen), dtype=torch.float64) if alpha == math.inf else _gain(alpha, look)[chosen] for alpha in alphas
-    ]
+    filters = [_gain(alpha, look)[chosen] for alpha in alphas]
     gains = torch.tensor(etas, dtype=torch.float64)[:, None, None] * torch.stack(filters)
     levels = sampler.levels(model.process)
     target = power**2 / (power + levels[-1].sigma ** 2)

@@ -1,21 +1,19 @@
 """The law of a sampler on a Gaussian target, exactly: no network, no random numbers, no features.
 
-The target is x ~ N(mean, F^-1 diag(p) F), stationary, with a variance p of each Fourier mode. Its score at noise sigma is s(x)
-= -F^-1 [F (x - mean) / (p + sigma^2)]. So a sampler whose steps do not depend on the images is affine in its draws and keeps
-the modes apart. An impulse has a flat spectrum. So the responses of the sampler to an impulse in one draw at a time add up to
-its covariance.
+The score of a `StationaryGaussian` is affine in the images and keeps the Fourier modes apart. So a sampler whose steps do not
+depend on the images is affine in its draws and keeps the modes apart as well. An impulse has a flat spectrum. So the responses
+of the sampler to an impulse in one draw at a time add up to its covariance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
+from pds.gaussian import StationaryGaussian
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
@@ -23,33 +21,6 @@ from pds.samplers.sampler import Sampler, no_callback
 
 UNIFORM_STD = 12**-0.5
 TOLERANCE = 1e-3  # of linearity, in units of the largest response; filters compute in float32
-
-
-@dataclass(frozen=True)
-class StationaryGaussian:
-    """A Gaussian law of images, and the score of images plus noise: `score(x, sigma)`.
-
-    Attributes:
-        mean: (C, H, W) float64.
-        power: (C, H, W) float64 variance of each orthonormal Fourier mode, DC at [0, 0].
-    """
-
-    mean: Tensor
-    power: Tensor
-
-    @classmethod
-    def of(cls, statistics: DatasetStatistics, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
-        """The law with the mean image and the power spectrum of a data set, in the data range of a model."""
-        return cls(*statistics.gaussian(data_range))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        spectrum = torch.fft.fft2(x.double() - self.mean) / (self.power + sigma.double().square()[:, None, None, None])
-        return -torch.fft.ifft2(spectrum).real
-
-    def distance(self, other: StationaryGaussian) -> float:
-        """Fréchet distance in pixels, |mean - mean'|^2 + sum (sqrt p - sqrt p')^2, in squared units of the data range."""
-        means = (self.mean - other.mean).square().sum()
-        return (means + (self.power.sqrt() - other.power.sqrt()).square().sum()).item()
 
 
 class _Impulses:

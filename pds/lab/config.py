@@ -22,10 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pds.conditioning import Guidance
 from pds.data.dataset import Dataset
-from pds.errors import OptionError, PDSError, out_of_memory
+from pds.errors import OptionError, PDSError, first_line, out_of_memory
 from pds.lab import grammar
 from pds.lab.tracking import Tracker
-from pds.models.checkpoints import first_line
 from pds.models.scores import Model
 from pds.options import offers, options_of
 from pds.preconditioning.filters import Filter
@@ -203,7 +202,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             cause = cause.__cause__ or cause.__context__
         if cause is not None:  # an error of our resolver, below one of OmegaConf's for each interpolation
             raise cause from None
-        raise PDSError(f"the configuration cannot be resolved: {str(error).splitlines()[0]}") from None
+        raise PDSError(f"the configuration cannot be resolved: {first_line(error)}") from None
 
 
 def _missing(node: Any, prefix: str = "") -> Iterator[str]:

@@ -25,7 +25,7 @@ from pds.evaluation.excess_noise import (
     require_noise,
     response_of,
 )
-from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.evaluation.gaussian import sampled_law
 from pds.files import user_path
 from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
@@ -135,7 +135,7 @@ def _line(
 ) -> tuple[list[str], list[NoiseTrack]]:
     sampler, filter, levels = _with_iterations(cfg, iterations, model)
     modes = highest_frequencies(model.shape[1:])
-    variance = dataset.statistics.gaussian(model.data_range)[1][:, modes].mean().item()
+    variance = dataset.statistics.gaussian(model.data_range).power[:, modes].mean().item()
     last = last_without_data(levels, variance)
     cells = [str(iterations), f"{levels[last].sigma:.3g}"]
     tracks = []
@@ -170,7 +170,7 @@ def show_gaussian(cfg: DictConfig) -> None:
         raise PDSError(f"vary={cfg.vary} is no key of {', '.join(PARTS)} here: choose one such as filter.alpha or filter.lam")
     model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)
-    target = StationaryGaussian.of(dataset.statistics, model.data_range)
+    target = dataset.statistics.gaussian(model.data_range)
 
     def distance(iterations: int, value: float | None) -> float:
         """The distance of the sampler with a value of the key, or without a filter."""

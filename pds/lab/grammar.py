@@ -23,7 +23,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from pds.errors import PDSError, escaped
+from pds.errors import PDSError, escaped, first_line
 
 SPECIAL = "= , ( ) [ ] { }"
 OPTIONAL = ("local", "published")
@@ -35,7 +35,7 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, InstantiationException):
         # Ours have their sentence already. Of Hydra's own parts the command line is the only source.
         part = re.search(r"\nfull_key: (hydra\.\S+)\Z", str(error))
-        return part and f"{part[1]} cannot be made of these values: {_first_line(error.__cause__ or error)}"
+        return part and f"{part[1]} cannot be made of these values: {first_line(error.__cause__ or error)}"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException):
@@ -48,10 +48,10 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in_hydra(error):
         # Its error for a number too large for a float does not name the override.
         if (override := _local(error, "_apply_overrides_to_config", "override")) is not None:
-            return f"{override.input_line} is not possible: {_first_line(error)}"
+            return f"{override.input_line} is not possible: {first_line(error)}"
         if "Config group override must be a string" in str(error):
             return "the command line cannot be used: a choice is a name, as in metric=none; --list GROUP shows them"
-        return f"the command line cannot be used: {_first_line(error)}"
+        return f"the command line cannot be used: {first_line(error)}"
     return None
 
 
@@ -68,10 +68,6 @@ def _local(error: BaseException, function: str, name: str) -> Any:
         if frame.f_code.co_name == function and name in frame.f_locals:
             return frame.f_locals[name]
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def quoted(override: str) -> str | None:
@@ -130,7 +126,7 @@ def _no_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
     if not (group and options):
-        return f"the command line cannot be used: {_first_line(error)}"
+        return f"the command line cannot be used: {first_line(error)}"
     return f"there is no {group}={name}{_meant(name, options)}: choose one of {', '.join(options)}"
 
 
@@ -168,10 +164,10 @@ def _refused(error: ConfigCompositionException) -> str:
             return f"{key} is not possible: give a list, as in {key.replace('=', '=[')}]"
         if "is not Optional" in str(cause):
             return f"{found[1]} is not possible: give a value"
-        return f"{found[1]} is not possible: {_first_line(cause or error)}"
+        return f"{found[1]} is not possible: {first_line(cause or error)}"
     if found := re.match(r"Could not override '(.*)'\. No match in the defaults list", text):
         return f"{found[1]} is not chosen in this configuration, and cannot be chosen otherwise"
-    return f"the command line cannot be used: {_first_line(error)}{f' ({_first_line(cause)})' if cause else ''}"
+    return f"the command line cannot be used: {first_line(error)}{f' ({first_line(cause)})' if cause else ''}"
 
 
 def require_known(node: DictConfig) -> None:

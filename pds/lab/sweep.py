@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from pds.errors import MissingError, PDSError
+from pds.errors import MissingError, PDSError, first_line
 from pds.generation import Processes
 from pds.lab import grammar
 from pds.lab.cli import Failed, given_overrides, leads, sentence
@@ -109,8 +109,7 @@ class PlannedSweep(_Sweeper):
         try:
             results = self.launcher.launch(jobs, initial_job_idx=0)
         except (Exception, KeyboardInterrupt) as raised:  # launchers may raise anything
-            said = str(raised).strip().partition("\n")[0].rstrip(".") or type(raised).__name__
-            error = PDSError(f"the sweep was stopped: {said}; the same command goes on from here")
+            error = PDSError(f"the sweep was stopped: {first_line(raised)}; the same command goes on from here")
         if leads():
             try:
                 succeeded = [_succeeded(folder, points) for folder, points in plan.items()]

@@ -323,8 +323,3 @@ def _eps(value: Tensor) -> float:
 
 def _configuration(path: Path) -> dict[str, Any]:
     return read_json(path, {}, "the configuration of a network or a scheduler", "fetch it again")
-
-
-def first_line(error: Exception) -> str:
-    """Return the text of an error, short enough for a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

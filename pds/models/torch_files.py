@@ -86,7 +86,7 @@ def read_torch(path: Path, fix: str = "fetch it again") -> Any:
         return _archived(file, content) if content[:2] == b"PK" else _streamed(content)
 
 
-def read_pickle(path: Path, what: str, fix: str = "fetch it again") -> Any:
+def read_pickle(path: Path, what: str) -> Any:
     """Read a pickle that holds tensors, and import and call nothing.
 
     Networks whose class keeps its source (`persistence` of EDM and StyleGAN) are tables of class_name, module_src and state.
@@ -94,12 +94,11 @@ def read_pickle(path: Path, what: str, fix: str = "fetch it again") -> Any:
     Args:
         path: the file.
         what: what it should be, as in "a pickle of EDM".
-        fix: what the user can do if it is damaged.
 
     Raises:
         PDSError: it is absent, cut or damaged.
     """
-    with reading(path, what, fix), open_regular(path, MOST) as file:
+    with reading(path, what, "fetch it again"), open_regular(path, MOST) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         steps, left = iter(range(MOST_STEPS)), len(content)
 

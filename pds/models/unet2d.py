@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pds.errors import MissingError, OptionError, PDSError
+from pds.errors import MissingError, OptionError, PDSError, first_line
 from pds.files import locate
-from pds.models.checkpoints import DiffusersFolder, first_line, load_unet
+from pds.models.checkpoints import DiffusersFolder, load_unet
 from pds.models.diffusers_layout import DEFAULTS
 from pds.models.layouts import Which
 from pds.models.scores import DataPrediction, Model, NoisePrediction, Prediction, VelocityPrediction

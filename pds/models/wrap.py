@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pds.errors import OptionError, PDSError
-from pds.models.checkpoints import first_line
+from pds.errors import OptionError, PDSError, first_line
 from pds.models.scores import (
     Classes,
     DataPrediction,

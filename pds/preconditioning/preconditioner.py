@@ -42,10 +42,6 @@ class Spectrum(NamedTuple):
 class Preconditioner(Protocol):
     """The operators that a sampler asks for. Images are (batch, C, H, W) float32."""
 
-    def at(self, iteration: int) -> Preconditioner:
-        """The operator of this iteration; this one, if it does not change along the way."""
-        ...
-
     def noise(self, z: Tensor) -> Tensor:
         """P z."""
         ...
@@ -83,9 +79,6 @@ class Identity:
     """P = I, S = 0: the vanilla sampler, to the bit."""
 
     spectrum = Spectrum(1.0, 0.0)
-
-    def at(self, iteration: int) -> Identity:
-        return self
 
     def noise(self, z: Tensor) -> Tensor:
         return z
@@ -156,9 +149,6 @@ class FourierPreconditioner:
         # u + turn^2 / u is least at u = |turn|, largest at an end.
         bounds = [u + turn**2 / u for u in (turn.abs().clamp(low, high), low, high)]
         self._stiffness = (bounds[0].min().item(), max(bound.max().item() for bound in bounds))
-
-    def at(self, iteration: int) -> FourierPreconditioner:
-        return self
 
     def stiffness(self) -> tuple[float, float]:
         return self._stiffness

@@ -65,11 +65,6 @@ class CriticallyDamped:
             )
             raise OptionError("beta_0", f"{problem}, above {MOST_PHASE:g}")
 
-    @property
-    def damping(self) -> float:
-        """Gamma = 2 sqrt(M)."""
-        return 2 * math.sqrt(self.mass)
-
     def beta(self, t: Tensor) -> Tensor:
         """beta(t)."""
         return self.beta_0 + self.beta_1 * t.double()

@@ -32,7 +32,7 @@ class Process(Protocol):
     """The methods that samplers and training use. Times and coefficients are float64.
 
     Attributes:
-        title: "VE", "VP" or "sub-VP".
+        title: "VE", "VP", "sub-VP" or "CLD".
         label: the noise label of published networks of this process, a key of `pds.models.scores.LABELS`.
         levels: N, the iterations of the published sampler.
         prior_std: standard deviation of x_1.
@@ -83,6 +83,12 @@ class Process(Protocol):
     def corrector_scale(self, t: Tensor) -> Tensor:
         """alpha_t, the factor of the Langevin corrector's step ([SDE] Algorithms 4, 5), at (T,) descending times."""
         ...
+
+
+def noise_range(process: Process) -> tuple[float, float]:
+    """(sigma_min, sigma_max) of the discrete levels, in units of the data range."""
+    ladder = process.ladder
+    return ladder[-1].item(), ladder[0].item()
 
 
 @checked

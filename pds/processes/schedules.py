@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pds.errors import OptionError
 from pds.options import Range, options
-from pds.processes.forward import Process, Time, integration_times
+from pds.processes.forward import Process, Time, integration_times, noise_range
 
 
 class Schedule(Protocol):
@@ -72,7 +72,7 @@ class LearningRates:
     def sigmas(self, process: Process, count: int) -> Tensor:
         if count < 2:
             raise OptionError("iterations", f"must be at least 2 for learning rates, got {count}")
-        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        smallest, largest = noise_range(process)
         log_T, limit = math.log(count), math.log1p(smallest**-2) / math.log(count)
         c0, least = limit if self.c0 is None else self.c0, math.log1p(largest**-2) / log_T
         if c0 < least:

@@ -105,8 +105,6 @@ class DDIM(VPStateSampler):
 
     Attributes:
         iterations: T.
-        schedule: the noise levels.
-        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         order: 1, errors of the ODE fall as 1 / T; 2, as 1 / T^2. Both hold with `denoise=False` and a given end. Errors of
             denoised images stop falling at the order of sigma_1^2 / p, p the variance of the data.
     """
@@ -151,7 +149,6 @@ class AcceleratedDeterministic(VPStateSampler):
 
     Attributes:
         iterations: T.
-        schedule: the noise levels.
         denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule. Without
             it and with a given end, errors of the ODE fall as 1 / T^2. With it they stop falling at the order of sigma_1^2 / p,
             p the variance of the data.
@@ -203,8 +200,6 @@ class AcceleratedStochastic(VPStateSampler):
 
     Attributes:
         iterations: T.
-        schedule: the noise levels.
-        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         second_noise: "scaled", divided by sqrt(alpha); or "printed".
     """
 
@@ -242,10 +237,11 @@ class AcceleratedStochastic(VPStateSampler):
         return scaled if self.second_noise == "scaled" else self._root(level) * scaled
 
     def walk(self, x: Tensor, task: Task[list[VPLevel]]) -> Steps:
-        for iteration, level in enumerate(task.levels):
+        P = task.preconditioner
+        for level in task.levels:
             h = level.sigma**2 - level.below**2
             if level.below:
-                P, root = task.preconditioner.at(iteration), self._root(level)
+                root = self._root(level)
                 x = x + (h / 2) ** 0.5 * P.noise(task.noise.normal())
                 drift = h * task.score(x, level.sigma)
                 # The linear term of Y is (1 - sqrt(alpha)) x in x, which itself shrinks by sqrt(alpha).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pds.errors import PDSError
 from pds.options import Count, Range, options
-from pds.processes.forward import Process
+from pds.processes.forward import Process, noise_range
 from pds.samplers.sampler import Sampler, Steps, Task
 from pds.samplers.sigma_space import Interval
 from pds.score import Score, score_of
@@ -59,7 +59,8 @@ class AdaptiveSDE(Sampler[list[Interval]]):
 
     def levels(self, process: Process) -> list[Interval]:
         """The whole interval for each attempt: where an image will be in it is not known beforehand."""
-        return [Interval(process.ladder[0].item(), process.ladder[-1].item())] * self.iterations
+        smallest, largest = noise_range(process)
+        return [Interval(largest, smallest)] * self.iterations
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         sigma_max, sigma_min = task.levels[0]

@@ -43,8 +43,6 @@ class AnalyticDDIM(VPStateSampler):
 
     Attributes:
         iterations: T.
-        schedule: the noise levels.
-        denoise: end at sigma = 0, with the mean of x_0; else at the smallest level of the schedule.
         training_images: how many images Gamma is measured on.
         moments: Gamma of the model that is sampled; `pds.moments.noise_moments` finds or measures it.
     """

@@ -91,10 +91,10 @@ class AnnealedLangevin(Sampler[Tensor]):
         ]
 
     def walk(self, x: Tensor, task: Task[Tensor]) -> Steps:
-        for iteration, sigma in enumerate(task.levels.tolist()):
+        for sigma in task.levels.tolist():
             a = self.step_size * sigma**2
             f = a * task.score(x, sigma)
-            x = task.preconditioner.at(iteration).step(x, f, (2 * a) ** 0.5, task.noise.normal())
+            x = task.preconditioner.step(x, f, (2 * a) ** 0.5, task.noise.normal())
             yield sigma, x
         return self._ended(x, task)
 

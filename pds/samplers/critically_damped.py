@@ -116,12 +116,12 @@ class VelocitySampler(Sampler[list[Step]]):
         root = task.levels[0].root
         x, w = x.chunk(2, dim=1)
         w = w / root
-        for iteration, step in enumerate(task.levels):
+        for step in task.levels:
 
             def score(x: Tensor, w: Tensor, sigma: float) -> Tensor:
                 return root * task.score(torch.cat([x, root * w], dim=1), sigma)
 
-            x, w = self.advanced(x, w, step, score, task.preconditioner.at(iteration), task.noise.normal)
+            x, w = self.advanced(x, w, step, score, task.preconditioner, task.noise.normal)
             yield step.sigma, x / step.scale
         return x - step.left * w if self.denoise else None
 
@@ -260,16 +260,10 @@ class CLDFlow(VelocitySampler):
 
     source: ClassVar[str] = "Dockhorn et al., ICLR 2022, appendix B"
     title: ClassVar[str] = "CLD probability flow"
+    stochastic: ClassVar[bool] = False
+    nfe_per_iteration: ClassVar[int] = 2
 
     iterations: Count = 25
-
-    @property
-    def stochastic(self) -> bool:
-        return False
-
-    @property
-    def nfe_per_iteration(self) -> int:
-        return 2
 
     def advanced(self, x: Tensor, w: Tensor, step: Step, score: HalvesScore, P: Preconditioner, draw: Draw) -> Halves:
         h = step.length

@@ -26,7 +26,6 @@ class DPMSolver(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, the last alone.
         eta: noise of the equation: 1 is the SDE; 0, the paper's default, is the ODE. The ODE draws nothing and leaves noise on
             the images of VE networks. Above 0 each iteration except the last takes one draw.
@@ -48,7 +47,7 @@ class DPMSolver(KarrasLevelsSampler):
 
     @property
     def detail(self) -> str:
-        return f"ρ={self.rho:g}" + (f", η={self.eta:g}" if self.eta else "")
+        return super().detail + (f", η={self.eta:g}" if self.eta else "")
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         return PreconditionedSDE(self.iterations, self.rho, self.order, "midpoint", self.eta).walk(x, task)

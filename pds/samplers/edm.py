@@ -16,8 +16,33 @@ from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
 MOST_CHURN = math.sqrt(2) - 1  # gamma: an iteration adds at most as much noise as there is
 
 
+class FlowSteps:
+    """T steps of the probability flow dx/dsigma = -sigma s(x, sigma): Euler's (order 1) or Heun's (2).
+
+    At 0 Heun's step is Euler's.
+    """
+
+    iterations: int
+    order: Literal[1, 2]
+
+    @property
+    def nfe_per_iteration(self) -> int:
+        return self.order
+
+    @property
+    def nfe(self) -> int:
+        return self.order * self.iterations - (self.order - 1)
+
+    def flow_step(self, task: Task[Any], x: Tensor, sigma: float, below: float) -> Tensor:
+        """x after a step from the noise level `sigma` to `below`."""
+        d = -sigma * task.score(x, sigma)
+        if self.order == 2 and below > 0:
+            d = (d - below * task.score(x + (below - sigma) * d, below)) / 2
+        return x + (below - sigma) * d
+
+
 @options
-class EDM(KarrasLevelsSampler):
+class EDM(FlowSteps, KarrasLevelsSampler):
     """Euler's and Heun's method with Karras levels and churn.
 
     From sigma to sigma': x^ = x + S_noise sqrt(sigma^2 (1 + gamma)^2 - sigma^2) z at sigma^ = (1 + gamma) sigma, then a step
@@ -32,13 +57,12 @@ class EDM(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the Karras levels.
         order: 1, Euler; 2, Heun.
         S_churn: noise to add over all iterations. 0, the paper's default, is the deterministic sampler. It draws nothing, and
             leaves noise on the images of VE networks.
-        S_min: smallest noise level at which noise is added.
-        S_max: largest noise level at which noise is added. sigma^ may pass the process's largest level, unless S_max is that
-            level over sqrt(2) or less.
+        S_min: smallest noise level at which noise is added, in units of the data range.
+        S_max: largest noise level at which noise is added, in the same units. sigma^ may pass the process's largest level,
+            unless S_max is that level over sqrt(2) or less.
         S_noise: standard deviation of z. A value a little above 1 (the paper: up to 1.007) corrects networks that denoise too
             much.
     """
@@ -61,21 +85,13 @@ class EDM(KarrasLevelsSampler):
         return self.S_churn > 0
 
     @property
-    def nfe_per_iteration(self) -> int:
-        return self.order
-
-    @property
-    def nfe(self) -> int:
-        return self.order * self.iterations - (self.order - 1)
-
-    @property
     def title(self) -> str:
         return "EDM Heun" if self.order == 2 else "EDM Euler"
 
     @property
     def detail(self) -> str:
         churn = f", churn {self.S_churn:g} in [{self.S_min:g}, {self.S_max:g}] × {self.S_noise:g}" if self.S_churn else ""
-        return f"ρ={self.rho:g}{churn}"
+        return super().detail + churn
 
     def churned(self, sigma: float) -> float:
         """sigma^: the noise level that an iteration from `sigma` starts at."""
@@ -87,14 +103,5 @@ class EDM(KarrasLevelsSampler):
             start = self.churned(sigma)
             if start > sigma:
                 x = x + self.S_noise * (start**2 - sigma**2) ** 0.5 * task.noise.normal()
-            x = step(task, x, start, below, self.order)
+            x = self.flow_step(task, x, start, below)
             yield sigma, x
-
-
-def step(task: Task[Any], x: Tensor, sigma: float, below: float, order: int) -> Tensor:
-    """Return x after one step of dx/dsigma = -sigma s(x, sigma): Euler's (order 1) or Heun's (2). At 0 Heun's step is
-    Euler's."""
-    d = -sigma * task.score(x, sigma)
-    if order == 2 and below > 0:
-        d = (d - below * task.score(x + (below - sigma) * d, below)) / 2
-    return x + (below - sigma) * d

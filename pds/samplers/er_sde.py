@@ -42,7 +42,6 @@ class ERSDE(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: 1 to 3, the evaluations that a step uses; "order" is the paper's name.
         scale: "ode", "sde" or "er_sde", the noise scale. "sde" and "er_sde" draw once in each iteration except the last, "ode"
             draws nothing.
@@ -64,7 +63,7 @@ class ERSDE(KarrasLevelsSampler):
 
     @property
     def detail(self) -> str:
-        return f"ρ={self.rho:g}" + {"ode": ", ODE", "sde": ", SDE", "er_sde": ""}[self.scale]
+        return super().detail + {"ode": ", ODE", "sde": ", SDE", "er_sde": ""}[self.scale]
 
     def phi(self, sigma: float) -> float:
         """The noise scale."""

@@ -21,7 +21,6 @@ class LMS(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         order: evaluations that a step uses, and the global order of the steps that have them; 1 is DDIM.
     """
 
@@ -34,10 +33,6 @@ class LMS(KarrasLevelsSampler):
     @property
     def title(self) -> str:
         return f"LMS({self.order})"
-
-    @property
-    def detail(self) -> str:
-        return f"ρ={self.rho:g}"
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         seen: list[tuple[float, Tensor]] = []

@@ -63,9 +63,9 @@ class MomentumLangevin(AnnealedLangevin):
     def walk(self, x: Tensor, task: Task[Tensor]) -> Steps:
         places = np.linspace(0, len(self.anchors) - 1, len(task.levels))
         gammas = np.interp(places, range(len(self.anchors)), self.anchors)
-        v = 0 * x
-        for iteration, (sigma, gamma) in enumerate(zip(task.levels.tolist(), gammas.tolist(), strict=True)):
-            P, a = task.preconditioner.at(iteration), self.step_size * sigma**2
+        P, v = task.preconditioner, 0 * x
+        for sigma, gamma in zip(task.levels.tolist(), gammas.tolist(), strict=True):
+            a = self.step_size * sigma**2
             v = gamma * v + P.drift(a * task.score(x + gamma * v, sigma))
             x = x + v + (2 * a) ** 0.5 * P.noise(task.noise.normal())
             yield sigma, x

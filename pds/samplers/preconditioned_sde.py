@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pds.errors import OptionError, PDSError
+from pds.gaussian import StationaryGaussian
 from pds.noise import NoiseSource
 from pds.options import Count, Range, Search, options
 from pds.preconditioning.preconditioner import Preconditioner, Spectrum, spectrum_of
-from pds.processes.forward import Process
+from pds.processes.forward import Process, noise_range
 from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Steps, Task
 from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, intervals
@@ -40,26 +41,6 @@ class Step(NamedTuple):
     kept: Number
     span: Number | None
     noise: Number
-
-
-@dataclass(frozen=True, eq=False)
-class DataLaw:
-    """The Gaussian with the mean and the power spectrum of the data.
-
-    Attributes:
-        mean: (C, H, W) float64, in the data range of the model.
-        power: (C, H, W) float64 variance of each mode of the orthonormal DFT.
-        provenance: the provenance of the statistics that it is made of.
-    """
-
-    mean: Tensor
-    power: Tensor
-    provenance: Mapping[str, Any]
-
-    def noised(self, z: Tensor, sigma: float) -> Tensor:
-        """A state of this law with noise of level sigma, from standard normal z: the mean + F^-1 sqrt(p + sigma^2) F z."""
-        deviation = (self.power + sigma**2).sqrt().to(z.device, z.dtype)
-        return self.mean.to(z.device, z.dtype) + torch.fft.ifft2(deviation * torch.fft.fft2(z)).real
 
 
 @options
@@ -94,14 +75,13 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the Karras levels.
         order: 2, D extrapolated from the last two evaluations; 1, D of the last alone.
         weight: "exact" or "midpoint".
         eta: strength of the Langevin half. 0 is the probability flow, without noise; 1 without a filter is the reverse SDE. The
             defaults of eta and rho were chosen for the whole walk at 20 evaluations on the shipped VE network; a shorter walk
             measured better. The command line also takes auto, a first guess for the network.
-        eta_from: smallest noise level at which eta acts; below it eta is 0.
-        eta_to: largest noise level at which eta acts; above it eta is 0.
+        eta_from: smallest noise level at which eta acts, in units of the data range; below it eta is 0.
+        eta_to: largest noise level at which eta acts, in the same units; above it eta is 0.
         slope: factor on W. 1 is of second order; a larger factor carries the slope further than a straight line.
         start: largest noise level of the walk, in units of the data range; inf for that of the process. A smaller one needs
             the statistics of the data.
@@ -126,7 +106,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
     ] = math.inf
     end: Annotated[float, Range(0, 1e9), Search(0, 0.3, log=True, level=True)] = 0.0
     prior_norm: Annotated[Literal["drawn", "exact"], Search()] = "drawn"
-    data: DataLaw | None = None
+    data: StationaryGaussian | None = None
 
     def __post_init__(self) -> None:
         if self.end >= self.start:
@@ -144,7 +124,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     @property
     def detail(self) -> str:
-        parts = [f"ρ={self.rho:g}"]
+        parts = [super().detail]
         if self.order == 2:
             parts.append(f"{self.weight} weight")
         if self.stochastic:
@@ -170,12 +150,14 @@ class PreconditionedSDE(KarrasLevelsSampler):
     ) -> Self:
         if self.data is not None or self._whole(process):
             return self
-        known = statistics()
-        return replace(self, data=DataLaw(*known.gaussian(data_range), known.provenance))
+        return replace(self, data=statistics().gaussian(data_range))
 
     def _whole(self, process: Process) -> bool:
-        """Whether the walk starts at the noise of the process, above every `start` that `variance` takes for one."""
-        largest = process.ladder[0].item()
+        """Whether the walk begins at the process's own prior.
+
+        A `start` that equals sigma_max up to rounding begins at the Gaussian of the data, as `variance` assumes.
+        """
+        _, largest = noise_range(process)
         return self.start > largest and not math.isclose(self.start, largest)
 
     def levels(self, process: Process) -> list[Interval]:
@@ -183,7 +165,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         process."""
         if self.iterations > (most := len(process.ladder)):
             raise OptionError("iterations", f"must be at most {most}, the noise levels of the model, got {self.iterations}")
-        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        smallest, largest = noise_range(process)
         if self.start <= smallest:
             raise OptionError("start", f"must be above {smallest:g}, the smallest noise level of the model, got {self.start:g}")
         if self.end >= largest:
@@ -242,9 +224,9 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         D_before, before = x, None
-        for iteration, (sigma, below) in enumerate(task.levels):
+        spectrum = spectrum_of(task.preconditioner, self.title)
+        for sigma, below in task.levels:
             D = task.denoised(x, sigma)
-            spectrum = spectrum_of(task.preconditioner.at(iteration), self.title)
             x = self.advanced(x, D, D_before, self.step(before, sigma, below, spectrum), spectrum, lambda: task.noise.normal())
             D_before, before = D, sigma
             yield sigma, x

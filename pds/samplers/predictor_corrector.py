@@ -316,8 +316,8 @@ class PredictorCorrector(Sampler[list[Level]]):
         return Identity() if ignored else preconditioner
 
     def walk(self, x: Tensor, task: Task[list[Level]]) -> Steps:
+        P = task.preconditioner
         for iteration, level in enumerate(task.levels):
-            P = task.preconditioner.at(iteration)
             if self.corrector is not None:
                 for _ in range(self.corrector.steps):
                     x = self.correct(x, _score(task, x, level), level, P, task.noise.normal())

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pds.errors import OptionError
 from pds.options import Count, Range, options
-from pds.processes.forward import Process
+from pds.processes.forward import Process, noise_range
 from pds.processes.ladders import Rho, karras_levels
-from pds.samplers.edm import step
+from pds.samplers.edm import FlowSteps
 from pds.samplers.sampler import Sampler, Steps, Task
+from pds.samplers.sigma_space import intervals
 
 
 class RestartLevel(NamedTuple):
@@ -32,7 +33,7 @@ class RestartLevel(NamedTuple):
 
 
 @options
-class Restart(Sampler[list[RestartLevel]]):
+class Restart(FlowSteps, Sampler[list[RestartLevel]]):
     """Heun's steps of the probability flow, with restarts: at `low`, noise raises the state to `high` again, several times.
 
     A restart is x <- x + sqrt(high^2 - low^2) z, then `steps` Heun steps back to `low`. `low` is the level of the grid nearest
@@ -50,6 +51,7 @@ class Restart(Sampler[list[RestartLevel]]):
     """
 
     source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"
+    title: ClassVar[str] = "Restart"
 
     iterations: Count = 18
     rho: Rho = 7.0
@@ -72,26 +74,14 @@ class Restart(Sampler[list[RestartLevel]]):
         return self.restarts > 0
 
     @property
-    def nfe_per_iteration(self) -> int:
-        return self.order
-
-    @property
-    def nfe(self) -> int:
-        return self.order * self.iterations - (self.order - 1)
-
-    @property
-    def title(self) -> str:
-        return "Restart"
-
-    @property
     def detail(self) -> str:
         return f"ρ={self.rho:g}, {self.restarts} × {self.steps} steps from {self.high:g} to {self.low:g}"
 
     def levels(self, process: Process) -> list[RestartLevel]:
         """The grid from the process's largest noise level over its smallest to 0, and the ways back in it."""
-        largest, smallest = process.ladder[0].item(), process.ladder[-1].item()
+        smallest, largest = noise_range(process)
         sigmas = karras_levels(smallest, largest, self.iterations - self.restarts * self.steps, self.rho)
-        grid = [RestartLevel(a, b, a) for a, b in zip(sigmas.tolist(), [*sigmas[1:].tolist(), 0.0], strict=True)]
+        grid = [RestartLevel(sigma, below, sigma) for sigma, below in intervals(sigmas)]
         if not self.restarts:
             return grid
         # The ladder's own end is off by rounding.
@@ -109,5 +99,5 @@ class Restart(Sampler[list[RestartLevel]]):
         for sigma, below, raised_from in task.levels:
             if raised_from < sigma:
                 x = x + (sigma**2 - raised_from**2) ** 0.5 * task.noise.normal()
-            x = step(task, x, sigma, below, self.order)
+            x = self.flow_step(task, x, sigma, below)
             yield sigma, x

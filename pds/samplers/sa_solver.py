@@ -30,7 +30,6 @@ class SASolver(KarrasLevelsSampler):
 
     Attributes:
         iterations: T.
-        rho: exponent of the levels, the larger the finer at small ones; inf spreads them evenly in log sigma.
         predictor_order: evaluations that the predictor uses. Without noise and corrector this is its global order, for the
             steps that have enough history.
         corrector_order: evaluations that the corrector uses, the new one among them; 0 leaves the corrector out.
@@ -62,7 +61,7 @@ class SASolver(KarrasLevelsSampler):
     @property
     def detail(self) -> str:
         window = f" for σ in [{self.tau_from:g}, {self.tau_to:g}]" if (self.tau_from, self.tau_to) != (0, math.inf) else ""
-        return f"ρ={self.rho:g}, τ={self.tau:g}{window}"
+        return f"{super().detail}, τ={self.tau:g}{window}"
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:
         T = len(task.levels)

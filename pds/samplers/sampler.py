@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sized
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -48,7 +47,7 @@ class Task(Generic[Levels]):
     Attributes:
         network: `score(x, sigma)` of the model.
         levels: from `Sampler.levels`.
-        preconditioner: P and S; an iteration uses `preconditioner.at(iteration)`.
+        preconditioner: P and S.
         noise: source of standard normal draws.
     """
 
@@ -181,13 +180,14 @@ class Sampler(Generic[Levels]):
         """
         self.check(levels, preconditioner)
         steps = self.walk(x, Task(score, levels, preconditioner, noise))
-        for iteration in count():
+        iteration = 0
+        while True:
             try:
                 sigma, x = next(steps)
             except StopIteration as end:
                 return x if end.value is None else end.value
             callback(iteration, sigma, x)
-        raise AssertionError("a loop ends")
+            iteration += 1
 
 
 LEFT_OVER = 10.0  # noise that may be left after a stable run, in units of the smallest level

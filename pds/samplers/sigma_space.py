@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pds.options import options
-from pds.processes.forward import Process
+from pds.processes.forward import Process, noise_range
 from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Sampler
 
@@ -41,11 +41,15 @@ class KarrasLevelsSampler(Sampler[list[Interval]]):
 
     Attributes:
         iterations: T.
-        rho: exponent of the grid, see `karras_levels`; inf spreads the levels evenly in log sigma.
+        rho: exponent of the Karras levels, the larger the finer at small ones.
     """
 
     rho: Rho = 7.0
 
+    @property
+    def detail(self) -> str:
+        return f"ρ={self.rho:g}"
+
     def levels(self, process: Process) -> list[Interval]:
         """The T intervals from the process's largest noise level over its smallest to 0."""
-        return intervals(karras_levels(process.ladder[-1].item(), process.ladder[0].item(), self.iterations, self.rho))
+        return intervals(karras_levels(*noise_range(process), self.iterations, self.rho))

@@ -72,9 +72,6 @@ class RecordedPreconditioner:
         self.preconditioner = preconditioner
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def at(self, iteration: int) -> RecordedPreconditioner:
-        return self
-
     @property
     def spectrum(self) -> Spectrum | None:
         return self.preconditioner.spectrum

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 import pds
-from pds.errors import PDSError
+from pds.errors import PDSError, first_line
 from pds.files import atomic_path, read_json, reading, write_json
-from pds.models.checkpoints import first_line
 from pds.options import Range, fitted
 from pds.speed.measuring import synchronise
 from pds.speed.parts import PARTS, Plan, Row, processes

@@ -24,11 +24,11 @@ from pds.cache import cache_folder
 from pds.data.cifar10 import cifar10_jpeg
 from pds.data.dataset import Dataset
 from pds.data.folder import ImageFolder
-from pds.data.images import ArrayImages, image_digest
+from pds.data.images import ArrayImages, image_digest, random_flip
 from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation import classifier_training
-from pds.evaluation.classifier_training import RECIPES, accuracy, random_flip, random_shift, train_classifier
+from pds.evaluation.classifier_training import RECIPES, accuracy, random_shift, train_classifier
 from pds.evaluation.features import (
     INCEPTION_FILE,
     INCEPTION_SHA256,

@@ -11,7 +11,8 @@ from test_configurations import composed
 
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
-from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.evaluation.gaussian import sampled_law
+from pds.gaussian import StationaryGaussian
 from pds.lab.diagnosis import show_gaussian
 from pds.preconditioning.filters import StatisticsFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -63,7 +64,7 @@ def test_a_uniform_start_counts_by_its_moments():
 
 def test_the_gaussian_of_a_data_set_has_its_mean_and_its_spectrum_in_the_range_of_the_model():
     statistics = DatasetStatistics.load("asset:mnist_statistics.npz")
-    unit, centred = StationaryGaussian.of(statistics), StationaryGaussian.of(statistics, (-1.0, 1.0))
+    unit, centred = statistics.gaussian(), statistics.gaussian((-1.0, 1.0))
     variance = (statistics.second_moment - statistics.mean.square()).double().sum()
     torch.testing.assert_close(unit.power.sum(), variance, rtol=1e-4, atol=0)
     torch.testing.assert_close(centred.power, 4 * unit.power)
@@ -88,7 +89,7 @@ DDPM = DiscreteVariancePreserving(beta_schedule("linear", 1e-4, 0.02, 1000))
 def test_what_a_filter_does_where_the_score_is_exact(process, predictor, iterations, alpha, helps):
     # It cancels the noise that a step leaves too much of; Euler-Maruyama on VP leaves too little.
     data_range = (0.0, 1.0) if process.title == "VE" else (-1.0, 1.0)
-    target = StationaryGaussian.of(DatasetStatistics.load("asset:mnist_statistics.npz"), data_range)
+    target = DatasetStatistics.load("asset:mnist_statistics.npz").gaussian(data_range)
     sampler = PredictorCorrector(iterations, predictor, None)
     vanilla, filtered = (sampled_law(sampler, target, process, P).distance(target) for P in (Identity(), mnist_filter(alpha)))
     assert (filtered < 0.6 * vanilla) if helps else (filtered > vanilla)

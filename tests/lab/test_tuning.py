@@ -23,7 +23,8 @@ from test_configurations import composed
 
 import pds
 from pds.errors import OptionError, PDSError
-from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.evaluation.gaussian import sampled_law
+from pds.gaussian import StationaryGaussian
 from pds.generation import DivergedError, ImageSampler
 from pds.lab import tables
 from pds.lab.config import CONF, build

@@ -18,6 +18,7 @@ import torch
 
 import pds.samplers
 from pds.errors import OptionError, PDSError
+from pds.gaussian import StationaryGaussian
 from pds.noise import ImageNoise
 from pds.options import Range, fitted
 from pds.preconditioning.filters import ParametricFilter
@@ -27,7 +28,7 @@ from pds.processes.forward import VarianceExploding
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.samplers.adaptive import AdaptiveSDE
 from pds.samplers.critically_damped import VelocitySampler
-from pds.samplers.preconditioned_sde import DataLaw, PreconditionedSDE
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 from pds.samplers.predictor_corrector import Ancestral, AnnealedLangevinSteps, EulerMaruyama, Langevin, ReverseDiffusion
 from pds.samplers.restart import Restart
 from pds.samplers.sampler import Sampler
@@ -55,7 +56,7 @@ TRIED = {
     "corrector": [Langevin(0.2), Langevin(0.2, 2, "batch"), AnnealedLangevinSteps(0.3, 2), None],
     "end": [None, 0.02],
     "start": [math.inf, 2.0],
-    "data": [DataLaw(torch.full(SHAPE, 0.5).double(), torch.full(SHAPE, 0.1).double(), {})],
+    "data": [StationaryGaussian(torch.full(SHAPE, 0.5).double(), torch.full(SHAPE, 0.1).double())],
     "moments": [NoiseMoments((0.05, 4.0), (0.1, 0.99))],
 }
 OF_A_CLASS = {AdaptiveSDE: {"iterations": [2000], "eps_rel": [0.1]}, PreconditionedSDE: {"end": [0.0, 0.1]}}

@@ -10,7 +10,8 @@ from samplers import exact
 from scipy.linalg import expm
 
 from pds.errors import PDSError
-from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.evaluation.gaussian import sampled_law
+from pds.gaussian import StationaryGaussian
 from pds.models.scores import VelocityScore
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity, Spectrum
 from pds.processes.critically_damped import CriticallyDamped

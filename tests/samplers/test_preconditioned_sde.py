@@ -11,7 +11,8 @@ from conftest import GaussianTarget, natural_power
 from samplers.exact import SHAPE, SIZE, Impulses, exact_moments, measured_orders
 
 from pds.errors import OptionError, PDSError
-from pds.evaluation.gaussian import StationaryGaussian, sampled_law
+from pds.evaluation.gaussian import sampled_law
+from pds.gaussian import StationaryGaussian
 from pds.noise import ImageNoise
 from pds.preconditioning.filters import ParametricFilter
 from pds.preconditioning.preconditioner import FourierPreconditioner, Identity
@@ -20,7 +21,7 @@ from pds.processes.discrete import DiscreteVariancePreserving, beta_schedule
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.ladders import karras_levels
 from pds.samplers.dpm_solver import DPMSolver
-from pds.samplers.preconditioned_sde import DIVERGED, DataLaw, PreconditionedSDE
+from pds.samplers.preconditioned_sde import DIVERGED, PreconditionedSDE
 from pds.samplers.sampler import Task
 from pds.samplers.sigma_space import Interval
 from pds.score import score_at
@@ -134,7 +135,9 @@ def test_the_variance_between_fixed_ends_converges_with_the_order(eta, order, na
 def test_a_shorter_walk_starts_from_the_law_of_the_data_and_ends_where_it_is_told(T, slope, weight):
     mean, power = torch.linspace(0, 1, SIZE**2, dtype=torch.float64).reshape(SHAPE), 0.1 * natural_power(SIZE)[None]
     target = StationaryGaussian(mean, power)
-    sampler = PreconditionedSDE(T, weight=weight, eta=1.5, slope=slope, start=1.2, end=0.2, data=DataLaw(mean, power, {}))
+    sampler = PreconditionedSDE(
+        T, weight=weight, eta=1.5, slope=slope, start=1.2, end=0.2, data=StationaryGaussian(mean, power)
+    )
     levels = sampler.levels(VE)
     assert [levels[0].sigma, levels[-1].sigma, levels[-1].below] == pytest.approx([1.2, 0.2, 0])
     law = sampled_law(sampler, target, VE, Identity())
@@ -167,7 +170,7 @@ def test_a_start_above_the_process_is_that_of_the_process_and_needs_no_data():
     assert torch.equal(prior(above), prior(PreconditionedSDE(4)))
     # At the largest level itself the walk starts from the law of the data, as `variance` says.
     power, mean = natural_power(SIZE).expand(SHAPE).clone(), torch.full(SHAPE, 0.3)
-    at = PreconditionedSDE(4, start=4.0, data=DataLaw(mean, power, {}))
+    at = PreconditionedSDE(4, start=4.0, data=StationaryGaussian(mean, power))
     assert not torch.equal(prior(at), prior(PreconditionedSDE(4)))
     assert at.variance([Interval(4.0, 4.0)], power).allclose(power + 16)
 

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from pds.errors import MissingError, PDSError
+from pds.errors import MissingError, PDSError, first_line
 from pds.files import MOST_TEXT, open_lock, open_regular, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
@@ -90,7 +90,7 @@ def storage_of(folder: Path, url: str | None) -> BaseStorage:
             with locked(folder / "locks" / "storage"):  # two processes at once cannot make its tables
                 return get_storage(url)
         except Exception as error:  # a driver may raise anything
-            raise PDSError(f"storage={url} cannot be used: {str(error).partition(chr(10))[0]}") from error
+            raise PDSError(f"storage={url} cannot be used: {first_line(error)}") from error
     journal, lock = folder / "study.journal", folder / "locks" / "journal"
     folder.mkdir(parents=True, exist_ok=True)
     with reading(journal, "the journal of a search", "delete it: the same command finds the images that were sampled"):
