@@ -27,7 +27,10 @@ Labels = Annotated[Annotated[Sequence[int], Range(0, MOST), Length(1, MOST)] | s
 turn."""
 
 GuidanceScale = Annotated[float, Range(-1000, 1000)]
-Interval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
+NoiseInterval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
+"""The guided noise levels, (low, high], in units of the data range."""
+
+MOST_LABELS = 1 << 26  # bytes of a file of labels
 
 
 class Classifier(Protocol):
@@ -60,8 +63,8 @@ class Guided:
     """s_u + w (s - s_u): classifier-free guidance (Ho & Salimans, 2022), within an interval of noise levels (Kynkäänniemi et
     al., *Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models*, NeurIPS 2024).
 
-    This is not p_c^w p_u^(1-w). At each noise level it is the gradient of the logarithm of that product of noisy densities.
-    These products are not one law with more and more noise, so the sampled law is another one.
+    The samples do not follow p_c^w p_u^(1-w). At each noise level this is the score of the product of the noisy densities, and
+    those products are not one law with noise added.
 
     With w = 0 or 1 for all images, only one half is evaluated.
 
@@ -73,7 +76,9 @@ class Guided:
     """
 
     @checked
-    def __init__(self, score: Score, unconditional: Score, scale: GuidanceScale, interval: Interval = (0.0, math.inf)) -> None:
+    def __init__(
+        self, score: Score, unconditional: Score, scale: GuidanceScale, interval: NoiseInterval = (0.0, math.inf)
+    ) -> None:
         self.score, self.unconditional, self.scale, self.interval = score, unconditional, scale, interval
         _require_ascending(interval)
 
@@ -106,7 +111,12 @@ class ClassifierGuided:
 
     @checked
     def __init__(
-        self, score: Score, classifier: Classifier, labels: Tensor, scale: GuidanceScale, interval: Interval = (0.0, math.inf)
+        self,
+        score: Score,
+        classifier: Classifier,
+        labels: Tensor,
+        scale: GuidanceScale,
+        interval: NoiseInterval = (0.0, math.inf),
     ) -> None:
         self.score, self.classifier, self.labels, self.scale, self.interval = score, classifier, labels, scale, interval
         _require_ascending(interval)
@@ -140,17 +150,26 @@ def _require_ascending(interval: Sequence[float]) -> None:
 
 
 class Guidance(Protocol):
-    """Makes the score of a batch from its labels. `check` refuses a model that cannot be guided.
-
-    The last argument is the number of classes that the network takes, 0 for one that takes none.
-    """
+    """Makes the score of a batch from its labels."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """Its name in tables."""
+        ...
 
-    def check(self, model: Model) -> None: ...
+    def check(self, model: Model) -> None:
+        """Refuse a model that cannot be guided."""
+        ...
 
-    def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score: ...
+    def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score:
+        """The guided score of a batch.
+
+        Args:
+            score: `score(x, sigma, labels)` of the network.
+            labels: (batch,) int64 class of each image.
+            classes: number of classes that the network takes; 0 for none.
+        """
+        ...
 
 
 @options
@@ -163,7 +182,7 @@ class ClassifierFree:
     """
 
     scale: GuidanceScale = 1.0
-    interval: Interval = (0.0, math.inf)
+    interval: NoiseInterval = (0.0, math.inf)
 
     def __post_init__(self) -> None:
         _require_ascending(self.interval)
@@ -203,7 +222,7 @@ class ClassifierGuidance:
     classifier: Classifier
     classes: Annotated[int, Range(1, 1_000_000)]
     scale: GuidanceScale = 1.0
-    interval: Interval = (0.0, math.inf)
+    interval: NoiseInterval = (0.0, math.inf)
 
     def __post_init__(self) -> None:
         _require_ascending(self.interval)
@@ -217,9 +236,7 @@ class ClassifierGuidance:
         """Refuse a network of other classes, and a classifier that cannot guide: it is called once, with two images, and is put
         into evaluation mode."""
         if model.classes not in (0, self.classes):
-            raise OptionError(
-                "classes", f"is {self.classes}, and {model.title} takes {model.classes}: give a classifier of these"
-            )
+            raise OptionError("classes", f"must be {model.classes}, the classes of {model.title}, got {self.classes}")
         channels, height, width = model.shape
         size = (2, model.score.halves * channels, height, width)
         needed = f"must give logits of shape (2, {self.classes}) that depend on x, for x of shape {size}"
@@ -276,6 +293,3 @@ def _read(path: Path) -> list[int]:
         raise OptionError("labels", f"names {path}, which does not exist: {fix}")
     with reading(path, "a file of labels", fix):
         return [int(word) for word in read_bytes(path, MOST_LABELS).decode("ascii").split()]
-
-
-MOST_LABELS = 1 << 26  # bytes

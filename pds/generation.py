@@ -26,6 +26,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from pds.conditioning import CLASS_ALONE, Guidance
 from pds.data.images import from_range, to_uint8
 from pds.errors import PDSError, first_line, out_of_memory
+from pds.models.scores import Model
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
@@ -66,7 +67,7 @@ class Processes:
 
     @staticmethod
     def check() -> None:
-        """Refuse wrong numbers in the environment; with these `join` would wait for processes that never come.
+        """Check torchrun's environment variables. With wrong ones `join` would wait for processes that never start.
 
         Raises:
             PDSError: the environment has a RANK without the other variables of `torchrun`, or with wrong ones.
@@ -126,14 +127,12 @@ class Processes:
                 absent = ", ".join(str(other) for other in range(size) if not store.check([f"here/{other}"]))
                 raise
         except (RuntimeError, ValueError) as error:
-            reason = first_line(error)
-            raise PDSError(
-                f"process {rank} of {size} waited at {host}:{port} for {absent}, which did not come ({reason}): {fix}"
-            ) from None
+            late = f"{absent}, which did not come ({first_line(error)})"
+            raise PDSError(f"process {rank} of {size} waited at {host}:{port} for {late}: {fix}") from None
         return {"store": store, "rank": rank, "world_size": size}
 
     def agree(self, error: Exception | None = None) -> None:
-        """Wait until every process is here, and raise the error of any process in all of them."""
+        """Wait for all processes. If one of them failed, raise its error in every process."""
         said: list[str | None] = [None if error is None else str(error) or type(error).__name__] * self.size
         if self.size > 1:
             dist.all_gather_object(said, said[0])
@@ -143,7 +142,7 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Wait for one another at the end of the block, and raise the error of any process in all of them."""
+        """Wait for all processes at the end of the block. If one of them failed, raise its error in every process."""
         error = None
         try:
             yield
@@ -194,6 +193,25 @@ class ImageSampler:
     labels: Tensor | None = None
     guidance: Guidance = CLASS_ALONE
     classes: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        score: Labelled,
+        sampler: Sampler[Any],
+        preconditioner: Preconditioner,
+        seed: int,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        labels: Tensor | None = None,
+        guidance: Guidance | None = None,
+    ) -> ImageSampler:
+        """The maker of images of a model; `score` is that of the model, as it is or compiled or on `device`."""
+        process, shape, data_range, classes = model.process, model.shape, model.data_range, model.classes
+        guided = guidance or CLASS_ALONE
+        return cls(score, sampler, process, preconditioner, shape, seed, device, data_range, compiled, labels, guided, classes)
 
     @torch.no_grad()
     def __call__(self, indices: Sequence[int], callback: Callback = no_callback) -> tuple[Tensor, float]:
@@ -305,7 +323,8 @@ def generate(
     """
     if batch_size < 1:
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
-    # One process decides before any starts: then neither newly finished shards nor another view of the disk shift the shares.
+    # The first process lists the missing shards before any process starts. So all processes divide the same list, even if
+    # shards appear meanwhile.
     missing = [todo[i] for i in processes.decide(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))

@@ -51,14 +51,14 @@ def read_moments(path: Path) -> NoiseMoments:
         return NoiseMoments(tuple(sigmas), tuple(values), (black, white), content["provenance"])
 
 
-def beside(checkpoint: Checkpoint) -> Path:
+def moments_file(checkpoint: Checkpoint) -> Path:
     """The file of moments that travels with a weights file: NAME_moments.json in its folder."""
     return checkpoint.path.with_name(f"{checkpoint.path.stem}_moments.json")
 
 
 def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
     """The moments that travel with a weights file, if there are any; a `PDSError` if they are of other weights."""
-    path = beside(checkpoint)
+    path = moments_file(checkpoint)
     if not path.is_file():
         return None
     moments = read_moments(locate(path))

@@ -19,8 +19,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 
-# Values that `ImageNoise.normal` makes at once, for as many draws as that is. One draw takes about 130 small operations: below
-# this size a CPU's calls, and a GPU's launches, take longer than the arithmetic.
+# `ImageNoise.normal` computes up to this many values at once, so small images get several draws at a time. One draw takes about
+# 130 small operations: below this size a CPU's calls, and a GPU's launches, take longer than the arithmetic.
 _AT_ONCE = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 
@@ -47,9 +47,13 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 class NoiseSource(Protocol):
     """The source of a sampler's noise: each call is the next draw, like the state in shape, device and dtype."""
 
-    def normal(self) -> Tensor: ...
+    def normal(self) -> Tensor:
+        """Standard normal."""
+        ...
 
-    def uniform(self) -> Tensor: ...
+    def uniform(self) -> Tensor:
+        """Uniform in [0, 1)."""
+        ...
 
 
 class ImageNoise:
@@ -89,7 +93,7 @@ class ImageNoise:
     def normal(self) -> Tensor:
         """(batch, C, H, W) float32 standard normal, by Box-Muller. Small draws are made several at once, to the same bits."""
         if self.draws not in self._ahead:
-            # The start alone: some samplers draw nothing else.
+            # One draw at first: some samplers draw nothing after the prior.
             most = _AT_ONCE.get(self.indices.device.type, 0) if self.draws else 0
             count = max(1, most // max(1, len(self.indices) * math.prod(self.shape)))
             self._ahead = dict(enumerate(self._normals(count), self.draws))

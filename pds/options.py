@@ -106,8 +106,9 @@ class Search:
 
     Attributes:
         low, high: the ends; a `Literal` has none.
-        log: spread evenly in the logarithm. level: whether it is a noise level. The ends are then in units of the width of the
-            data range, and are cut to the levels of the process. So they hold for any network.
+        log: spread evenly in the logarithm.
+        level: whether it is a noise level. The ends are then in units of the width of the data range, and are cut to the levels
+            of the process. So they hold for any network.
         auto: whether the command line takes "auto", a first guess for the network (`pds.evaluation.first_guess`).
     """
 

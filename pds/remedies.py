@@ -88,9 +88,9 @@ class TimeShift(Remedy):
         variance = x.flatten(2).double().var(2).mean(1)
         found = (variance - self.data_variance).clamp(min=0).sqrt().to(sigma.dtype)
         shifted = found.clamp(sigma * (1 - self.window), sigma * (1 + self.window))
-        told = torch.where(sigma >= self.cutoff, shifted, sigma)
-        s: Tensor = self.score(x, told, *labels)
-        return s * (told / sigma)[:, None, None, None]
+        given = torch.where(sigma >= self.cutoff, shifted, sigma)
+        s: Tensor = self.score(x, given, *labels)
+        return s * (given / sigma)[:, None, None, None]
 
 
 class LevelShift(Remedy):
@@ -104,7 +104,7 @@ class LevelShift(Remedy):
         score: score of a model.
         scale: given level over true level; 1 gives the true level.
         bounds: black and white in the data range, lower first; None leaves D as it is.
-        levels: smallest and largest noise level of the process.
+        levels: smallest and largest noise level of the process, in units of the data range.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class LevelShift(Remedy):
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         (lowest, largest), shifted = self.levels, self.scale * sigma
         # A sampler's own level passes whatever it is, so a scale of 1 changes nothing.
-        told = shifted.clamp(sigma.clamp(max=lowest), sigma.clamp(min=largest))
-        factor = torch.where(told == shifted, self.scale, told / sigma)
-        s: Tensor = factor[:, None, None, None] * self.score(x, told, *labels)
+        given = shifted.clamp(sigma.clamp(max=lowest), sigma.clamp(min=largest))
+        factor = torch.where(given == shifted, self.scale, given / sigma)
+        s: Tensor = factor[:, None, None, None] * self.score(x, given, *labels)
         if self.bounds is None:
             return s
         std = sigma.to(x.dtype)[:, None, None, None]

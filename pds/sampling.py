@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pds.conditioning import CLASS_ALONE, Guidance, Labels, labels_of
+from pds.conditioning import Guidance, Labels, labels_of
 from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
 from pds.data.statistics import DatasetStatistics, dataset_statistics
@@ -117,10 +117,7 @@ def sample(
     if guidance is not None:  # on the device of the network
         guidance.check(model)
     classes = labels_of(model, labels, guidance)
-    guided = guidance or CLASS_ALONE
-    make = ImageSampler(
-        score, sampler, model.process, P, model.shape, seed, place, model.data_range, False, classes, guided, model.classes
-    )
+    make = ImageSampler.of(model, score, sampler, P, seed, place, labels=classes, guidance=guidance)
     batches, evaluations, seconds = [], 0.0, 0.0
     with progress_bar(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
         for start in range(0, images, batch_size):

@@ -256,7 +256,7 @@ REFUSED = {
     ),
     "guidance alone": (model(), None, ClassifierFree(3.0), "labels is missing, and guidance is towards a class"),
     "no branch": (model(no_class=None), [0], ClassifierFree(3.0), "scale must be 1 for .*, got 3: it .* has no unconditional"),
-    "another classifier": (model(), [0], ClassifierGuidance(network, 5), "classes is 5, and .* takes 3"),
+    "another classifier": (model(), [0], ClassifierGuidance(network, 5), "classes must be 3, the classes of .*, got 5"),
 }
 
 

@@ -36,7 +36,7 @@ class Dataset:
     reference: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        # Its options are refused here, not when its files are wanted.
+        # Check the options of `source` now. Otherwise a mistake shows only when the files are read.
         opener: Any = self.source.func if isinstance(self.source, partial) else self.source
         made = opener
         if not isinstance(opener, type):

@@ -66,7 +66,7 @@ class EncodedImages(ABC):
     def fingerprint(self) -> dict[str, str]:
         """Hash of all names and of the bytes of 64 files spread over them. A data set may hold millions of files.
 
-        The hash is another where older versions decoded one of the 64 to other pixels.
+        The hash differs from an older version's if that version decoded one of the 64 files to other pixels.
         """
         digest = hashlib.sha256(b"\0".join(self.names))
         for i in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):

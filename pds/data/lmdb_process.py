@@ -1,4 +1,4 @@
-"""Reads an LMDB for another process. Damaged pages abort the process that reads them, or keep it for ever.
+"""Reads an LMDB for another process. Damaged pages crash or hang the process that reads them.
 
 Run as `python lmdb_process.py FOLDER`; it needs the lmdb package alone. Each answer on standard output is a length of 8 bytes,
 little-endian, and as many bytes. The first answer is the database's state as JSON. Each line of standard input then gets an

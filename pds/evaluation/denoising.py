@@ -28,7 +28,7 @@ class DenoisingError(NamedTuple):
     """Mean squared error of D(x_0 + sigma z; sigma), a pixel, in squared units of the data range.
 
     Attributes:
-        sigma: noise level.
+        sigma: noise level, in units of the data range.
         network: error of the network.
         bounded: error of the network with D kept in the data range (`LevelShift` with a scale of 1).
         seen: error of the network with the strength of the noise read off the modes without data (`SeenNoise`).

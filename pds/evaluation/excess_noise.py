@@ -211,7 +211,7 @@ class NoiseTrack:
         iterations: T.
         what: title of the filter, or "vanilla".
         sigmas: (S,) descending noise levels.
-        predicted, sampled: (S,) each.
+        predicted, sampled: (S,) noise by the recursion, and measured along a run, in units of the level's own noise.
     """
 
     iterations: int
@@ -223,8 +223,7 @@ class NoiseTrack:
 
 @dataclass(frozen=True)
 class Excess:
-    """Measure the excess noise that a predictor without a corrector leaves in the highest frequencies, and the filter that
-    removes it.
+    """The excess noise that a predictor without a corrector leaves in the highest frequencies, and the filter that removes it.
 
     Attributes:
         iterations: T.

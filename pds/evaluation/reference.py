@@ -240,7 +240,7 @@ class PublishedReference:
     """Clean-FID's own statistics, downloaded once or put into the cache folder as statistics/NAME_clean_SPLIT_RESOLUTION.npz.
 
     Attributes:
-        name: the data set's name in clean-fid: cifar10, ffhq, lsun_church, ...
+        name: the data set's name in clean-fid, such as cifar10, ffhq or lsun_church.
         resolution: resolution of its images, in pixels.
         split: e.g. train, test, trainval70k.
     """

@@ -8,7 +8,7 @@ from pds.errors import PDSError
 from pds.lab.config import build, build_model, resolved
 from pds.lab.devices import choose_device
 from pds.lab.terminal import show
-from pds.moments import beside, measured_moments, write_moments
+from pds.moments import measured_moments, moments_file, write_moments
 from pds.samplers.analytic import AnalyticDDIM
 
 
@@ -22,6 +22,6 @@ def make_moments(cfg: DictConfig) -> None:
     if model.checkpoint is None:
         raise PDSError("model.checkpoint=null has no weights to keep moments beside: give a weights file")
     model.score.to(device)
-    path = beside(model.checkpoint)
+    path = moments_file(model.checkpoint)
     write_moments(path, measured_moments(model, build(cfg.dataset), sampler.training_images, device, cfg.batch_size))
     show(f"moments  {path}")

@@ -203,7 +203,7 @@ MAKERS: dict[str, Callable[[SongUNet, dict[str, Any], int], Made]] = {"EDMPrecon
 
 
 def _told(given: dict[str, Any], name: str, annotation: Any) -> Any:
-    """The options in the attributes of a network."""
+    """One option among the attributes of a network, checked; an `OptionError` if it is missing."""
     if name not in given:
         raise OptionError(name, "is missing")
     return fitted(name, given[name], annotation)

@@ -20,7 +20,7 @@ from pds.files import MOST_YAML, DamagedError, atomic_path, locate, open_regular
 
 MOST = 1 << 42  # bytes of a weights file
 DIGEST = "sha256"  # key of the digest in the metadata
-# Files before 0.3 hold the paths of classes; the names of these have changed since.
+# Older files, such as the shipped mnist_ncsn, hold the paths of classes; the names of these have changed since.
 TITLES = {
     "VarianceExploding": "VE",
     "VariancePreserving": "VP",
@@ -97,7 +97,7 @@ def configuration_of(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     """The configuration among the metadata of a safetensors file; see `read_configuration`."""
     text = metadata.get("config", "{}")
     with reading(path, "a file with a table of options as its metadata `config`", "fetch it again"):
-        # Files before 0.3 hold YAML, by dotted keys.
+        # Older files, such as the shipped mnist_ncsn, hold YAML, by dotted keys.
         found = parse_json(text, {}) if text.startswith("{") else as_configuration(_flat(text) or parse_yaml(text, {}))
         if not all(isinstance(found.get(part, {}), dict) for part in ("model", "dataset")):
             raise ValueError("its model or its dataset is no table")

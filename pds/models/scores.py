@@ -258,7 +258,8 @@ class Bfloat16Score:
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
-    """Put each network that the block calls into evaluation mode, for good. A function does not tell which it calls."""
+    """Put every module that runs inside the block into evaluation mode, permanently. A wrapped function does not reveal its
+    modules beforehand."""
     thread = threading.get_ident()
 
     def settle(module: nn.Module, arguments: Any) -> None:

@@ -8,7 +8,7 @@ papers' rules lose their scale factors. The start Y_T ~ N(0, I) becomes x_T = sq
 With `denoise` the last iteration goes to sigma_0 = 0 by the mean of x_0 given x_1, x_1 + sigma_1^2 S_1(x_1). DDIM of order 2
 ends there by its own rule. This iteration costs one evaluation.
 
-An order in T holds between fixed ends. That takes `denoise=False` and a schedule whose end does not move with T:
+An order in T holds between fixed ends: set `denoise=False` and a schedule whose end does not move with T:
 `ProcessTimes(end)` with a number. The step to 0 is a single step for every T, so its error remains. For data of variance p, the
 mean of x_0 is sqrt(p / (p + sigma_1^2)) times the result of the flow. The published end of VP, 1e-3 N / T, has sigma_1^2 in
 proportion to 1 / T. With this end the order of denoised images tends to 1.

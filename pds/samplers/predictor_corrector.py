@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 
 class Level(NamedTuple):
-    """The data of one iteration.
+    """The noise level and the coefficients of one iteration.
 
     Attributes:
         sigma, scale: of the score, s(x) = score(x / scale, sigma) / scale.
         std: standard deviation of the noise in x, scale * sigma.
-        linear, weight, noise: coefficients of the predictor.
+        linear, weight, noise: of the predictor's step, x + linear x + weight s(x) + noise z.
         alpha: factor of the corrector's step.
     """
 

@@ -186,7 +186,7 @@ def step_profile(model: Model, score: Labelled, sampler: PredictorCorrector, bat
 
     def run(steps: int) -> None:
         few = PredictorCorrector(steps, sampler.predictor, sampler.corrector)
-        ImageSampler(score, few, model.process, P, model.shape, 0, device, model.data_range)(range(batch))
+        ImageSampler.of(model, score, few, P, 0, device)(range(batch))
         synchronise(device)
 
     def seen(steps: int) -> Any:
@@ -206,11 +206,11 @@ def step_profile(model: Model, score: Labelled, sampler: PredictorCorrector, bat
         "table": many.table(sort_by=order, row_limit=15, max_name_column_width=60),
     }
     if device.type == "cuda":
-        row["warned"] = (_warned(run, 6, device) - _warned(run, 2, device)) / 4
+        row["warned"] = (_warned(run, 6) - _warned(run, 2)) / 4
     return row
 
 
-def _warned(run: Callable[[int], None], steps: int, device: torch.device) -> int:
+def _warned(run: Callable[[int], None], steps: int) -> int:
     """Synchronising operations as `torch.cuda.set_sync_debug_mode` sees them; it does not see events."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
@@ -242,7 +242,7 @@ def precision(plan: Plan, device: torch.device, folder: Path) -> Rows:
         model, (sampler, filter) = load(f"asset:{network}", device="cpu"), samplers[network]
         P = Identity() if filter is None else _operator(model, filter, device)
         score = OPTIONS[name].score(model, device)
-        make = ImageSampler(score, sampler, model.process, P, model.shape, seed, device, model.data_range)
+        make = ImageSampler.of(model, score, sampler, P, seed, device)
         size = min(512, plan.images)
         starts = range(0, plan.images, size)
         with OPTIONS[name].precision():
@@ -263,7 +263,7 @@ def _run_of(plan: Plan, device: torch.device) -> ImageSampler:
     model = plan.model("ncsnpp_cifar10")
     score = OPTIONS[FASTEST].score(model, device)
     few = PredictorCorrector(10, ReverseDiffusion(), None)
-    return ImageSampler(score, few, model.process, Identity(), model.shape, 0, device, model.data_range)
+    return ImageSampler.of(model, score, few, Identity(), 0, device)
 
 
 def _features(device: torch.device) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -348,7 +348,7 @@ def runner(plan: Plan, device: torch.device, folder: Path) -> Rows:
             model = plan.model("ncsnpp_cifar10")
             score = OPTIONS["float32"].score(model, device)
             few = PredictorCorrector(10, ReverseDiffusion(), None)
-            make = ImageSampler(score, few, model.process, Identity(), model.shape, 0, device, model.data_range)
+            make = ImageSampler.of(model, score, few, Identity(), 0, device)
             whole, *halves = (make(part)[0] for part in (range(n), range(n // 2), range(n // 2, n)))
         moved = (whole - torch.cat(halves)).abs().max() / whole.abs().max()
         return {"batches": [n, n // 2], "largest_difference": float(moved)}

@@ -15,7 +15,7 @@ from pds.errors import MissingError, PDSError
 from pds.files import ASSETS, sha256
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
-from pds.moments import LEVELS, beside, measure, measured_moments, noise_moments, read_moments, write_moments
+from pds.moments import LEVELS, measure, measured_moments, moments_file, noise_moments, read_moments, write_moments
 from pds.noise import ImageNoise
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
@@ -191,7 +191,7 @@ def test_they_are_measured_once_and_anew_for_anything_else(tmp_path, monkeypatch
 def test_those_beside_the_weights_need_no_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
     net, gone = model(tmp_path), Dataset("noise", SHAPE, absent)
-    path = beside(net.checkpoint)
+    path = moments_file(net.checkpoint)
     assert path == tmp_path / "net_moments.json"
     write_moments(path, measured_moments(net, dataset(), 5, CPU, 64))
     assert noise_moments(net, gone, 5, CPU) == read_moments(path)
