@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pds.errors import OptionError, first_line
-from pds.files import open_regular, user_path
+from pds.files import json_digest, open_regular, sha256, user_path
 from pds.options import shown
 
 MOST = 1 << 24
@@ -32,6 +33,53 @@ def named(text: str, option: str) -> tuple[Callable[..., Any], ModuleType]:
         raise OptionError(option, f"must be FILE.py:NAME or module:NAME, got {shown(text)}")
     module = _file(user_path(source), option) if source.endswith(".py") else _module(source, option)
     return _found(module, name, source, option), module
+
+
+def code_digest(module: ModuleType) -> str | None:
+    """The hash of the Python code of a module: of its file, and of the files of its own folder or package that it imports.
+
+    None for a module without a file. The hash of a single file is its SHA-256.
+    """
+    files: dict[Path, None] = {}
+    waiting = [module]
+    while waiting:
+        known = waiting.pop()
+        path = Path(known.__file__).resolve() if getattr(known, "__file__", None) else None
+        if path is None or path.suffix != ".py" or path in files:
+            continue
+        files[path] = None
+        waiting += [sys.modules[name] for name in _imports(path, known) if _beside(name, module)]
+    digests = {path.as_posix(): sha256(path) for path in files}
+    if len(digests) < 2:
+        return next(iter(digests.values()), None)
+    first = next(iter(files)).parent
+    return json_digest({os.path.relpath(path, first): digest for path, digest in digests.items()})
+
+
+def _imports(path: Path, module: ModuleType) -> Iterator[str]:
+    """The loaded modules that the statements of a Python file import, anywhere in it."""
+    package = module.__package__ or ""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (part for i in range(len(parts)) if (part := ".".join(parts[: i + 1])) in sys.modules)
+
+
+def _beside(name: str, module: ModuleType) -> bool:
+    """Whether a loaded module is of the code of `module`: in its folder or package, not installed, not of this library."""
+    top, file = name.partition(".")[0], getattr(sys.modules[name], "__file__", None)
+    if top == "pds" or not file or not module.__file__ or "site-packages" in Path(file).parts:
+        return False
+    if "." in module.__name__:
+        return top == module.__name__.partition(".")[0]
+    return Path(file).resolve().is_relative_to(Path(module.__file__).resolve().parent)
 
 
 def _file(path: Path, option: str) -> ModuleType:

@@ -100,7 +100,7 @@ def sample(
 
     def moments(count: int) -> NoiseMoments:
         found = None if model.checkpoint is None else moments_beside(model.checkpoint)
-        if found is None or found.provenance["images"] != count:
+        if found is None or found.provenance.get("images") != count:
             problem = (
                 f"needs the moments of the noise that the model predicts on {count} images, and none are beside its weights"
             )

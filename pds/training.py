@@ -290,8 +290,11 @@ class Trainer:
             "ema": ema,
             "optimizer": optimizer.state_dict(),
         }
-        with atomic_path(checkpoint) as temporary:
-            torch.save(state, temporary)
+        with atomic_path(checkpoint) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch hides the reason, such as a full disk
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 class State(NamedTuple):

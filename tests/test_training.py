@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import resource
 import zipfile
 
 import numpy as np
@@ -201,6 +202,17 @@ def test_weights_that_a_gradient_spoils_reach_no_checkpoint(tmp_path):
             trainer = trained(iterations=1, batch_size=4, bf16=False)
             trainer.fit(unusual(fault), images(), tmp_path / "t.pt", torch.device("cpu"))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # a larger file fails, as on a full disk
+    try:
+        with pytest.raises(PDSError, match=r"cannot write .*training\.pt .*: make room"):
+            trained(iterations=1, batch_size=4).fit(small(), images(), tmp_path / "training.pt", torch.device("cpu"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_labels_are_dropped_only_for_a_network_that_knows_no_class(tmp_path):

@@ -19,7 +19,7 @@ from pds.files import locate, sha256, user_path
 from pds.models.checkpoints import load_weights
 from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 from pds.models.scores import evaluating
-from pds.named import named, refused
+from pds.named import code_digest, named, refused
 from pds.options import shown
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -287,8 +287,7 @@ class OwnFeatures:
         self.device = torch.device(device)
         if ":" in source:
             self.function, module = named(source, "features")
-            kept = Path(module.__file__) if module.__file__ else None
-            name = source.rpartition(":")[2]
+            digest, name = code_digest(module), source.rpartition(":")[2]
         else:
             kept, name = user_path(source), Path(source).stem
             if not kept.is_file():
@@ -297,11 +296,12 @@ class OwnFeatures:
                 self.function = torch.jit.load(str(kept), map_location=self.device).eval()
             except RuntimeError as error:
                 raise refused("features", f"names {kept}, which is no TorchScript file", error) from error
+            digest = sha256(kept)
         self.name = re.sub(r"\W+", "_", name)
         self.source = source
         with evaluating():
             self.dimension = self._features(torch.zeros(1, *shape, dtype=torch.uint8)).shape[1]
-        self.provenance = {"features": self.name, "resize": "none", "weights_sha256": sha256(kept) if kept else "none"}
+        self.provenance = {"features": self.name, "resize": "none", "weights_sha256": digest or "none"}
 
     def __call__(self, images: Tensor) -> np.ndarray:
         return _in_chunks(self._features, images, self.chunk, self.dimension)

@@ -26,7 +26,7 @@ class FeatureStatistics:
     count: int
 
     def __post_init__(self) -> None:
-        if self.mean.ndim != 1 or self.covariance.shape != 2 * self.mean.shape:
+        if self.mean.ndim != 1 or not len(self.mean) or self.covariance.shape != 2 * self.mean.shape:
             raise PDSError(
                 f"feature statistics need a mean of shape (D,) and a covariance of shape (D, D), "
                 f"got {self.mean.shape} and {self.covariance.shape}"

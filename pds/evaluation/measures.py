@@ -158,9 +158,7 @@ def neighbours(
         progress: show a bar.
     """
     _require(samples, reference, at_least=max(near, wide) + 1, what=f"neighbours up to the {max(near, wide)}th")
-    # Subtracting the mean leaves the distances as they are, and they lose fewer digits.
-    centre = reference.mean(0, dtype=np.float64).astype(np.float32)
-    fake, real = (torch.from_numpy(features - centre).to(device) for features in (samples, reference))
+    fake, real = _centred((samples, reference), reference, device)
     total = math.ceil(len(fake) / BLOCK) * 2 + math.ceil(len(real) / BLOCK)
     with progress_bar(total=total, desc="neighbours", unit="block", disable=not progress, leave=False, delay=1) as bar:
         block_of = blocks_of(len(fake))
@@ -217,6 +215,12 @@ def _radii_without(points: Tensor, k: int, block_of: Tensor, bar: tqdm[Any]) -> 
             without[start : start + len(distances), block] = found.masked_fill(block_of[start + rows] == block, 0)
         bar.update()
     return torch.cat(radii), without
+
+
+def _centred(of: Sequence[np.ndarray], around: np.ndarray, device: str) -> list[Tensor]:
+    """Features in float32, minus one mean: their distances stay as they are, and lose fewer digits."""
+    centre = around.mean(0, dtype=np.float64)
+    return [torch.from_numpy((features - centre.astype(features.dtype)).astype(np.float32)).to(device) for features in of]
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -282,9 +286,10 @@ def memorisation(samples: np.ndarray, training: np.ndarray, outside: np.ndarray,
         device: where distances are computed.
     """
     _require(samples, training, outside, at_least=1, what="memorisation")
-    centre = training.mean(0, dtype=np.float64).astype(np.float32)
-    a, b, c = (torch.from_numpy(features - centre).to(device) for features in (samples, training, outside))
+    a, b, c = _centred((samples, training, outside), training, device)
     own, others = (torch.cat([d.amin(1) for _, d in _blocks(x, b)]).sqrt() for x in (a, c))
+    if not others.median() > 0:
+        raise PDSError("memorisation needs images that are not in the training set, and most of these are: give others")
     return Memorisation((own.median() / others.median()).item(), (own < others.min()).float().mean().item())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -222,8 +223,10 @@ class Panel:
             name = self.name(measure, len(features))
             found.metrics[name] = value
             if left_out is not None and blocks:
-                found.left_out[name] = [float(left_out(block)) for block in blocks]
-                found.errors[name] = jackknife_error(found.left_out[name])
+                values = [float(left_out(block)) for block in blocks]
+                # Small subsets of KID may lie in one block, and without it nothing is left.
+                if all(map(math.isfinite, values)):
+                    found.left_out[name], found.errors[name] = values, jackknife_error(values)
             if spread is not None:
                 found.spreads[name] = spread
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
 from torch import nn
 
 from pds.errors import OptionError
-from pds.files import sha256
 from pds.models.checkpoints import load_weights
 from pds.models.layouts import Which
 from pds.models.scores import Classes, Model
 from pds.models.wrap import DataRange, Predicts, wrap
-from pds.named import named, refused
+from pds.named import code_digest, named, refused
 from pds.options import MOST, Range, Shape, checked
 from pds.processes.forward import Process
 
@@ -69,13 +66,13 @@ def own(
     )
     # After the call in `wrap`, which gives lazy layers their shapes.
     loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
-    code = inspect.getsourcefile(module)
+    code = code_digest(module)
     # A training that drops no label never shows `no_class`.
     always_shown = classes > 0 and loaded is not None and loaded.label_dropout == 0
     return replace(
         model,
         checkpoint=loaded,
-        beside_weights={"code": sha256(Path(code))} if code else {},
+        beside_weights={"code": code} if code else {},
         unconditional=model.unconditional and not always_shown,
     )
 

@@ -122,7 +122,7 @@ class Points:
         known = {point.digest: point for point in self.read()}
         for digest, point in known.items():
             if point.state in ("waiting", "running") and point.sweep in {other.sweep for other in points}:
-                self._file(digest).unlink()
+                self._file(digest).unlink(missing_ok=True)  # another process may plan the same sweep
         for point in points:
             old = known.get(point.digest, point)
             self.write(replace(point, seconds=old.seconds, ended=old.ended))

@@ -110,6 +110,15 @@ def test_copies_are_memorised_and_new_images_are_not():
     copied = memorisation(half, training, outside)
     assert copied.share == pytest.approx(0.5, abs=0.03)
     assert memorisation(training[:100], training, outside).ratio == pytest.approx(0, abs=0.01)
+    with pytest.raises(PDSError, match="images that are not in the training set"):
+        memorisation(fresh, training, training[:100])
+
+
+def test_features_in_float64_are_measured_as_in_float32():
+    single, others = features(60, 4, 0), features(50, 4, 1)
+    double, doubled = single.astype(np.float64), others.astype(np.float64)
+    assert manifold(double, doubled) == manifold(single, others)
+    assert memorisation(double, doubled, double[::-1]) == pytest.approx(memorisation(single, others, single[::-1]))
 
 
 def test_a_paired_difference_tells_what_the_spread_of_each_cannot():

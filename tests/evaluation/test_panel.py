@@ -1,6 +1,7 @@
 """A panel is its measures under exact names, its errors are those of a jackknife done directly, and bad input comes early."""
 
 import logging
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -78,6 +79,14 @@ def test_errors_are_those_of_measuring_anew_without_each_block(panel, features, 
     for name in ("precision", "recall", "density", "coverage"):
         anew = jackknife(lambda x, name=name: getattr(manifold(x, panel.reference.single), name), features)
         assert errors[name] == pytest.approx(anew, rel=1e-6), name
+
+
+def test_kid_of_subsets_that_lie_in_one_block_has_no_error(features, panel):
+    """Without that block nothing is left of them: a NaN in a result would make the run look damaged."""
+    found = replace(panel, measures=("kid",), kid_size=2).measure(features)
+    ((name, value),) = found.metrics.items()
+    assert math.isfinite(value)
+    assert name not in found.errors and name not in found.left_out
 
 
 def test_the_error_of_kid_is_that_of_its_subsets_without_each_block(features, panel):

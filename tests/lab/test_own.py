@@ -130,6 +130,17 @@ def test_other_code_is_another_run(network):
     assert build(cfg.model).beside_weights != before
 
 
+def test_other_code_in_a_file_that_it_imports_is_another_run(network):
+    """Modules beside the file can be imported, so their code counts as well; that of installed packages does not."""
+    (network / "blocks_of_mine.py").write_text("ACTIVATION = 1\n")
+    (network / "mynet.py").write_text(CODE + "\n\nimport blocks_of_mine\n")
+    cfg = composed(*overrides(network))
+    before = build(cfg.model).beside_weights
+    assert build(cfg.model).beside_weights == before
+    (network / "blocks_of_mine.py").write_text("ACTIVATION = 2\n")
+    assert build(cfg.model).beside_weights != before
+
+
 def test_other_code_is_another_training(network, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", lambda self, score, *rest: (dict(score.named_parameters()), 1.0))
     Image.fromarray(np.zeros((28, 28), np.uint8)).save(network / "1.png")

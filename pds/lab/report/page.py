@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from pds.errors import PDSError
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
 from pds.lab.report.settings import Number, Panel, Setting, T, one_a_seed, panels, repeated, symbol
@@ -62,7 +63,7 @@ def write_report(folder: Path) -> Path:
         try:
             return make(*arguments)
         except Exception as error:
-            log.warning("%s cannot be shown", what, exc_info=True)
+            log.warning("%s cannot be shown: %s", what, error, exc_info=not isinstance(error, PDSError))
             notes.append(f"{what} cannot be shown: {error}")
             return empty
 
