@@ -118,7 +118,10 @@ class Labelled(torch.nn.Module):
 
 
 class GaussianTarget:
-    """Images drawn from N(mean, F^-1 diag(p) F), p (H, W) the variance of each orthonormal Fourier mode: the exact score."""
+    """Images drawn from N(mean, F^-1 diag(p) F), p (H, W) the variance of each orthonormal Fourier mode: the exact score.
+
+    It repeats `pds.evaluation.gaussian` on purpose: the library may not check itself.
+    """
 
     def __init__(self, power: Tensor, mean: float = 0.0) -> None:
         self.power, self.mean = power, mean

@@ -30,8 +30,11 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 
 
 def test_a_state_is_told_once(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    bar = progress._Lines()
-    for text in ("\r 1 of 2", "\n\x1b[A", "\r 1 of 2 ", "\r 2 of 2"):
-        bar.write(text)
-    assert sys.stderr.getvalue() == "1 of 2\n2 of 2\n"
+    with progress.progress_bar(total=2, bar_format="{n} of {total}") as bar:
+        for _ in range(2):
+            bar.refresh()
+            bar.update()
+            bar.refresh()
+    assert sys.stderr.getvalue() == "0 of 2\n1 of 2\n2 of 2\n"

@@ -1,4 +1,4 @@
-"""The front door: the names of `pds`, the cost of its import, and its images, which are those of the command line."""
+"""The front door: the names of `pds`, what its import loads, and its images, which are those of the command line."""
 
 import ast
 import dataclasses
@@ -34,13 +34,10 @@ def run_python(program):
 
 
 def test_import_is_lazy():
-    # Its cost over Python itself: at most 0.05 s on a quiet machine, which is nothing beside the import of torch.
     program = "import sys; before = set(sys.modules); import pds; print(*sorted(set(sys.modules) - before))"
     loaded = run_python(program).split()
     assert {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names == {"pds"}
     assert [name for name in loaded if name.startswith("pds")] == ["pds"]
-    program = "import time; a = time.process_time(); import pds; print(time.process_time() - a)"
-    assert min(float(run_python(program)) for _ in range(3)) < 0.05
 
 
 def test_every_name_is_there_for_python_and_for_type_checkers():

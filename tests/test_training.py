@@ -246,26 +246,41 @@ def test_training_shows_the_noise_that_the_network_is_for():
         assert t.var().item() == pytest.approx(1 / 12, abs=5 * (1 / 180 / 20_000) ** 0.5)
 
 
-def test_flips_mirror_about_half_of_the_images():
+class Watched(NetworkScore):
+    """A score that keeps what it is given."""
+
+    def __init__(self, *levels):
+        super().__init__()
+        self.levels, self.bias, self.seen = torch.tensor(levels), torch.nn.Parameter(torch.zeros(())), []
+
+    def draw_sigma(self, count, generator):
+        return self.levels[torch.randint(len(self.levels), (count,), generator=generator)]
+
+    def forward(self, x, sigma, labels=None):
+        self.seen.append((x, sigma, labels))
+        return self.bias * x
+
+
+def shown(trainer, source, path, score, **options):
+    """What the network is shown in the last iteration: images with noise, noise levels, labels."""
+    trainer.fit(score, source, path, torch.device("cpu"), **options)
+    assert len(score.seen) == trainer.iterations
+    return score.seen[-1]
+
+
+def test_flips_mirror_about_half_of_the_images(tmp_path):
     source = ArrayImages("ramp", "train", np.tile(np.arange(8, dtype=np.uint8), (400, 1, 8, 1)))
-    x, *_ = trained(iterations=1, batch_size=400, flip=True)._batch(0, source, small())
+    trainer = trained(iterations=1, batch_size=400, flip=True, bf16=False)
+    x, *_ = shown(trainer, source, tmp_path / "t.pt", Watched(1e-6))
     mirrored = (x[:, 0, 0, 0] > x[:, 0, 0, -1]).sum().item()
     assert abs(mirrored - 200) < 50  # five standard deviations
-    assert torch.equal(x.sort(dim=-1).values, torch.arange(8).expand(400, 1, 8, 8) / 255)
+    torch.testing.assert_close(x.sort(dim=-1).values, torch.arange(8).expand(400, 1, 8, 8) / 255, rtol=0, atol=1e-5)
 
 
 def test_a_centred_model_is_trained_on_its_own_range(tmp_path):
-    seen = []
-
-    class Watched(LadderScore):
-        def forward(self, x, sigma):
-            seen.append(x.detach().clone())
-            return super().forward(x, sigma)
-
-    score = Watched(small().network, torch.tensor([1e-6]))
     trainer = trained(iterations=1, batch_size=64, bf16=False)
-    trainer.fit(score, images(), tmp_path / "t.pt", torch.device("cpu"), data_range=(-1.0, 1.0))
-    assert sorted(set(seen[0].round().flatten().tolist())) == [-1, 1]
+    x, *_ = shown(trainer, images(), tmp_path / "t.pt", Watched(1e-6), data_range=(-1.0, 1.0))
+    assert sorted(set(x.round().flatten().tolist())) == [-1, 1]
 
 
 class Tiny(torch.nn.Module):
@@ -396,16 +411,19 @@ class Hostile:
         return os.system, ("touch hostile-code-ran",)
 
 
-def test_labels_go_with_their_images_and_are_dropped_at_random():
+def test_labels_go_with_their_images_and_are_dropped_at_random(tmp_path):
     shades = np.arange(200, dtype=np.uint8)
     source = ArrayImages("shades", "train", np.tile(shades[:, None, None, None], (1, 1, 2, 2)), shades)
-    trainer = trained(iterations=2, batch_size=200, label_dropout=0.3)
-    x, sigma, z, labels = trainer._batch(1, source, small(), 200)
+    about = {"iterations": 2, "batch_size": 200, "bf16": False}
+    trainer = trained(**about, label_dropout=0.3)
+    x, sigma, labels = shown(trainer, source, tmp_path / "t.pt", Watched(1e-4, 2e-4), classes=200)
     kept = labels >= 0
     assert torch.equal(labels[kept], (255 * x[kept, 0, 0, 0]).round().long())
+    assert set(labels[~kept].tolist()) == {-1}
     assert abs(int(kept.sum()) - 140) < 33  # five standard deviations
     # The labels change no other draw.
-    assert all(map(torch.equal, (x, sigma, z), trainer._batch(1, source, small())))
+    bare, levels, none = shown(trained(**about), source, tmp_path / "u.pt", Watched(1e-4, 2e-4))
+    assert torch.equal(bare, x) and torch.equal(levels, sigma) and none is None
 
 
 class Labelled(torch.nn.Module):

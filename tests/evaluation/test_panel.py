@@ -14,7 +14,7 @@ from pds.data.mnist import mnist
 from pds.errors import PDSError
 from pds.evaluation.features import ClassifierFeatures, InceptionFeatures
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
-from pds.evaluation.measures import BLOCKS, inception_score, jackknife, kernel_distance, manifold
+from pds.evaluation.measures import BLOCKS, inception_score, kernel_distance, manifold
 from pds.evaluation.metric import mnist_classifier_metric, panel_metric
 from pds.evaluation.panel import NAMES, NEIGHBOURS, Panel, Seen, better, long_name, parts, short_name
 from pds.evaluation.reference import MadeReference, PublishedReference, kept_whole, shipped_reference
@@ -69,6 +69,12 @@ def relu(features):
     import torch
 
     return torch.from_numpy(features).relu()
+
+
+def jackknife(measure, features):
+    """Standard error of a measure of features, computed anew without each block (Efron & Stein, 1981)."""
+    parts = np.array_split(np.arange(len(features)), BLOCKS)
+    return ((BLOCKS - 1) * np.var([measure(np.delete(features, part, axis=0)) for part in parts])) ** 0.5
 
 
 def test_errors_are_those_of_measuring_anew_without_each_block(panel, features, measured):

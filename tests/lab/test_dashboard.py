@@ -253,25 +253,42 @@ def test_without_an_account_it_says_what_to_do(tmp_path, monkeypatch, capsys):
         main([str(folder)])
 
 
-def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch):
-    runs = read_runs(sweep(tmp_path / "sweep"))
+def upload_of(folder, capsys):
+    """What the command for uploading says of project and entity."""
+    (folder / "pds-20" / "wandb" / "offline-run-20260101_000000-a").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(PDSError, match="wandb login"):
+        main([str(folder)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("wandb sync"))
+    return line.split()[2:-1]
+
+
+def retrack(run, **tracker):
+    """Change the tracker of a finished run."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["tracker"] |= tracker
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_the_project_is_that_of_the_runs(tmp_path, monkeypatch, capsys):
+    folder = sweep(tmp_path / "sweep")
     monkeypatch.setenv("WANDB_PROJECT", "elsewhere")
     monkeypatch.setenv("WANDB_ENTITY", "team")
-    assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "lab"
-    assert dashboard._setting(runs, "entity", "WANDB_ENTITY") == "team"
-    runs.runs[0].flat["tracker.project"] = "attic"
+    assert upload_of(folder, capsys) == ["--entity", "team", "--project", "lab"]
+    retrack(folder / "pds-10", project="attic")
     with pytest.raises(PDSError, match=r"tracker.project \(attic, lab\): give --project"):
-        dashboard._setting(runs, "project", "WANDB_PROJECT")
+        main([str(folder)])
+    for run in folder.iterdir():
+        retrack(run, project=None)
+    assert upload_of(folder, capsys) == ["--entity", "team", "--project", "elsewhere"]
 
 
-def test_the_project_of_several_trackers_is_that_of_their_wandb(tmp_path, monkeypatch):
-    runs = read_runs(sweep(tmp_path / "sweep"))
-    wandb = {"tracker.wandb_offline._target_": "pds.lab.trackers.wandb.WandbTracker", "tracker.wandb_offline.project": "mine"}
-    several = {"tracker._target_": "pds.lab.tracking.Several", "tracker.project": None}
-    trackio = {"tracker._target_": "pds.lab.trackers.trackio.TrackioTracker", "tracker.project": "of Trackio"}
-    for run, tracker in zip(runs, (several | wandb, trackio, trackio, trackio), strict=True):
-        run.flat.update(tracker)
-    assert dashboard._setting(runs, "project", "WANDB_PROJECT") == "mine"
+def test_the_project_of_several_trackers_is_that_of_their_wandb(tmp_path, capsys):
+    folder = sweep(tmp_path / "sweep")
+    wandb = {"_target_": "pds.lab.trackers.wandb.WandbTracker", "project": "mine"}
+    for run in folder.iterdir():
+        retrack(run, _target_="pds.lab.trackers.trackio.TrackioTracker", project="of Trackio")
+    retrack(folder / "pds-20", _target_="pds.lab.tracking.Several", project=None, wandb_offline=wandb)
+    assert upload_of(folder, capsys) == ["--project", "mine"]
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """The search: it finds the known optimum, samples nothing twice, loses nothing to a kill, and refuses wrong input in one
 sentence."""
 
+import contextlib
 import functools
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,10 +16,12 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 import torch
 import yaml
-from command_line import command
+from command_line import command, forks
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 from test_configurations import composed
 
@@ -30,6 +34,7 @@ from pds.lab import tables
 from pds.lab.config import CONF, build
 from pds.lab.experiment import Experiment, measured
 from pds.lab.settings import Tune
+from pds.lab.tuning import recommendation as recommendations
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
@@ -620,11 +625,12 @@ def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "grid.png").write_bytes(b"no picture")
     one = Answer(Measured(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
-    trial = optuna.create_study().ask()
+    storage = optuna.storages.InMemoryStorage()
+    trial = optuna.create_study(storage=storage, study_name="one").ask()
     for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():
         trial.set_user_attr(name, value)
     trial.study.tell(trial, 1.0)
-    trials = study.Study(trial.study._storage, trial.study.study_name, tmp_path, [], 1, 64, 3, "random")
+    trials = study.Study(storage, "one", tmp_path, [], 1, 64, 3, "random")
     about = {"command": "tune.py", "metric": "fid_x_2048", "images": 256, "evaluations": 1, "seconds": 1.0}
     page = write_page(tmp_path, about, {6: trials}, {6: one}).read_text()
     assert "This cannot be shown" in page and "winner, seed 0" in page
@@ -675,27 +681,64 @@ def test_several_trackers_are_given_to_the_runs_of_a_search_and_of_a_table(gauss
     assert not any("tracker" in override.partition("=")[0] for override in command_of_run)
 
 
-def test_two_searches_at_once_lose_no_answer(tmp_path, monkeypatch):
-    def alone(folder, *rest):
-        with study.locked(folder / "locks" / "recommendation", wait=False) as free:
-            assert not free
-        return write(folder, *rest)
+class Meeting:
+    """Two processes meet at one point, if nothing keeps one of them away until the other has left."""
 
-    monkeypatch.setattr(search, "write", alone)
-    tuning = search.Tuning(Tune([6]), {}, ["model=own"], "tune.py")
-    tuning.like, tuning.folder = SimpleNamespace(metric=None), tmp_path
-    tuning._tell({6: Answer(Measured(["sampler=edm"], 6), None)})
-    assert list(recommendation(tmp_path)["budgets"]) == ["6"]
+    def __init__(self):
+        self.start, self.middle = forks.Barrier(2), forks.Barrier(2)
+
+    def begin(self):
+        self.start.wait(60)
+
+    def hesitate(self):
+        """Wait for the other process, but not for long: it may be waiting for this one."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.middle.wait(0.5)
 
 
-def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path, monkeypatch):
-    def opened(url):
-        with study.locked(tmp_path / "locks" / "storage", wait=False) as free:
-            assert not free
-        return optuna.storages.InMemoryStorage()
+def together(*works):
+    """Run each function in a process of its own, all at once; none may fail."""
+    processes = [forks.Process(target=work, daemon=True) for work in works]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert {process.exitcode for process in processes} == {0}
 
-    monkeypatch.setattr(study, "get_storage", opened)
-    storage_of(tmp_path, "sqlite:///study.db")
+
+def test_two_searches_at_once_lose_no_answer(gaussian, tmp_path, monkeypatch):
+    meeting, guessed, read = Meeting(), search.guess, recommendations.earlier
+
+    def guess(*given, **options):
+        found = guessed(*given, **options)
+        meeting.begin()
+        return found
+
+    def earlier_of_file(*given):
+        found = read(*given)
+        meeting.hesitate()  # each process has read the file, unless one keeps the other away while it writes
+        return found
+
+    def searching(budget):
+        assert command("tune.py", *arguments, f"budgets=[{budget}]").returncode == 0
+
+    arguments = [*(override for override in gaussian if not override.startswith("metric._target_")), f"outputs={tmp_path}"]
+    monkeypatch.setattr(search, "guess", guess)
+    monkeypatch.setattr(recommendations, "earlier", earlier_of_file)
+    together(lambda: searching(4), lambda: searching(5))
+    assert recommendation(tmp_path / "tune" / "own")["budgets"].keys() == {"4", "5"}
+
+
+def test_one_process_at_a_time_makes_the_tables_of_a_database(tmp_path):
+    meeting, tables_of = Meeting(), BaseModel.metadata
+
+    def opening():
+        # By now a process has looked for the tables, and found none.
+        sqlalchemy.event.listen(tables_of, "before_create", lambda *about, **options: meeting.hesitate())
+        meeting.begin()
+        storage_of(tmp_path, f"sqlite:///{tmp_path}/study.db")
+
+    together(opening, opening)
 
 
 def test_runs_of_more_images_than_a_trial_have_the_measures_that_they_have_alone():

@@ -41,8 +41,7 @@ def test_published_schedules(case):
             sigmas = (variance.flip(0).cumsum(0)).sqrt()
             measured |= {"sigma_of_t": process.sigma(t), "discrete_sigmas": sigmas}
             assert not f.any()
-        for key in measured.keys() & expected.keys():
-            value = measured[key]
+        for key, value in measured.items():
             # The published code takes differences in float32: of neighbouring squares, of 1 and m^2.
             rtol = 2e-4 if key in ("G", "marginal_std_of_t") else 1e-5
             torch.testing.assert_close(value, expected[key].double(), rtol=rtol, atol=1e-7)

@@ -15,7 +15,10 @@ SHAPE = (1, SIZE, SIZE)
 
 
 class Impulses:
-    """Draw d is 1 at one pixel of image d and 0 elsewhere; the last image gets no draw."""
+    """Draw d is 1 at one pixel of image d and 0 elsewhere; the last image gets no draw.
+
+    It repeats the noise of `pds.evaluation.gaussian.sampled_law` on purpose: the library may not check itself.
+    """
 
     def __init__(self, draws):
         self.total, self.draws = draws, 0
