@@ -29,7 +29,7 @@ from pds.evaluation.first_guess import ALPHAS, IMAGES, Look, guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
-from pds.files import json_digest, read_json, write_json
+from pds.files import json_digest, locked, read_json, write_json
 from pds.generation import DivergedError
 from pds.lab import grammar, reference
 from pds.lab.cli import prepare, with_trackers
@@ -46,7 +46,7 @@ from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
-from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
+from pds.lab.tuning.study import GUESSED, Study, storage_of
 from pds.options import options_of
 from pds.progress import progress_bar
 from pds.samplers.critically_damped import VelocitySampler

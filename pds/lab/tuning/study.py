@@ -22,15 +22,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pds.errors import MissingError, PDSError
-from pds.files import MOST_TEXT, open_lock, open_regular, reading
+from pds.files import MOST_TEXT, locked, open_regular, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
 from pds.samplers.preconditioned_sde import PreconditionedSDE
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # A continued trial reports its value again.
@@ -44,21 +39,6 @@ UNPRUNED = 4
 """The first trials, which go on in any case."""
 GUESSED = "evaluations of the first guess"
 """An attribute of a study that has its first trials."""
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock while the block runs; yields whether this process has the lock, which may fail without `wait`."""
-    if fcntl is None:
-        yield True
-        return
-    with open(open_lock(path), "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 class _JournalLock(JournalFileOpenLock):
