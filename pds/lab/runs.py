@@ -21,6 +21,7 @@ import torch
 import yaml
 
 import pds
+from pds.dotted import dotted
 from pds.errors import MissingError, PDSError, escaped
 from pds.files import (
     DamagedError,
@@ -83,19 +84,9 @@ _FIRST = {now: first for first, now in MOVED.items()}
 _ROOT = {"bf16": False}
 
 
-def identity(config: dict[str, Any], without: Collection[str] = PLACE) -> dict[str, Any]:
-    """Return the flat, dotted view of a resolved configuration, `without` the keys of place and speed: the images depend on the
-    rest."""
-
-    def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in node.items():
-            name = prefix + key
-            if name not in without:
-                flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
-        return flat
-
-    return walk(config, "")
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved configuration by dotted key, without the keys of place and speed: the images depend on the rest."""
+    return dotted(config, PLACE)
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
