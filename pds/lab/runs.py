@@ -37,6 +37,7 @@ from pds.files import (
 )
 from pds.lab.config import defaults
 from pds.options import Range, shown
+from pds.speed.measuring import processor
 
 log = logging.getLogger(__name__)
 
@@ -355,10 +356,8 @@ def _installed(name: str) -> bool:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     threads = torch.get_num_threads()
-    return f"CPU ({names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)})"
+    return f"CPU ({processor()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def _commit() -> str:
