@@ -183,6 +183,10 @@ class Experiment:
         """Return the arrays that a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
 
+    def sample_shard(self, shard: Shard) -> None:
+        """Sample one shard in this process, if it is absent."""
+        generate(self.sample, [shard], self.batch_size, self.annotate)
+
 
 def _told(remedy: DictConfig) -> str:
     """Return a remedy's name in tables, with its options."""
@@ -277,11 +281,10 @@ def measured(
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
-    alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
 
     def first() -> np.ndarray:
-        generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
-        features: np.ndarray = next(read_all(todo[:1], alone))["features"]
+        experiment.sample_shard(todo[0])
+        features: np.ndarray = next(read_all(todo[:1], experiment.sample_shard))["features"]
         return features
 
     if (result := folder.result()) is not None:
@@ -326,8 +329,7 @@ def sample_and_measure(
             tracked = opened.enter_context(aside(experiment.tracker, *of_run))
         shard_log = ShardLog(todo, metrics_file, tracked)
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
-        alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
-        collected = Collected.of(todo, alone)
+        collected = Collected.of(todo, experiment.sample_shard)
         result = {
             "name": folder.path.name,
             "experiment": cfg.group,
