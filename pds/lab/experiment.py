@@ -87,20 +87,11 @@ class Experiment:
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric = panel = like.panel if like else build(cfg.metric, dataset, str(device))
-        if metric is not None:
-            metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
-            if cfg.images < 2:
-                raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
-            metric = metric.within(cfg.images)
-            with keyed(cfg.metric):
-                metric.require(cfg.images)
+        panel: Panel | None = like.panel if like else build(cfg.metric, dataset, str(device))
+        metric = None if panel is None else _checked(panel, cfg, model)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        remedy = "" if cfg.remedy is None else _told(cfg.remedy)
-        guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
-        if guidance is not None:
-            with keyed(cfg.guidance):
-                guidance.check(model)
+        remedy = "" if cfg.remedy is None else _remedy_label(cfg.remedy)
+        guidance = _guidance(cfg, model)
         labels = labels_of(model, asked.labels, guidance)
         remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile and like is None)  # a network is compiled once
@@ -188,7 +179,27 @@ class Experiment:
         generate(self.sample, [shard], self.batch_size, self.annotate)
 
 
-def _told(remedy: DictConfig) -> str:
+def _checked(panel: Panel, cfg: DictConfig, model: Model) -> Panel:
+    """The measures for so many images, all of which can be measured on the images of this model."""
+    panel.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+    if cfg.images < 2:
+        raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
+    metric = panel.within(cfg.images)
+    with keyed(cfg.metric):
+        metric.require(cfg.images)
+    return metric
+
+
+def _guidance(cfg: DictConfig, model: Model) -> Guidance | None:
+    """The guidance, checked against the model."""
+    guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
+    if guidance is not None:
+        with keyed(cfg.guidance):
+            guidance.check(model)
+    return guidance
+
+
+def _remedy_label(remedy: DictConfig) -> str:
     """Return a remedy's name in tables, with its options."""
     options = (str(key) if value is True else f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
     return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
@@ -379,7 +390,7 @@ class ShardLog:
 
 @dataclass(frozen=True)
 class Collected:
-    """Collect the content of a run's shards.
+    """The content of a run's shards.
 
     Attributes:
         arrays: arrays of each shard, without its images: all images may not fit the memory.
