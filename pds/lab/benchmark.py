@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from pds.errors import PDSError
 from pds.files import read_json, reading, user_path, write_json
 from pds.lab.config import build, build_model, resolved
-from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.runs import provenance, run_name
 from pds.lab.settings import Benchmark, settings
 from pds.lab.terminal import show
@@ -55,7 +55,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         overrides: overrides of the command line; they name the folder.
     """
     config, load = resolved(cfg), os.getloadavg()[0]
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     choose_precision(cfg.tf32)
     if cfg.compile:
         require_compiler()

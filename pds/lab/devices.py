@@ -64,8 +64,9 @@ def keep_memory() -> None:
 
 
 @checked
-def choose_device(name: str, threads: Threads | None) -> torch.device:
-    """The device to sample on, with torch's CPU threads set. "auto" is "cuda" if there is a GPU, one for each process."""
+def prepare_device(name: str, threads: Threads | None) -> torch.device:
+    """The device to sample on, with torch's CPU threads set, and freed memory kept. "auto" is "cuda" if there is a GPU, one for
+    each process."""
     keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)

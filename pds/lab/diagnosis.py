@@ -28,7 +28,7 @@ from pds.evaluation.excess_noise import (
 from pds.evaluation.gaussian import StationaryGaussian, sampled_law
 from pds.files import user_path
 from pds.lab.config import build, build_model, resolved
-from pds.lab.devices import choose_device
+from pds.lab.devices import prepare_device
 from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
 from pds.lab.text import MISSING, write_text
@@ -47,7 +47,7 @@ def show_excess_noise(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
     settings(ExcessNoise, cfg)
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)

@@ -24,7 +24,7 @@ from pds.evaluation.panel import Panel, exact_name
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
-from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.guessed import settled
 from pds.lab.logs import log_file, traced
 from pds.lab.report import format_table, read_runs, write_report
@@ -70,7 +70,7 @@ class Experiment:
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
         """Build the objects. `like` has the same model, data, metric, device and precision, and lends its objects."""
         asked = settings(Run, cfg)
-        device = choose_device(cfg.device, cfg.threads)
+        device = prepare_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
             require_compiler()
