@@ -589,7 +589,7 @@ def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_dra
         monkeypatch.setattr(study.Study, "_made", ended)
         while len(made.ended) < 8:
             try:
-                with made.next() as (trial, _, _):
+                with made.next() as (trial, _):
                     made.tell(trial, TrialState.COMPLETE, 0.0, trial.params["sde.sampler.eta"])
             except KeyboardInterrupt:
                 made = started()
@@ -608,7 +608,7 @@ def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(
     for count in (1, 5):
         made = study.Study(storage, "more", tmp_path, kinds, count, 64, 3, "random")
         for _ in range(count - len(made.ended)):
-            with made.next() as (trial, _, _):
+            with made.next() as (trial, _):
                 made.tell(trial, TrialState.COMPLETE, 0.0, 1.0)
         with made.next() as none:
             assert none is None

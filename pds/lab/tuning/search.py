@@ -400,7 +400,7 @@ class Tuning:
                 if idle and unfinished:  # other processes run the last trials, and may be killed
                     time.sleep(POLL)
 
-    def _try(self, study: Study, trial: Trial, kind: Kind, overrides: list[str]) -> str:
+    def _try(self, study: Study, trial: Trial, overrides: list[str]) -> str:
         """Measure one trial, and report it to the study; return the reason of a failure."""
         o, begun, reason = self.options, time.monotonic(), ""
 

@@ -143,14 +143,14 @@ class Study:
         return list(found.values())
 
     @contextlib.contextmanager
-    def next(self) -> Iterator[tuple[Trial, Kind, list[str]] | None]:
-        """A trial for this process, with its kind and its overrides; None when there is none left to begin."""
+    def next(self) -> Iterator[tuple[Trial, list[str]] | None]:
+        """A trial for this process, with its overrides; None when there is none left to begin."""
         study = self.study
         with contextlib.ExitStack() as held:
             with locked(self.folder / "locks" / "studies"):
                 trial = self._abandoned(held) or self._asked(study, held)
                 # Inside the lock, so that the next process knows the trial of this one.
-                made = None if trial is None else (trial, *self._made(trial))
+                made = None if trial is None else (trial, self._made(trial))
             yield made
 
     def poor(self, trial: Trial, value: float, error: float) -> bool:
@@ -188,7 +188,8 @@ class Study:
             startup = len(self.kinds) + DRAWN
             return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True)
 
-    def _made(self, trial: Trial) -> tuple[Kind, list[str]]:
+    def _made(self, trial: Trial) -> list[str]:
+        """The overrides of a trial, kept with its evaluations."""
         names = [kind.name for kind in self.kinds if kind.varied]
         start = trial.user_attrs.get("start")
         alone = next((kind.name for kind in self.kinds if kind.name == start and not kind.varied), None)
@@ -197,7 +198,7 @@ class Study:
         overrides = kind.suggested(trial)
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("nfe", kind.nfe)
-        return kind, overrides
+        return overrides
 
     def _lock(self, number: int) -> Path:
         return self.folder / "locks" / f"{self.name}-{number}"
