@@ -31,7 +31,7 @@ from pds.lab.experiment import Experiment, measured
 from pds.lab.settings import Tune
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
+from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, recommended, write
 from pds.lab.tuning.space import Kind, Varied, kinds_of, most_iterations
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
@@ -171,7 +171,13 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
 
 def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_path):
     run = ["sampler=preconditioned_sde", "sampler.eta=2", "filter=statistics", "filter.alpha=3"]
-    write(tmp_path, ["model=own", "metric=panel", "metric.features=x.py:f"], "fid_x", {6: Answer(Measured(run, 6), None)}, "")
+    write(
+        tmp_path,
+        ["model=own", "metric=panel", "metric.features=x.py:f"],
+        "fid_x",
+        {6: Answer(MeasuredSetting(run, 6), None)},
+        "",
+    )
     told = []
     work = recommended(told.extend)
     work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", "metric=none", "sampler=edm", "filter.alpha=5"])
@@ -211,7 +217,7 @@ def test_run_composes_a_recommendation(found):
 
 
 def test_answers_for_other_budgets_stay_and_those_of_another_search_are_not_mixed(tmp_path):
-    common, found = ["model=own", "bf16=true"], Answer(Measured(["sampler=edm"], 6, {"0": 1.0}), None)
+    common, found = ["model=own", "bf16=true"], Answer(MeasuredSetting(["sampler=edm"], 6, {"0": 1.0}), None)
     write(tmp_path, common, "fid_x", {20: found}, "one")
     write(tmp_path, common[::-1], "fid_x", {7: found}, "two")
     kept = recommendation(tmp_path)
@@ -332,7 +338,7 @@ def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
 def answer(winner, default, nfe=20):
     seeds = [str(seed) for seed in range(3)]
     sides = [dict(zip(seeds, values, strict=True)) for values in (winner, default)]
-    return Answer(Measured(["tuned"], nfe, sides[0]), Measured(["default"], 20, sides[1]))
+    return Answer(MeasuredSetting(["tuned"], nfe, sides[0]), MeasuredSetting(["default"], 20, sides[1]))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +348,7 @@ def answer(winner, default, nfe=20):
         (answer([10, 30, 20], [21, 22, 23]), "default", "the simpler one is recommended"),
         (answer([10, 30, 20], [21, 22, 23], nfe=19), "tuned", "the cheaper one is recommended"),
         (answer([30, 31, 32], [20, 21.2, 22.1]), "default", "worse on new noise (+9.9"),
-        (Answer(Measured(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),
+        (Answer(MeasuredSetting(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),
     ],
 )
 def test_a_lead_within_the_spread_is_level_and_the_cheaper_or_simpler_is_recommended(found, recommended, said):
@@ -618,7 +624,7 @@ def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(
 def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "grid.png").write_bytes(b"no picture")
-    one = Answer(Measured(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
+    one = Answer(MeasuredSetting(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
     trial = optuna.create_study().ask()
     for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():
         trial.set_user_attr(name, value)
@@ -683,7 +689,7 @@ def test_two_searches_at_once_lose_no_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "write", alone)
     tuning = search.Tuning(Tune([6]), {}, ["model=own"], "tune.py")
     tuning.like, tuning.folder = SimpleNamespace(metric=None), tmp_path
-    tuning._tell({6: Answer(Measured(["sampler=edm"], 6), None)})
+    tuning._tell({6: Answer(MeasuredSetting(["sampler=edm"], 6), None)})
     assert list(recommendation(tmp_path)["budgets"]) == ["6"]
 
 

@@ -44,7 +44,7 @@ from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, write
+from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
 from pds.lab.tuning.study import GUESSED, Study, storage_of
 from pds.options import options_of
@@ -272,7 +272,7 @@ class Tuning:
         # The mean of images lies in the data range.
         run += ["remedy=level_shift", "remedy.scale=1"]
         self.sampled[f"guess {budget}"] = (look.evaluations, 0.0)
-        return Answer(Measured(run, nfe), None, "a first guess of 64 images, which nothing has measured")
+        return Answer(MeasuredSetting(run, nfe), None, "a first guess of 64 images, which nothing has measured")
 
     def _look(self, iterations: int) -> Look:
         """The facts about the network for a guess; of whole walks alone if the data have no statistics to start a shorter
@@ -491,10 +491,10 @@ class Tuning:
         told = {n: self.distance(result, o.final) for n, result in self._each(jobs, why)}
         first = leaders[min(told, key=lambda n: told[n], default=0)]
         log.info("budget %d: %s leads", budget, " ".join(first.user_attrs["overrides"]))
-        winner = Measured(list(first.user_attrs["overrides"]), first.user_attrs["nfe"])
+        winner = MeasuredSetting(list(first.user_attrs["overrides"]), first.user_attrs["nfe"])
         pair = [winner]
         if default is not None and list(default.run) != winner.run:
-            pair.append(Measured(list(default.run), default.nfe))
+            pair.append(MeasuredSetting(list(default.run), default.nfe))
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
         for number, result in sorted(self._each(jobs, why), key=lambda found: found[0]):  # another process may come first
             one, seed = pair[number % len(pair)], jobs[number][2]
