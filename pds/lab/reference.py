@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pds.errors import PDSError
 from pds.lab.config import CONF, build
-from pds.lab.schema import CHOICES, PROGRAMS, Part, fields_of, is_plain
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, fields_of, is_plain
 from pds.lab.text import markdown_table
 from pds.options import described, options_of
 from pds.samplers.sampler import Sampler
@@ -75,7 +75,7 @@ def choices_of(group: str) -> dict[str, str]:
     """Every choice of a group, with one sentence about it."""
     told = {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in (CONF / group).glob("*.yaml")}
     for name, choice in CHOICES.get(group, {}).items():
-        told[name] = summary(choice.target if isinstance(choice, Part) else choice)
+        told[name] = summary(choice.target if isinstance(choice, PartialTarget) else choice)
     return dict(sorted(told.items()))
 
 
@@ -143,7 +143,9 @@ def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
 
 def _target(path: str) -> Callable[..., Any] | None:
     targets = (
-        choice.target if isinstance(choice, Part) else choice for choices in CHOICES.values() for choice in choices.values()
+        choice.target if isinstance(choice, PartialTarget) else choice
+        for choices in CHOICES.values()
+        for choice in choices.values()
     )
     return next((target for target in targets if f"{target.__module__}.{target.__qualname__}" == path), None)
 
@@ -169,7 +171,7 @@ def page() -> str:
             "\n".join([f"## {group}\n", *(f"- `{name}`: {said}" for name, said in choices_of(group).items())]).rstrip()
         )
         for choice in {**CHOICES.get(f"schema/{group}", {}), **CHOICES.get(group, {})}.values():
-            target, given = (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
+            target, given = (choice.target, choice.given) if isinstance(choice, PartialTarget) else (choice, ())
             if options_table(target, given):
                 parts.append(_section(f"### {target.__name__}", target, given))
     return "\n\n".join(parts) + "\n"

@@ -51,7 +51,7 @@ def reproduce(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("reproduce", ours))
     stated = config["table"]
-    for path, form, values in (("table", schema.Table, stated), ("table.small", schema.SmallForm, stated["small"])):
+    for path, form, values in (("table", schema.TableConfig, stated), ("table.small", schema.SmallForm, stated["small"])):
         for name, kind in get_type_hints(form).items():
             if kind is not schema.SmallForm:
                 fitted(f"{path}.{name}", values[name], kind)  # a reference may stand for a value of any type

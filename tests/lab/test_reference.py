@@ -8,13 +8,13 @@ from pds.errors import PDSError
 from pds.lab.cli import prepare
 from pds.lab.config import CONF
 from pds.lab.reference import GROUPS, asked, choices_of, meanings, options_table, page
-from pds.lab.schema import CHOICES, PROGRAMS, Part
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget
 
 
 def targets():
     for choices in CHOICES.values():
         for choice in choices.values():
-            yield (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
+            yield (choice.target, choice.given) if isinstance(choice, PartialTarget) else (choice, ())
     yield from ((program, ()) for program, _, _ in PROGRAMS.values())
 
 
