@@ -15,7 +15,7 @@ from pds.evaluation.panel import better, long_name, parts
 from pds.lab.asked import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Number, Panel, Setting, one_a_seed
+from pds.lab.report.settings import Comparable, Line, Number, Setting, one_a_seed
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
@@ -102,9 +102,9 @@ def side_by_side(runs: Runs) -> list[SideBySide]:
     groups = grouped(((run.kind, split[1]), (run, name, split[0])) for run, name, split in named if split)
     for ((model, *_), rest), measured in groups.items():
         names, rows = {measure: name for _, name, measure in measured}, dict[str, dict[str, Setting]]()
-        panel = Panel("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
-        for values, repeats in panel.repeats:
-            label = panel.label([Setting(tuple(repeats), "", values)])
+        comparable = Comparable("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
+        for values, repeats in comparable.repeats:
+            label = comparable.label([Setting(tuple(repeats), "", values)])
             label = label if label not in rows else f"{label} ({repeats[0].folder.name})"
             # Runs of one seed may have measured different things.
             having = {name: one_a_seed(run for run in repeats if name in run.measures) for name in names.values()}
