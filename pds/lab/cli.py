@@ -123,7 +123,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
             raise PDSError(f"{ours} cannot be given: a sweep sets it, -m starts one")
         for argument in arguments:
             grammar.require_choice(argument, CONF)
-        if told := reference.asked(name, arguments):
+        if told := reference.help_text(name, arguments):
             show(told)
             return
         # Hydra then raises errors instead of printing them, and `status` reports them.

@@ -109,7 +109,7 @@ def listing(group: str) -> str:
     return samplers_table() if name == "sampler" else _table((name, ""), list(choices_of(name).items()))
 
 
-def asked(program: str, arguments: Sequence[str]) -> str:
+def help_text(program: str, arguments: Sequence[str]) -> str:
     """Return the text to print instead of running the program; empty if none is asked for."""
     if "--list" in arguments:
         return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))

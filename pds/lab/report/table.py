@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pds.errors import PDSError
 from pds.evaluation.panel import better, long_name, parts
-from pds.lab.asked import Cell, Table
+from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
 from pds.lab.report.settings import Comparable, Line, Number, Setting, one_a_seed

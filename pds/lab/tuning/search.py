@@ -75,7 +75,7 @@ def tune(arguments: list[str]) -> None:
     Args:
         arguments: keys of `Tune`, of the space, or overrides of every run.
     """
-    if told := reference.asked("tune", arguments):
+    if told := reference.help_text("tune", arguments):
         show(told)
         return
     _require_no_sweep(arguments)
