@@ -122,7 +122,7 @@ def help_of(program: str, arguments: Sequence[str]) -> str:
     kind, groups, _ = PROGRAMS[program]
     chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]
     if not chosen:
-        parts = [inspect.getdoc(kind).split("\n\n")[0], _told("", kind, {})]  # type: ignore[union-attr]
+        parts = [inspect.getdoc(kind).split("\n\n")[0], _option_lines("", kind, {})]  # type: ignore[union-attr]
         parts += [f"{group}: {', '.join(choices_of(group))}" for group in groups]
         return "\n\n".join([*parts, "GROUP=CHOICE --help shows the options of a choice, --list GROUP shows the choices."])
     cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
@@ -135,7 +135,7 @@ def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
     target = _target(str(node.get("_target_")))
     given = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     if target is not None:
-        yield f"{key}: {summary(target)}\n" + _told(f"{key}.", target, given)
+        yield f"{key}: {summary(target)}\n" + _option_lines(f"{key}.", target, given)
     for name, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             yield from _nodes(f"{key}.{name}", cfg)
@@ -150,7 +150,7 @@ def _target(path: str) -> Callable[..., Any] | None:
     return next((target for target in targets if f"{target.__module__}.{target.__qualname__}" == path), None)
 
 
-def _told(prefix: str, target: Callable[..., Any], given: dict[str, Any]) -> str:
+def _option_lines(prefix: str, target: Callable[..., Any], given: dict[str, Any]) -> str:
     lines = []
     for name, default, may_be, meaning in options_table(target):
         value = _value(given[name]) if name in given else default
