@@ -130,7 +130,7 @@ def heat_map(name: str, comparable: Comparable, keys: tuple[str, str], found: He
         axes.spines[:].set_visible(False)
         axes.set_title(found.held or " ", fontsize=10, loc="left")
         title = f"{comparable.quantity} over {x} and {y}, {found.held}: lowest {significant(found.lowest)}"
-        return house.finished(name, title, figure)
+        return house.chart_of(name, title, figure)
 
 
 def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
@@ -156,4 +156,4 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         # 1 does not change a coordinate.
         marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
         bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
-        return house.finished(name, f"{kind} filter", figure)
+        return house.chart_of(name, f"{kind} filter", figure)

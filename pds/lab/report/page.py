@@ -217,11 +217,11 @@ def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | No
 
 def _images(done: Runs, strips: bool) -> dict[int | None, list[tuple[Run, Picture | str]]]:
     """Return the grid of every run, or the strips by seed."""
-    found = [(run, seen(strip_of if strips else grid_of, run)) for run in done]
+    found = [(run, or_message(strip_of if strips else grid_of, run)) for run in done]
     return grouped((run.result["seed"] if strips else None, (run, picture)) for run, picture in found if picture is not None)
 
 
-def seen(read: Callable[[Run], Any], run: Run) -> Any:
+def or_message(read: Callable[[Run], Any], run: Run) -> Any:
     """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
@@ -233,7 +233,7 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
     """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
-        planes = seen(filters_of, run)
+        planes = or_message(filters_of, run)
         if isinstance(planes, str):
             found[run.folder] = (run.label, planes, None)
             continue
