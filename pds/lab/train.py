@@ -1,7 +1,4 @@
-"""Train a score network by denoising score matching; the same command continues a run that was killed.
-
-python experiments/train.py model.width=64 trainer.iterations=200000 name=mnist_ncsn64
-"""
+"""The training of a score network in a run folder, and the network of a training as it ships with this package."""
 
 from __future__ import annotations
 
