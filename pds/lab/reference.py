@@ -170,10 +170,11 @@ def page() -> str:
         parts.append(
             "\n".join([f"## {group}\n", *(f"- `{name}`: {said}" for name, said in choices_of(group).items())]).rstrip()
         )
+        absent: dict[Callable[..., Any], set[str]] = {}  # by target, the options that none of its choices has
         for choice in {**CHOICES.get(f"schema/{group}", {}), **CHOICES.get(group, {})}.values():
             target, given = (choice.target, choice.given) if isinstance(choice, PartialTarget) else (choice, ())
-            if options_table(target, given):
-                parts.append(_section(f"### {target.__name__}", target, given))
+            absent[target] = absent.get(target, {*given}) & {*given}
+        parts += [_section(f"### {one.__name__}", one, [*no]) for one, no in absent.items() if options_table(one, [*no])]
     return "\n\n".join(parts) + "\n"
 
 
