@@ -41,7 +41,8 @@ def meanings(target: Callable[..., Any]) -> dict[str, str]:
         for names, said in re.findall(
             r"^    ([\w, ]+): ((?:.*\n?)(?:^     +.*\n?)*)", section[1] if section else "", re.MULTILINE
         ):
-            told |= dict.fromkeys(names.split(", "), " ".join(said.split()))
+            # A command line writes null.
+            told |= dict.fromkeys(names.split(", "), re.sub(r"\bNone\b", "null", " ".join(said.split())))
     return told
 
 
