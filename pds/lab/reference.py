@@ -118,7 +118,7 @@ def help_text(program: str, arguments: Sequence[str]) -> str:
 
 
 def help_of(program: str, arguments: Sequence[str]) -> str:
-    """Return the text of `--help`: the groups that the arguments choose, or the program's own options and every group's
+    """The text of `--help`: the options of the groups named in `arguments`; without one, the program's options and all
     choices."""
     kind, groups, _ = PROGRAMS[program]
     chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]

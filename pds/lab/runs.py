@@ -41,7 +41,7 @@ from pds.speed.measuring import processor
 
 log = logging.getLogger(__name__)
 
-# The one list of keys that make no difference, by why. Each use leaves out its part of it.
+# Keys that make no difference, grouped by the reason. Each caller leaves out the groups that it may ignore.
 
 # Place and speed: these keys may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
@@ -59,9 +59,9 @@ PLACE = {
 }
 # How images are measured.
 MEASURING = {"metric", "dataset.reference", "fingerprint.reference", "fingerprint.seen"}
-# Beside these: names, what repeats a measurement, and what stands where other keys say the same.
+# Also ignored when settings are told apart: names, the seed of a repeat, and keys whose effect other keys show.
 ASIDE = PLACE | MEASURING | {"name", "published", "seed", "shard_size", "fingerprint", "filter.reference"}
-# Configurations compute these from T: no difference where each T has one value.
+# Keys that a configuration computes from T. They count only if one T has several values.
 OF_T = ("sampler.end", "filter.iterations")
 
 
@@ -101,7 +101,7 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
     def walk(node: dict[str, Any], prefix: str, known: dict[str, Any]) -> None:
         target = MOVED.get(str(node.get("_target_")), str(node.get("_target_")))
         known = known or _defaults(target)
-        # A key of no class (as in the fingerprint) counts as absent while it is null.
+        # Outside a class, as in the fingerprint, a key that is null counts as absent.
         none = object() if "_target_" in node else None
         for key, value in node.items():
             name = prefix + key

@@ -506,7 +506,10 @@ REFUSED = {
     "no budget": ([], "budgets has no value"),
     "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
     "a sweep": (["budgets=[6]", "-m"], "a search is no sweep: leave -m out"),
-    "a misspelt key": (["budgets=[6]", "trails=3"], "there is no trails (did you mean trials?): those of a search are space"),
+    "a misspelt key": (
+        ["budgets=[6]", "trails=3"],
+        "there is no trails (did you mean trials?): the keys of a search are space",
+    ),
     "no such kind": (["budgets=[6]", "space.dpm_sover=null"], "space has no dpm_sover to leave out: its kinds are "),
     "a limit below a trial": (["budgets=[6]", "max_evaluations=1"], "no trial was measured: max_evaluations=1 came first"),
     "no space": (["budgets=[6]", "~space"], "space has no kind of sampler left"),

@@ -106,7 +106,7 @@ def _require_of_runs(runs: Mapping[str, str]) -> None:
             raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
     for name in runs.keys() - {*options_of(Run), *reference.GROUPS}:
         if meant := difflib.get_close_matches(name, OURS, n=1):
-            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): those of a search are {', '.join(OURS)}")
+            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): the keys of a search are {', '.join(OURS)}")
 
 
 def _require_kinds(left_out: Sequence[str], ours: Sequence[str]) -> None:
@@ -338,8 +338,6 @@ class Tuning:
             )
         return mine
 
-    # The limits of its cost.
-
     @property
     def _first(self) -> int:
         return self.options.images // 4
@@ -365,8 +363,6 @@ class Tuning:
         if o.max_evaluations is not None and self.cost()[0] + ahead > part * o.max_evaluations:
             return f"max_evaluations={o.max_evaluations} came first"
         return ""
-
-    # The trials.
 
     def _search(self) -> None:
         """One trial of each budget after the other, as long as there are any."""
@@ -446,8 +442,6 @@ class Tuning:
         digest = json_digest({"overrides": named})
         with locked(self.folder / "locks" / f"run-{digest}"), quieter("pds.generation", "pds.lab.experiment"):
             return measured(cfg, named, command, self.like, look)
-
-    # Its leaders and its winner.
 
     def _each(
         self, jobs: Sequence[tuple[Sequence[str], int, int, int]], why: list[str]
