@@ -13,12 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pds.errors import MissingError, PDSError
-from pds.files import atomic_path, open_lock, sha256, user_path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from pds.files import atomic_path, lock, open_lock, sha256, user_path
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +41,18 @@ def make_once(path: Path, make: Callable[[], None]) -> None:
     name = hashlib.sha256(str(path.resolve()).encode(errors="surrogateescape")).hexdigest()
     lock_file = cache_folder() / "locks" / name[:32]
     try:
-        lock = open_lock(lock_file)
+        descriptor = open_lock(lock_file)
     except OSError as error:
         raise PDSError(
             f"cannot write to {lock_file.parent} ({error.strerror or error}): set PDS_CACHE to a folder that you can write"
         ) from None
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network file systems have no locks; then two processes make the same file
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems have no locks; then two processes make the same file
+            lock(descriptor)
         if not path.is_file():
             make()
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def fetch(url: str, path: Path, what: str, checksum: str | None = None) -> Path:

@@ -27,6 +27,11 @@ import numpy as np
 from pds.errors import MissingError, PDSError, escaped
 from pds.options import fitted, shown
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 
 # The errors of a disk or a folder that cannot be written; a download in the block may fail with others.
@@ -449,6 +454,32 @@ def open_lock(path: Path) -> int:
         os.close(descriptor)
         raise OSError(errno.EEXIST, "it is no regular file: delete it", str(path))
     return descriptor
+
+
+def lock(descriptor: int, wait: bool = True) -> None:
+    """Lock an open file until it is closed or this process ends; nothing on Windows.
+
+    Raises:
+        BlockingIOError: another process has the lock, and this one is not to wait.
+        OSError: the file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a lock while the block runs; yields whether this process has the lock, which may fail without `wait`."""
+    descriptor = open_lock(path)
+    try:
+        try:
+            lock(descriptor, wait)
+            mine = True
+        except BlockingIOError:
+            mine = False
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -44,8 +44,8 @@ def code_digest(module: ModuleType) -> str | None:
     waiting = [module]
     while waiting:
         known = waiting.pop()
-        path = Path(known.__file__).resolve() if getattr(known, "__file__", None) else None
-        if path is None or path.suffix != ".py" or path in files:
+        path = Path(getattr(known, "__file__", None) or "").resolve()
+        if path.suffix != ".py" or path in files:
             continue
         files[path] = None
         waiting += [sys.modules[name] for name in _imports(path, known) if _beside(name, module)]

@@ -1,10 +1,4 @@
-"""The cost of PDS, and the speed of sampling. It times one iteration with and without PDS, the operator alone, the same
-operator in full complex FFTs, and the network. It compares the network with the machine's limits.
-
-python experiments/tools/benchmark.py model=ncsnpp dataset=cifar10
-python experiments/tools/benchmark.py model=ncsnpp dataset=ffhq filter.pixels=released repeats=3
-python experiments/tools/benchmark.py -m batch_size=1,8,64 bf16=false,true compile=false,true
-"""
+"""The cost of PDS and the speed of sampling: a measurement of one network, and the table of all that were measured."""
 
 from __future__ import annotations
 
@@ -24,7 +18,7 @@ from omegaconf import DictConfig
 from pds.errors import PDSError
 from pds.files import read_json, reading, user_path, write_json
 from pds.lab.config import build, build_model, resolved
-from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.runs import provenance, run_name
 from pds.lab.settings import Benchmark, settings
 from pds.lab.terminal import show
@@ -55,7 +49,7 @@ def benchmark(cfg: DictConfig, overrides: Sequence[str]) -> Path:
         overrides: overrides of the command line; they name the folder.
     """
     config, load = resolved(cfg), os.getloadavg()[0]
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     choose_precision(cfg.tf32)
     if cfg.compile:
         require_compiler()

@@ -103,7 +103,7 @@ def lines(
         handles, labels = all_axes[0].get_legend_handles_labels()
         below = {"loc": "outside lower center", "ncols": min(4, len(labels))}
         figure.legend(handles, labels, **(below if layout.get("below") else {"loc": "outside right upper"}))
-        return finished(name, f"{title}: {', '.join(labels)}", figure)
+        return chart_of(name, f"{title}: {', '.join(labels)}", figure)
 
 
 def ramp(count: int) -> list[str]:
@@ -161,7 +161,8 @@ def upright(head: str) -> dict[str, Any]:
     return {"rotation": 0, "va": "center", "labelpad": 8} if len(head) < 3 else {}
 
 
-def finished(name: str, title: str, figure: Figure) -> Chart:
+def chart_of(name: str, title: str, figure: Figure) -> Chart:
+    """The chart of a drawn figure: SVG that a page can embed."""
     buffer = io.BytesIO()
     FigureCanvasSVG(figure)
     with matplotlib.rc_context({"svg.hashsalt": name}):  # so that charts of one page share no identifier

@@ -115,7 +115,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
     """
 
     def work(arguments: list[str]) -> None:
-        # Here all processes fail. Later all processes except the first leave the answer to the first, which might not exist.
+        # First, so that every process fails. Later only the first process reports, and with a wrong RANK there may be none.
         Processes.check()
         prepare()
         arguments = with_trackers([grammar.typed(argument) for argument in arguments])
@@ -123,7 +123,7 @@ def configured(name: str, job: Callable[[DictConfig], object]) -> Work:
             raise PDSError(f"{ours} cannot be given: a sweep sets it, -m starts one")
         for argument in arguments:
             grammar.require_choice(argument, CONF)
-        if told := reference.asked(name, arguments):
+        if told := reference.help_text(name, arguments):
             show(told)
             return
         # Hydra then raises errors instead of printing them, and `status` reports them.

@@ -59,10 +59,10 @@ def build(node: DictConfig, *given: Any) -> Any:
         if error.__cause__ is None or isinstance(error.__cause__, ImportError):
             what = first_line(error).partition(", set env var")[0]
             raise PDSError(f"{_key(part)} cannot be made: {what}{_choices(_key(part))}") from error
-        said = _told(part, error.__cause__)
+        said = _as_user_error(part, error.__cause__)
         raise said from said.__cause__
     except OF_VALUES as error:
-        said = _told(node, error)
+        said = _as_user_error(node, error)
         raise said from said.__cause__
     if (kind := KINDS.get(_key(node))) is not None and not offers(made, kind):
         raise PDSError(f"{_key(node)} must be a {kind.__name__}, and {_class(node)} makes none{_choices(_key(node))}")
@@ -120,7 +120,7 @@ KINDS: dict[str, Any] = {
 """The types that the nodes of these keys must make."""
 
 
-def _told(node: DictConfig, error: BaseException) -> BaseException:
+def _as_user_error(node: DictConfig, error: BaseException) -> BaseException:
     """Return the error to raise instead of the constructor's, which is the cause of its sentence."""
     if isinstance(error, OptionError):
         option = error.under(_holder(node, error.name.partition(".")[0]) or _key(node))
@@ -159,7 +159,7 @@ def keyed(node: DictConfig) -> Iterator[None]:
     except OptionError as error:
         if error.name.startswith(f"{_key(node)}."):
             raise
-        said = _told(node, error)
+        said = _as_user_error(node, error)
         raise said from said.__cause__
 
 

@@ -14,7 +14,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from pds.errors import PDSError
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import panels
+from pds.lab.report.settings import comparables
 from pds.lab.report.table import format_table
 from pds.lab.runs import MOVED
 from pds.lab.terminal import show
@@ -102,7 +102,7 @@ def comparison(runs: Runs, project: str, entity: str) -> wr.Report:
     group = next(filter(None, groups), runs.runs[0].folder.parent.name)
     # W&B's filter language rewrites = < > even between quotes.
     escaped = re.sub(r"\W", lambda found: f"\\U{ord(found[0]):08x}", group)
-    keys = list(dict.fromkeys(key for panel in panels(runs) for key in panel.axes))
+    keys = list(dict.fromkeys(key for one in comparables(runs) for key in one.axes))
     present = sorted({"vanilla" if run.vanilla else "pds" for run in runs}, reverse=True)
     columns = [f"summary:{name}" for name in ("T", "NFE", "images", "seconds", *names)]
     # `value` follows the first part of a key.

@@ -9,19 +9,15 @@ import logging
 import os
 import shlex
 import shutil
+import sys
 
 import torch
 
 from pds.cache import cache_folder
 from pds.errors import PDSError
-from pds.files import open_lock
+from pds.files import lock, open_lock
 from pds.lab.settings import Threads
 from pds.options import checked
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +35,13 @@ def free_gpu(uuids: tuple[str, ...]) -> int:
     Returns:
         Its index in `uuids`; the same at every call.
     """
-    if fcntl is None:
+    if sys.platform == "win32":  # it has no such locks
         return 0
     folder = cache_folder() / f"gpus-{os.getuid()}"
     for index, uuid in enumerate(uuids):
         try:
             # Never closed here: the system closes it whenever this process ends, and the lease ends with it.
-            fcntl.flock(open_lock(folder / uuid), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(open_lock(folder / uuid), wait=False)
             return index
         except OSError as error:
             refusal = error.strerror or error
@@ -68,8 +64,9 @@ def keep_memory() -> None:
 
 
 @checked
-def choose_device(name: str, threads: Threads | None) -> torch.device:
-    """The device to sample on, with torch's CPU threads set. "auto" is "cuda" if there is a GPU, one for each process."""
+def prepare_device(name: str, threads: Threads | None) -> torch.device:
+    """The device to sample on, with torch's CPU threads set, and freed memory kept. "auto" is "cuda" if there is a GPU, one for
+    each process."""
     keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -28,7 +28,7 @@ from pds.evaluation.excess_noise import (
 from pds.evaluation.gaussian import sampled_law
 from pds.files import user_path
 from pds.lab.config import build, build_model, resolved
-from pds.lab.devices import choose_device
+from pds.lab.devices import prepare_device
 from pds.lab.settings import ExcessNoise, Gaussian, settings
 from pds.lab.terminal import show
 from pds.lab.text import MISSING, write_text
@@ -47,11 +47,11 @@ def show_excess_noise(cfg: DictConfig) -> None:
     """Measure the response of one network, then predict and sample its excess noise, a line for each number of iterations."""
     resolved(cfg)
     settings(ExcessNoise, cfg)
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     model = build_model(cfg.model)
     dataset: Dataset = build(cfg.dataset)
     sampler, filter = build(cfg.sampler), build(cfg.filter)
-    _require_followed(cfg, model, dataset, sampler, filter)
+    _require_followed(model, dataset, sampler, filter)
     # Settings that cannot be sampled are refused here, before any sampling.
     ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
     filters = [_with_iterations(cfg, iterations, model)[1] for iterations in cfg.iterations]
@@ -59,18 +59,8 @@ def show_excess_noise(cfg: DictConfig) -> None:
     images = dataset.images.read(choose_images(dataset.images, cfg.images, 0))
     response = response_of(model, images)
     require_noise(response, "excess noise")
-    show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {cfg.images}")
-    show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
-    _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
-    for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
-        _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
-
-    show("\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below")
-    show("(sampler.start):\n")
-    _row(["sigma", "network", "in the data range", "remedy=seen_noise", "linear guess"], head=True)
-    for sigma, *errors in denoising_errors(model, images, dataset.statistics):
-        _row([f"{sigma:.3g}", *(f"{value:.3g}" for value in errors)])
-
+    _show_response(model, response, cfg.images)
+    _show_denoising(model, images, dataset)
     show(f"\nNoise in the highest frequencies of {sampler.title}, in units of its level,")
     show("where the data begin to show in them:\n")
     named = [name for name in ("vanilla", " / ".join(dict.fromkeys(one.title for one in filters))) if name]
@@ -90,6 +80,24 @@ def show_excess_noise(cfg: DictConfig) -> None:
     show(f"\npicture  {picture}")
 
 
+def _show_response(model: Model, response: NoiseResponse, images: int) -> None:
+    """The table of the noise that the network predicts."""
+    show(f"\n{model.title}: noise it predicts where there is k times as much as its level says, averaged over {images}")
+    show("images (an exact score of pure noise: k; a network that does not see the excess: the same for every k):\n")
+    _row(["sigma", *(f"k = {k:g}" for k in FACTORS)], head=True)
+    for sigma, values in zip(reversed(response.sigmas), reversed(response.values), strict=True):
+        _row([f"{sigma:.3g}", *(f"{value:.2f}" for value in values)])
+
+
+def _show_denoising(model: Model, images: torch.Tensor, dataset: Dataset) -> None:
+    """The table of the network's errors, level by level."""
+    show("\nMean squared error of the denoised image, a pixel. Where the linear guess is no worse, a walk may start below")
+    show("(sampler.start):\n")
+    _row(["sigma", "network", "in the data range", "remedy=seen_noise", "linear guess"], head=True)
+    for sigma, *errors in denoising_errors(model, images, dataset.statistics):
+        _row([f"{sigma:.3g}", *(f"{value:.3g}" for value in errors)])
+
+
 def _drawn(tracks: list[NoiseTrack]) -> str:
     """Predicted (lines) and sampled (marks) noise against the noise level; a colour for each T, dashes for a filter."""
     from pds.lab.charts import Column, Series, lines, ramp  # matplotlib takes a second to load
@@ -107,7 +115,7 @@ def _drawn(tracks: list[NoiseTrack]) -> str:
     return lines("excess_noise", "Noise in units of its level", "noise / σ", [column], series, **layout).svg
 
 
-def _require_followed(cfg: DictConfig, model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:
+def _require_followed(model: Model, dataset: Dataset, sampler: object, filter: Filter) -> None:
     """Refuse settings through which excess noise cannot be followed."""
     if not isinstance(sampler, PredictorCorrector) or sampler.predictor is None or sampler.corrector is not None:
         raise PDSError(

@@ -24,7 +24,7 @@ from pds.evaluation.panel import Panel, exact_name
 from pds.files import Array, atomic_path, json_digest, write_json
 from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
-from pds.lab.devices import choose_device, choose_precision, require_compiler
+from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.guessed import settled
 from pds.lab.logs import log_file, traced
 from pds.lab.report import format_table, read_runs, write_report
@@ -70,7 +70,7 @@ class Experiment:
     def build(cls, cfg: DictConfig, like: Experiment | None = None) -> Experiment:
         """Build the objects. `like` has the same model, data, metric, device and precision, and lends its objects."""
         asked = settings(Run, cfg)
-        device = choose_device(cfg.device, cfg.threads)
+        device = prepare_device(cfg.device, cfg.threads)
         choose_precision(cfg.tf32)
         if cfg.compile:
             require_compiler()
@@ -87,20 +87,11 @@ class Experiment:
             doubts = sampler.check(sampler.levels(model.process), preconditioner)
         if model.checkpoint is None:
             doubts.append("model.checkpoint=null samples random weights: give a weights file")
-        metric = panel = like.panel if like else build(cfg.metric, dataset, str(device))
-        if metric is not None:
-            metric.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
-            if cfg.images < 2:
-                raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
-            metric = metric.within(cfg.images)
-            with keyed(cfg.metric):
-                metric.require(cfg.images)
+        panel: Panel | None = like.panel if like else build(cfg.metric, dataset, str(device))
+        metric = None if panel is None else _checked(panel, cfg, model)
         ImageNoise(cfg.seed, torch.zeros(1, dtype=torch.long), model.shape)
-        remedy = "" if cfg.remedy is None else _told(cfg.remedy)
-        guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
-        if guidance is not None:
-            with keyed(cfg.guidance):
-                guidance.check(model)
+        remedy = "" if cfg.remedy is None else _remedy_label(cfg.remedy)
+        guidance = _guidance(cfg, model)
         labels = labels_of(model, asked.labels, guidance)
         remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile and like is None)  # a network is compiled once
@@ -183,8 +174,32 @@ class Experiment:
         """Return the arrays that a shard keeps beside its images."""
         return {} if self.metric is None else {"features": self.metric.features(torch.from_numpy(images))}
 
+    def sample_shard(self, shard: Shard) -> None:
+        """Sample one shard in this process, if it is absent."""
+        generate(self.sample, [shard], self.batch_size, self.annotate)
 
-def _told(remedy: DictConfig) -> str:
+
+def _checked(panel: Panel, cfg: DictConfig, model: Model) -> Panel:
+    """The measures for so many images, all of which can be measured on the images of this model."""
+    panel.features(torch.zeros(1, *model.shape, dtype=torch.uint8))
+    if cfg.images < 2:
+        raise OptionError("images", "must be at least 2 to measure a distance: give more, or metric=none")
+    metric = panel.within(cfg.images)
+    with keyed(cfg.metric):
+        metric.require(cfg.images)
+    return metric
+
+
+def _guidance(cfg: DictConfig, model: Model) -> Guidance | None:
+    """The guidance, checked against the model."""
+    guidance: Guidance | None = None if cfg.guidance is None else build(cfg.guidance)
+    if guidance is not None:
+        with keyed(cfg.guidance):
+            guidance.check(model)
+    return guidance
+
+
+def _remedy_label(remedy: DictConfig) -> str:
     """Return a remedy's name in tables, with its options."""
     options = (str(key) if value is True else f"{key!s}={value}" for key, value in remedy.items() if key != "_target_")
     return " ".join([remedy._target_.rpartition(".")[2].replace("_", " "), *options])
@@ -277,11 +292,10 @@ def measured(
     """
     config, experiment, folder, todo = prepared(cfg, overrides, like)
     folder.claim(config)
-    alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
 
     def first() -> np.ndarray:
-        generate(experiment.sample, todo[:1], cfg.batch_size, experiment.annotate)
-        features: np.ndarray = next(read_all(todo[:1], alone))["features"]
+        experiment.sample_shard(todo[0])
+        features: np.ndarray = next(read_all(todo[:1], experiment.sample_shard))["features"]
         return features
 
     if (result := folder.result()) is not None:
@@ -326,8 +340,7 @@ def sample_and_measure(
             tracked = opened.enter_context(aside(experiment.tracker, *of_run))
         shard_log = ShardLog(todo, metrics_file, tracked)
         generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes, shard_log)
-        alone = lambda shard: generate(experiment.sample, [shard], cfg.batch_size, experiment.annotate)  # noqa: E731
-        collected = Collected.of(todo, alone)
+        collected = Collected.of(todo, experiment.sample_shard)
         result = {
             "name": folder.path.name,
             "experiment": cfg.group,
@@ -377,7 +390,7 @@ class ShardLog:
 
 @dataclass(frozen=True)
 class Collected:
-    """Collect the content of a run's shards.
+    """The content of a run's shards.
 
     Attributes:
         arrays: arrays of each shard, without its images: all images may not fit the memory.

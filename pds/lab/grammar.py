@@ -185,7 +185,7 @@ def require_known(node: DictConfig) -> None:
         there = set(node.keys())  # `in` does not find keys without a value
         for name in stated:
             if name not in there:
-                raise PDSError(f"{node._get_full_key(name)} is gone: leave out ~{node._get_full_key(name)}")
+                raise PDSError(f"{node._get_full_key(name)} cannot be removed: leave out ~{node._get_full_key(name)}")
     for child in (node._get_node(name) for name in node if name != "hydra"):
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
             require_known(child)

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from pds.errors import PDSError
 from pds.lab.config import build, build_model, resolved
-from pds.lab.devices import choose_device
+from pds.lab.devices import prepare_device
 from pds.lab.terminal import show
 from pds.moments import measured_moments, moments_file, write_moments
 from pds.samplers.analytic import AnalyticDDIM
@@ -15,7 +15,7 @@ from pds.samplers.analytic import AnalyticDDIM
 def make_moments(cfg: DictConfig) -> None:
     """Write NAME_moments.json beside the weights file NAME, over an older one."""
     resolved(cfg)
-    device, sampler = choose_device(cfg.device, cfg.threads), build(cfg.sampler)
+    device, sampler = prepare_device(cfg.device, cfg.threads), build(cfg.sampler)
     if not isinstance(sampler, AnalyticDDIM):
         raise PDSError(f"the {sampler.title} sampler needs no moments: give sampler=analytic_ddim")
     model = build_model(cfg.model)

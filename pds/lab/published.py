@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.lab.benchmark import first_iteration
 from pds.lab.cli import prepare
 from pds.lab.config import CONF, build
-from pds.lab.devices import choose_device
+from pds.lab.devices import prepare_device
 from pds.lab.runs import fingerprint
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
@@ -64,7 +64,7 @@ def load_and_step(name: str, overrides: list[str]) -> dict[str, str]:
     """
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("benchmark", overrides)
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pth"
         expected = write_as_authors(build(cfg.model).score.network, path, name.split("_")[0])

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pds.errors import PDSError
 from pds.lab.config import CONF, build
-from pds.lab.schema import CHOICES, PROGRAMS, Part, fields_of, is_plain
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, fields_of, is_plain
 from pds.lab.text import markdown_table
 from pds.options import described, options_of
 from pds.samplers.sampler import Sampler
@@ -41,7 +41,8 @@ def meanings(target: Callable[..., Any]) -> dict[str, str]:
         for names, said in re.findall(
             r"^    ([\w, ]+): ((?:.*\n?)(?:^     +.*\n?)*)", section[1] if section else "", re.MULTILINE
         ):
-            told |= dict.fromkeys(names.split(", "), " ".join(said.split()))
+            # A command line writes null.
+            told |= dict.fromkeys(names.split(", "), re.sub(r"\bNone\b", "null", " ".join(said.split())))
     return told
 
 
@@ -75,7 +76,7 @@ def choices_of(group: str) -> dict[str, str]:
     """Every choice of a group, with one sentence about it."""
     told = {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in (CONF / group).glob("*.yaml")}
     for name, choice in CHOICES.get(group, {}).items():
-        told[name] = summary(choice.target if isinstance(choice, Part) else choice)
+        told[name] = summary(choice.target if isinstance(choice, PartialTarget) else choice)
     return dict(sorted(told.items()))
 
 
@@ -109,7 +110,7 @@ def listing(group: str) -> str:
     return samplers_table() if name == "sampler" else _table((name, ""), list(choices_of(name).items()))
 
 
-def asked(program: str, arguments: Sequence[str]) -> str:
+def help_text(program: str, arguments: Sequence[str]) -> str:
     """Return the text to print instead of running the program; empty if none is asked for."""
     if "--list" in arguments:
         return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))
@@ -117,12 +118,12 @@ def asked(program: str, arguments: Sequence[str]) -> str:
 
 
 def help_of(program: str, arguments: Sequence[str]) -> str:
-    """Return the text of `--help`: the groups that the arguments choose, or the program's own options and every group's
+    """The text of `--help`: the options of the groups named in `arguments`; without one, the program's options and all
     choices."""
     kind, groups, _ = PROGRAMS[program]
     chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]
     if not chosen:
-        parts = [inspect.getdoc(kind).split("\n\n")[0], _told("", kind, {})]  # type: ignore[union-attr]
+        parts = [inspect.getdoc(kind).split("\n\n")[0], _option_lines("", kind, {})]  # type: ignore[union-attr]
         parts += [f"{group}: {', '.join(choices_of(group))}" for group in groups]
         return "\n\n".join([*parts, "GROUP=CHOICE --help shows the options of a choice, --list GROUP shows the choices."])
     cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
@@ -135,7 +136,7 @@ def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
     target = _target(str(node.get("_target_")))
     given = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     if target is not None:
-        yield f"{key}: {summary(target)}\n" + _told(f"{key}.", target, given)
+        yield f"{key}: {summary(target)}\n" + _option_lines(f"{key}.", target, given)
     for name, value in given.items():
         if isinstance(value, dict) and "_target_" in value:
             yield from _nodes(f"{key}.{name}", cfg)
@@ -143,12 +144,14 @@ def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:
 
 def _target(path: str) -> Callable[..., Any] | None:
     targets = (
-        choice.target if isinstance(choice, Part) else choice for choices in CHOICES.values() for choice in choices.values()
+        choice.target if isinstance(choice, PartialTarget) else choice
+        for choices in CHOICES.values()
+        for choice in choices.values()
     )
     return next((target for target in targets if f"{target.__module__}.{target.__qualname__}" == path), None)
 
 
-def _told(prefix: str, target: Callable[..., Any], given: dict[str, Any]) -> str:
+def _option_lines(prefix: str, target: Callable[..., Any], given: dict[str, Any]) -> str:
     lines = []
     for name, default, may_be, meaning in options_table(target):
         value = _value(given[name]) if name in given else default
@@ -168,10 +171,11 @@ def page() -> str:
         parts.append(
             "\n".join([f"## {group}\n", *(f"- `{name}`: {said}" for name, said in choices_of(group).items())]).rstrip()
         )
+        absent: dict[Callable[..., Any], set[str]] = {}  # by target, the options that none of its choices has
         for choice in {**CHOICES.get(f"schema/{group}", {}), **CHOICES.get(group, {})}.values():
-            target, given = (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
-            if options_table(target, given):
-                parts.append(_section(f"### {target.__name__}", target, given))
+            target, given = (choice.target, choice.given) if isinstance(choice, PartialTarget) else (choice, ())
+            absent[target] = absent.get(target, {*given}) & {*given}
+        parts += [_section(f"### {one.__name__}", one, [*no]) for one, no in absent.items() if options_table(one, [*no])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -21,6 +21,7 @@ import torch
 import yaml
 
 import pds
+from pds.dotted import dotted
 from pds.errors import MissingError, PDSError, escaped
 from pds.files import (
     DamagedError,
@@ -36,10 +37,11 @@ from pds.files import (
 )
 from pds.lab.config import defaults
 from pds.options import Range, shown
+from pds.speed.measuring import processor
 
 log = logging.getLogger(__name__)
 
-# The one list of keys that make no difference, by why. Each use leaves out its part of it.
+# Keys that make no difference, grouped by the reason. Each caller leaves out the groups that it may ignore.
 
 # Place and speed: these keys may differ between two commands that make the same images, up to the rounding of the device.
 PLACE = {
@@ -57,9 +59,9 @@ PLACE = {
 }
 # How images are measured.
 MEASURING = {"metric", "dataset.reference", "fingerprint.reference", "fingerprint.seen"}
-# Beside these: names, what repeats a measurement, and what stands where other keys say the same.
+# Also ignored when settings are told apart: names, the seed of a repeat, and keys whose effect other keys show.
 ASIDE = PLACE | MEASURING | {"name", "published", "seed", "shard_size", "fingerprint", "filter.reference"}
-# Configurations compute these from T: no difference where each T has one value.
+# Keys that a configuration computes from T. They count only if one T has several values.
 OF_T = ("sampler.end", "filter.iterations")
 
 
@@ -83,19 +85,9 @@ _FIRST = {now: first for first, now in MOVED.items()}
 _ROOT = {"bf16": False}
 
 
-def identity(config: dict[str, Any], without: Collection[str] = PLACE) -> dict[str, Any]:
-    """Return the flat, dotted view of a resolved configuration, `without` the keys of place and speed: the images depend on the
-    rest."""
-
-    def walk(node: dict[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in node.items():
-            name = prefix + key
-            if name not in without:
-                flat |= walk(value, name + ".") if isinstance(value, dict) else {name: value}
-        return flat
-
-    return walk(config, "")
+def identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved configuration by dotted key, without the keys of place and speed: the images depend on the rest."""
+    return dotted(config, PLACE)
 
 
 def essence(config: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +101,7 @@ def essence(config: dict[str, Any]) -> dict[str, Any]:
     def walk(node: dict[str, Any], prefix: str, known: dict[str, Any]) -> None:
         target = MOVED.get(str(node.get("_target_")), str(node.get("_target_")))
         known = known or _defaults(target)
-        # A key of no class (as in the fingerprint) counts as absent while it is null.
+        # Outside a class, as in the fingerprint, a key that is null counts as absent.
         none = object() if "_target_" in node else None
         for key, value in node.items():
             name = prefix + key
@@ -364,10 +356,8 @@ def _installed(name: str) -> bool:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     threads = torch.get_num_threads()
-    return f"CPU ({names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)})"
+    return f"CPU ({processor()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def _commit() -> str:

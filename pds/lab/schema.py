@@ -74,7 +74,7 @@ from pds.samplers.sa_solver import SASolver
 from pds.training import Trainer
 
 
-class Part(NamedTuple):
+class PartialTarget(NamedTuple):
     """A target with only some of its options in the configuration.
 
     Attributes:
@@ -92,9 +92,9 @@ class Part(NamedTuple):
 FORM = ("resolution", "preprocessing", "category")
 
 # The choices of each group. A choice of "schema/group" is the base of a file in conf/group, which adds the interpolations.
-CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
+CHOICES: dict[str, dict[str, Callable[..., Any] | PartialTarget]] = {
     "schema/model": {
-        **{network.__name__: Part(network, asked=("checkpoint",)) for network in (*MAKERS.values(), unet2d, edm)},
+        **{network.__name__: PartialTarget(network, asked=("checkpoint",)) for network in (*MAKERS.values(), unet2d, edm)},
         "own": own,
     },
     "schema/model/process": {"ve": VarianceExploding},
@@ -102,16 +102,16 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | Part]] = {
     "schema/dataset": {
         "dataset": Dataset,
         "scenes": form_of_dataset,
-        "photographs": Part(form_of_dataset, given=("category",)),
+        "photographs": PartialTarget(form_of_dataset, given=("category",)),
     },
     "schema/dataset/source": {
-        "mnist": Part(mnist, opened=True),
-        "cifar10": Part(cifar10, opened=True),
-        "cifar10_jpeg": Part(cifar10_jpeg, opened=True),
-        "celeba": Part(CelebA, given=FORM, opened=True),
-        "lsun": Part(LSUN, given=FORM, opened=True),
-        "ffhq": Part(FFHQ, given=FORM, opened=True),
-        "folder": Part(ImageFolder, given=("split",), opened=True),
+        "mnist": PartialTarget(mnist, opened=True),
+        "cifar10": PartialTarget(cifar10, opened=True),
+        "cifar10_jpeg": PartialTarget(cifar10_jpeg, opened=True),
+        "celeba": PartialTarget(CelebA, given=FORM, opened=True),
+        "lsun": PartialTarget(LSUN, given=FORM, opened=True),
+        "ffhq": PartialTarget(FFHQ, given=FORM, opened=True),
+        "folder": PartialTarget(ImageFolder, given=("split",), opened=True),
     },
     "schema/dataset/reference": {"published": PublishedReference, "published_or_made": published_or_made},
     "dataset/reference": {"made": MadeReference},
@@ -186,7 +186,7 @@ class SmallForm:
 
 
 @dataclass
-class Table:
+class TableConfig:
     title: str = MISSING
     source: str = MISSING
     quantity: str = MISSING
@@ -210,7 +210,7 @@ PROGRAMS: dict[str, tuple[type, tuple[str, ...], dict[str, type | None]]] = {
     "benchmark": (Benchmark, SAMPLING, {}),
     "gaussian": (Gaussian, SAMPLING, {}),
     "excess_noise": (ExcessNoise, ("model", "dataset", "filter", "sampler"), {}),
-    "reproduce": (Reproduce, (), {"table": Table}),
+    "reproduce": (Reproduce, (), {"table": TableConfig}),
 }
 
 PLAIN = (bool, int, float, str, NoneType, Any, Path)
@@ -270,9 +270,9 @@ def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
     return chosen
 
 
-def node_of(group: str, choice: Callable[..., Any] | Part) -> type:
+def node_of(group: str, choice: Callable[..., Any] | PartialTarget) -> type:
     """The structured configuration of a class or a function."""
-    target, given, asked, opened = choice if isinstance(choice, Part) else Part(choice)
+    target, given, asked, opened = choice if isinstance(choice, PartialTarget) else PartialTarget(choice)
     keys: list[tuple[str, Any, Any]] = [("_target_", str, f"{target.__module__}.{target.__qualname__}")]
     if opened:
         keys.append(("_partial_", bool, True))

@@ -61,7 +61,7 @@ class Run(Precision):
         labels: classes of the images: image i has entry i mod n of n. uniform takes all classes in turn. null is for images
             without a class.
         batch_size: images sampled at once; a larger batch covers several shards. It changes speed and memory, not the images.
-            (With corrector.norms=batch it changes the images, and is at most shard_size: a restart must have the same batches.)
+            With corrector.norms=batch it changes the images, and is at most shard_size: a restart must have the same batches.
     """
 
     group: str = "runs"

@@ -13,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from pds.errors import PDSError
 from pds.files import user_path
 from pds.lab import grammar, reference, schema
-from pds.lab.asked import Cell, Table
 from pds.lab.cli import configured, prepare, with_trackers
 from pds.lab.config import CONF, resolved
+from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report import overview
 from pds.lab.report.table import write_table
@@ -36,7 +36,7 @@ def reproduce(arguments: list[str]) -> None:
     Args:
         arguments: keys of conf/reproduce.yaml, of Hydra (its launcher), or overrides of every run.
     """
-    if told := reference.asked("reproduce", arguments):
+    if told := reference.help_text("reproduce", arguments):
         show(told)
         return
     arguments = [grammar.typed(argument) for argument in arguments]
@@ -51,7 +51,7 @@ def reproduce(arguments: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = resolved(compose("reproduce", ours))
     stated = config["table"]
-    for path, form, values in (("table", schema.Table, stated), ("table.small", schema.SmallForm, stated["small"])):
+    for path, form, values in (("table", schema.TableConfig, stated), ("table.small", schema.SmallForm, stated["small"])):
         for name, kind in get_type_hints(form).items():
             if kind is not schema.SmallForm:
                 fitted(f"{path}.{name}", values[name], kind)  # a reference may stand for a value of any type

@@ -154,10 +154,10 @@ class Several:
         """See `Tracker.run`; none of them waits for another."""
         with contextlib.ExitStack() as opened:
             runs = [opened.enter_context(aside(one, folder, name, group, job_type, config)) for one in self._chosen]
-            yield _Told(lambda action, call: [run.tell(action, call) for run in runs])
+            yield _Relay(lambda action, call: [run.tell(action, call) for run in runs])
 
 
-class _Told:
+class _Relay:
     """Passes every call on, with a description of it."""
 
     def __init__(self, tell: Callable[[str, Callable[[TrackedRun], None]], object]) -> None:
@@ -177,7 +177,7 @@ class _Told:
 
 
 @contextlib.contextmanager
-def aside(tracker: Tracker, *of_run: Any) -> Iterator[_Told]:
+def aside(tracker: Tracker, *of_run: Any) -> Iterator[_Relay]:
     """A tracker's run in a separate thread, which takes the calls one after the other.
 
     So a tracker neither slows nor fails the run. Its exceptions cost a warning. A tracker that hangs is given up after its
@@ -205,7 +205,7 @@ def aside(tracker: Tracker, *of_run: Any) -> Iterator[_Told]:
     thread = threading.Thread(target=serve, name=f"pds-{title}", daemon=True)
     thread.start()
     try:
-        yield _Told(lambda action, call: told.put((action, call)))
+        yield _Relay(lambda action, call: told.put((action, call)))
     except BaseException as error:
         failed.append(error)
         raise

@@ -1,7 +1,4 @@
-"""Train a score network by denoising score matching; the same command continues a run that was killed.
-
-python experiments/train.py model.width=64 trainer.iterations=200000 name=mnist_ncsn64
-"""
+"""The training of a score network in a run folder, and the network of a training as it ships with this package."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
 from pds.files import pin, reading, write_json
 from pds.lab.config import build, build_model, keyed, resolved
-from pds.lab.devices import choose_device, require_compiler
+from pds.lab.devices import prepare_device, require_compiler
 from pds.lab.logs import log_file, traced
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
 from pds.lab.settings import Train, settings
@@ -38,7 +35,7 @@ def train(cfg: DictConfig) -> None:
     """Build everything, then train in outputs/train/<name>."""
     config = resolved(cfg)
     settings(Train, cfg)
-    device = choose_device(cfg.device, cfg.threads)
+    device = prepare_device(cfg.device, cfg.threads)
     torch.manual_seed(cfg.seed)
     folder = RunFolder(group_folder(f"{cfg.outputs}/train", cfg.name, "name"))
     with traced(folder.path.parent / "run.log"):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pds.dotted import dotted
 from pds.errors import MissingError, OptionError, PDSError
 from pds.files import locate, read_json, sha256
 from pds.models.diffusers_layout import as_published, current_names
@@ -194,19 +195,11 @@ def _read(path: Path, network: nn.Module, which: Which) -> _Weights:
     if ema is None and metadata.get("weights") == "ema":
         ema = True
     configuration = configuration_of(metadata, path)
-    model = _flat(configuration.get("model", {}))
+    model = dotted(configuration.get("model", {}))
     trainer = configuration.get("trainer")
     told = trainer.get("label_dropout") if isinstance(trainer, dict) else None
     dropout = float(told) if isinstance(told, (int, float)) else None
     return _Weights("safetensors", ema, path, state, model, label_dropout=dropout)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _load(

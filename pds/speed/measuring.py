@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import platform
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,13 @@ from torch.utils._pytree import tree_leaves
 from pds.score import Score
 
 BLOCK = 0.05  # shortest duration of a timing in seconds
+
+
+def processor() -> str:
+    """Name of the processor, or its architecture where the system does not tell its name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.machine()
 
 
 def synchronise(device: torch.device) -> None:

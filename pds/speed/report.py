@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ import pds
 from pds.errors import PDSError, first_line
 from pds.files import atomic_path, read_json, reading, write_json
 from pds.options import Range, fitted
-from pds.speed.measuring import synchronise
+from pds.speed.measuring import processor, synchronise
 from pds.speed.parts import PARTS, Plan, Row, processes
 from pds.speed.text import written
 
@@ -50,9 +49,7 @@ def machine(device: torch.device) -> dict[str, Any]:
                 asked = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
                 told = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout
                 facts["driver"] = told.split()[0]
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    facts["processor"] = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    facts["processor"] = f"{processor()}, {os.cpu_count()} cores"
     return facts | {"python": platform.python_version(), "numpy": np.__version__, "pds": pds.__version__}
 
 

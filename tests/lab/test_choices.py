@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from pds.errors import OptionError, PDSError
-from pds.lab.schema import CHOICES, PROGRAMS, Part, is_plain
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, is_plain
 from pds.options import Length, Range, fitted, options_of
 from pds.processes.forward import VarianceExploding
 
@@ -42,7 +42,7 @@ SPLITS = {"FFHQ": "all"}
 def targets():
     for choices in CHOICES.values():
         for choice in choices.values():
-            yield choice.target if isinstance(choice, Part) else choice
+            yield choice.target if isinstance(choice, PartialTarget) else choice
     yield from (program for program, _, _ in PROGRAMS.values())
 
 

@@ -179,7 +179,7 @@ def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration)
         (["+seed=3"], "the command line cannot be used: Could not append to config"),
         (["+new.key=1"], "there is no new: the keys are model, dataset, "),
         (["-m", "+sampler.new=1,2"], "there is no sampler.new (did you mean sampler.denoise?): sampler has iterations, "),
-        (["~seed"], "seed is gone: leave out ~seed"),
+        (["~seed"], "seed cannot be removed: leave out ~seed"),
         (["metric=null"], "a choice is a name, as in metric=none"),
         (["sweep.number=3"], "sweep.number=3 cannot be given: a sweep sets it"),
         (["compile=7"], "compile must be true or false, got 7"),
@@ -220,7 +220,7 @@ def test_a_key_that_no_option_has_and_one_that_is_gone_are_refused_by_name(seed,
     gone = draw.choice(["seed", "images", "metric", "batch_size", "sweep"])
     OmegaConf.set_struct(cfg, False)
     del cfg[gone]
-    with pytest.raises(PDSError, match=f"^{gone} is gone"):
+    with pytest.raises(PDSError, match=f"^{gone} cannot be removed"):
         grammar.require_known(cfg)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pds.cards import CARDS
 from pds.errors import PDSError
 from pds.lab.config import build, resolved
-from pds.lab.devices import choose_device, choose_precision
+from pds.lab.devices import choose_precision, prepare_device
 from pds.lab.experiment import Experiment
 from pds.lab.runs import provenance, run_name
 from pds.lab.schema import CHOICES, PROGRAMS, node_of, papers, register
@@ -444,24 +444,24 @@ def test_auto_takes_a_gpu_that_is_free_and_leases_nothing_where_there_is_no_choi
     monkeypatch.setattr("torch.cuda.is_available", lambda: bool(seen))
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=seen[index]))
-    assert choose_device(name, None) == torch.device("cuda:0")
+    assert prepare_device(name, None) == torch.device("cuda:0")
     seen.append("GPU-test-b")
     with monkeypatch.context() as patch:
         patch.setenv("LOCAL_RANK", "3")
         patch.setenv("LOCAL_WORLD_SIZE", "4")
-        assert choose_device(name, None) == torch.device("cuda:1")
+        assert prepare_device(name, None) == torch.device("cuda:1")
         with pytest.raises(PDSError, match=r"device=cuda:1 is one GPU for all 4 processes of torchrun: use device=cuda"):
-            choose_device("cuda:1", None)
+            prepare_device("cuda:1", None)
     assert not any(tmp_path.iterdir())
     monkeypatch.setattr("pds.lab.devices.free_gpu", lambda uuids: uuids.index("GPU-test-b"))
-    assert choose_device(name, None) == torch.device("cuda:1")
-    assert choose_device("cuda:0", None) == torch.device("cuda:0")
+    assert prepare_device(name, None) == torch.device("cuda:1")
+    assert prepare_device("cuda:0", None) == torch.device("cuda:0")
     seen.clear()
     if name == "auto":
-        assert choose_device(name, None) == torch.device("cpu")
+        assert prepare_device(name, None) == torch.device("cpu")
     else:
         with pytest.raises(PDSError, match="torch sees 0 GPUs here: use device=cpu"):
-            choose_device(name, None)
+            prepare_device(name, None)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -472,7 +472,7 @@ def test_a_run_keeps_the_memory_that_a_layer_freed():
         del activations
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    choose_device("cpu", None)
+    prepare_device("cpu", None)
     assert min(faults() for _ in range(4)) < 10_000
 
 
@@ -501,7 +501,7 @@ def test_the_training_configuration_builds():
     assert build(cfg.trainer).rate(cfg.trainer.warmup // 2) < build(cfg.trainer).learning_rate
     assert build(cfg.model).checkpoint is None
     assert build(composed("model.checkpoint=asset:mnist_ncsn.safetensors", config="train").model).checkpoint.ema
-    assert choose_device("cpu", None).type == "cpu"
+    assert prepare_device("cpu", None).type == "cpu"
 
 
 # The value of auto for the published pairs; no pair was published for FFHQ at 256 pixels.

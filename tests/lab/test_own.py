@@ -13,7 +13,7 @@ from test_configurations import composed
 import pds
 from pds.errors import PDSError
 from pds.lab.config import build, build_model
-from pds.lab.schema import CHOICES, Part
+from pds.lab.schema import CHOICES, PartialTarget
 from pds.lab.train import save_network, train
 from pds.sampling import DEFAULT
 from pds.training import Trainer
@@ -188,7 +188,7 @@ OFFERED = ("model/process", "filter", "solenoid", "sampler", "sampler/schedule",
 
 def test_what_the_command_line_offers_the_library_offers():
     choices = [choice for group in OFFERED for base in (group, f"schema/{group}") for choice in CHOICES.get(base, {}).values()]
-    classes = {choice.target if isinstance(choice, Part) else choice for choice in choices}
+    classes = {choice.target if isinstance(choice, PartialTarget) else choice for choice in choices}
     offered = {choice for choice in classes if isinstance(choice, type)} | set(CHOICES["remedy"].values())
     assert len(offered) > 20
     assert {choice for choice in offered if getattr(pds, choice.__name__, None) is not choice} == set()

@@ -7,14 +7,14 @@ import pytest
 from pds.errors import PDSError
 from pds.lab.cli import prepare
 from pds.lab.config import CONF
-from pds.lab.reference import GROUPS, asked, choices_of, meanings, options_table, page
-from pds.lab.schema import CHOICES, PROGRAMS, Part
+from pds.lab.reference import GROUPS, choices_of, help_text, meanings, options_table, page
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget
 
 
 def targets():
     for choices in CHOICES.values():
         for choice in choices.values():
-            yield (choice.target, choice.given) if isinstance(choice, Part) else (choice, ())
+            yield (choice.target, choice.given) if isinstance(choice, PartialTarget) else (choice, ())
     yield from ((program, ()) for program, _, _ in PROGRAMS.values())
 
 
@@ -38,18 +38,18 @@ def test_every_option_has_its_meaning():
 
 
 def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
-    told = asked("run", ["sampler=edm", "sampler.S_noise=1.003", "--help"])
+    told = help_text("run", ["sampler=edm", "sampler.S_noise=1.003", "--help"])
     assert re.search(r"sampler.S_churn=10\n +a number from 0 to 1000000; noise to add", told)
     assert "sampler.S_noise=1.003\n" in told
-    assert "sampler.schedule.end=null" in asked("run", ["sampler=ddim", "--help"])
-    assert "table" in asked("reproduce", ["--help"]) and "seeds=" in asked("reproduce", ["--help"])
-    everything = asked("run", ["--help"])
+    assert "sampler.schedule.end=null" in help_text("run", ["sampler=ddim", "--help"])
+    assert "table" in help_text("reproduce", ["--help"]) and "seeds=" in help_text("reproduce", ["--help"])
+    everything = help_text("run", ["--help"])
     assert "images=256" in everything
     assert "solenoid: fft, none, shift" in everything
 
 
 def test_the_samplers_are_listed_with_their_facts():
-    told = asked("run", ["--list", "samplers"])
+    told = help_text("run", ["--list", "samplers"])
     assert max(map(len, told.splitlines())) <= 120, "a terminal has the room"
     table, sources = told.split("Sources:")
     rows = {cells[1].strip(" `"): cells for cells in (line.split("|") for line in table.splitlines()) if len(cells) > 1}
@@ -62,12 +62,12 @@ def test_the_samplers_are_listed_with_their_facts():
 
 def test_every_group_is_listed_with_a_sentence_a_choice():
     for group in GROUPS:
-        choices, told = choices_of(group), asked("run", ["--list", group])
+        choices, told = choices_of(group), help_text("run", ["--list", group])
         assert choices and all(choices.values()), group
         assert all(name in told for name in choices), group
 
 
 def test_a_group_that_is_none_is_told_the_groups():
     with pytest.raises(PDSError, match=r"--list takes one of dataset, .*, got models of mine"):
-        asked("run", ["--list", "models of mine"])
-    assert asked("run", ["sampler=edm"]) == ""
+        help_text("run", ["--list", "models of mine"])
+    assert help_text("run", ["sampler=edm"]) == ""

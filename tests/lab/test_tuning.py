@@ -37,7 +37,7 @@ from pds.lab.settings import Tune
 from pds.lab.tuning import recommendation as recommendations
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, recommended, write
+from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, recommended, write
 from pds.lab.tuning.space import Kind, Varied, kinds_of, most_iterations
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
@@ -177,7 +177,13 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
 
 def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_path):
     run = ["sampler=preconditioned_sde", "sampler.eta=2", "filter=statistics", "filter.alpha=3"]
-    write(tmp_path, ["model=own", "metric=panel", "metric.features=x.py:f"], "fid_x", {6: Answer(Measured(run, 6), None)}, "")
+    write(
+        tmp_path,
+        ["model=own", "metric=panel", "metric.features=x.py:f"],
+        "fid_x",
+        {6: Answer(MeasuredSetting(run, 6), None)},
+        "",
+    )
     told = []
     work = recommended(told.extend)
     work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", "metric=none", "sampler=edm", "filter.alpha=5"])
@@ -217,7 +223,7 @@ def test_run_composes_a_recommendation(found):
 
 
 def test_answers_for_other_budgets_stay_and_those_of_another_search_are_not_mixed(tmp_path):
-    common, found = ["model=own", "bf16=true"], Answer(Measured(["sampler=edm"], 6, {"0": 1.0}), None)
+    common, found = ["model=own", "bf16=true"], Answer(MeasuredSetting(["sampler=edm"], 6, {"0": 1.0}), None)
     write(tmp_path, common, "fid_x", {20: found}, "one")
     write(tmp_path, common[::-1], "fid_x", {7: found}, "two")
     kept = recommendation(tmp_path)
@@ -338,7 +344,7 @@ def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
 def answer(winner, default, nfe=20):
     seeds = [str(seed) for seed in range(3)]
     sides = [dict(zip(seeds, values, strict=True)) for values in (winner, default)]
-    return Answer(Measured(["tuned"], nfe, sides[0]), Measured(["default"], 20, sides[1]))
+    return Answer(MeasuredSetting(["tuned"], nfe, sides[0]), MeasuredSetting(["default"], 20, sides[1]))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def answer(winner, default, nfe=20):
         (answer([10, 30, 20], [21, 22, 23]), "default", "the simpler one is recommended"),
         (answer([10, 30, 20], [21, 22, 23], nfe=19), "tuned", "the cheaper one is recommended"),
         (answer([30, 31, 32], [20, 21.2, 22.1]), "default", "worse on new noise (+9.9"),
-        (Answer(Measured(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),
+        (Answer(MeasuredSetting(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),
     ],
 )
 def test_a_lead_within_the_spread_is_level_and_the_cheaper_or_simpler_is_recommended(found, recommended, said):
@@ -506,7 +512,10 @@ REFUSED = {
     "no budget": ([], "budgets has no value"),
     "iterations": (["budgets=[6]", "sampler.iterations=6"], "budgets says it"),
     "a sweep": (["budgets=[6]", "-m"], "a search is no sweep: leave -m out"),
-    "a misspelt key": (["budgets=[6]", "trails=3"], "there is no trails (did you mean trials?): those of a search are space"),
+    "a misspelt key": (
+        ["budgets=[6]", "trails=3"],
+        "there is no trails (did you mean trials?): the keys of a search are space",
+    ),
     "no such kind": (["budgets=[6]", "space.dpm_sover=null"], "space has no dpm_sover to leave out: its kinds are "),
     "a limit below a trial": (["budgets=[6]", "max_evaluations=1"], "no trial was measured: max_evaluations=1 came first"),
     "no space": (["budgets=[6]", "~space"], "space has no kind of sampler left"),
@@ -595,7 +604,7 @@ def test_a_trial_whose_process_ended_before_it_drew_draws_what_it_would_have_dra
         monkeypatch.setattr(study.Study, "_made", ended)
         while len(made.ended) < 8:
             try:
-                with made.next() as (trial, _, _):
+                with made.next() as (trial, _):
                     made.tell(trial, TrialState.COMPLETE, 0.0, trial.params["sde.sampler.eta"])
             except KeyboardInterrupt:
                 made = started()
@@ -614,7 +623,7 @@ def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(
     for count in (1, 5):
         made = study.Study(storage, "more", tmp_path, kinds, count, 64, 3, "random")
         for _ in range(count - len(made.ended)):
-            with made.next() as (trial, _, _):
+            with made.next() as (trial, _):
                 made.tell(trial, TrialState.COMPLETE, 0.0, 1.0)
         with made.next() as none:
             assert none is None
@@ -624,7 +633,7 @@ def test_every_kind_is_tried_untuned_also_if_a_command_with_more_trials_goes_on(
 def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "grid.png").write_bytes(b"no picture")
-    one = Answer(Measured(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
+    one = Answer(MeasuredSetting(["sampler=edm"], 6, {"0": 1.0}, {"0": "run"}), None)
     storage = optuna.storages.InMemoryStorage()
     trial = optuna.create_study(storage=storage, study_name="one").ask()
     for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from pds.lab import charts as house
 from pds.lab.charts import DASHES, SOFT, Chart, Column, Series, lines
-from pds.lab.report.settings import Curves, HeatMap, Line, Panel, T, repeated, symbol
+from pds.lab.report.settings import Comparable, Curves, HeatMap, Line, T, repeated, symbol
 from pds.lab.report.table import Grid, SideBySide, timing
 from pds.lab.text import as_text, significant
 
@@ -25,11 +25,11 @@ LEVEL: Style = {"color": SOFT, "linewidth": 1.2}
 POINTS: Style = {"linestyle": "none", "markersize": 7}
 
 
-def against(name: str, panel: Panel, x: str, curves: Curves) -> Chart:
+def against(name: str, comparable: Comparable, x: str, curves: Curves) -> Chart:
     """Draw distance against one swept number, with vanilla as level lines; T is joined by NFE and seconds, side by side."""
     settings, layout, heads = [s for line in curves.lines for s in line.settings], {}, {x: symbol(x)}
     if x == T:
-        heads = {"iterations": "T (iterations)", "nfe": NFE, "seconds": timing(panel.runs)}
+        heads = {"iterations": "T (iterations)", "nfe": NFE, "seconds": timing(comparable.runs)}
         layout = {"size": (880, 300 + 17 * math.ceil(len(curves.lines) / 4)), "below": True}
     columns = [Column(head, [s.at(key) for s in settings if key != "seconds"]) for key, head in heads.items()]
     series = _series(curves.lines, heads, {}, [{"color": SOFT, "dashes": dashes} for dashes in DASHES])
@@ -37,8 +37,8 @@ def against(name: str, panel: Panel, x: str, curves: Curves) -> Chart:
     for level, dashes in zip(curves.levels, cycle(DASHES), strict=False):
         ys = [level.settings[0].number] * 2
         series.append(Series(level.label, [ends] * len(columns), ys, LEVEL | {"dashes": dashes}))
-    title, floor = f"{panel.quantity} against {', '.join(heads.values())}", panel.runs.floors.get(panel.quantity)
-    return lines(name, title, panel.quantity, columns, series, floor, **layout)
+    title, floor = f"{comparable.quantity} against {', '.join(heads.values())}", comparable.runs.floors.get(comparable.quantity)
+    return lines(name, title, comparable.quantity, columns, series, floor, **layout)
 
 
 def rows(name: str, grid: Grid) -> Chart:
@@ -65,9 +65,9 @@ def _series(drawn: Sequence[Line], keys: Iterable[str], strong: Style, quiet: It
     return series
 
 
-def best_alphas(name: str, panel: Panel) -> Chart:
+def best_alphas(name: str, comparable: Comparable) -> Chart:
     """Draw the best α of each T with its neighbours in the grid, and the lines α = α_ref T / T_ref of the configurations."""
-    found, series = panel.best_alphas(), []
+    found, series = comparable.best_alphas(), []
     for (label, bests), tone, marker in zip(found, house.ramp(len(found)), cycle(house.MARKERS), strict=False):
         for inside, note in ((True, ""), (False, " (edge of its grid: a bound)")):
             placed = [best for best in bests if best.inside is inside]
@@ -77,10 +77,12 @@ def best_alphas(name: str, panel: Panel) -> Chart:
             one = Series(f"{label or 'PDS'}, best α{note}", [xs], ys, POINTS | style, reach, bars | {"alpha": 0.35})
             series += [one] if placed else []
     ts = [best.iterations for _, bests in found for best in bests]
-    for (alpha, t), dashes in zip(panel.references(), cycle(DASHES), strict=False):
+    for (alpha, t), dashes in zip(comparable.references(), cycle(DASHES), strict=False):
         ends, style = np.geomspace(min(ts), max(ts), 50).tolist(), LEVEL | {"dashes": dashes}
         series.append(Series(f"α = {as_text(alpha)}·T/{as_text(t)}", [ends], [alpha * end / t for end in ends], style))
-    return lines(name, f"Best α against T, by {panel.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310))
+    return lines(
+        name, f"Best α against T, by {comparable.quantity}", "α", [Column("T (iterations)", ts)], series, size=(634, 310)
+    )
 
 
 def precision_recall(name: str, table: SideBySide) -> Chart:
@@ -94,11 +96,11 @@ def precision_recall(name: str, table: SideBySide) -> Chart:
     return lines(name, "Precision against recall", "precision (fidelity)", columns, series, size=(634, 310))
 
 
-def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, alike: Sequence[HeatMap]) -> Chart:
+def heat_map(name: str, comparable: Comparable, keys: tuple[str, str], found: HeatMap, alike: Sequence[HeatMap]) -> Chart:
     """Draw distance in the cells of a grid over two keys, dark where it is low; the maps `alike` share the colours."""
     columns, rows = (sorted({place[axis] for place in (*found.cells, *found.lost)}) for axis in (0, 1))
     x, y = map(symbol, keys)
-    width, height = len(columns) * 62, len(rows) * (42 if repeated(panel.settings) else 34)
+    width, height = len(columns) * 62, len(rows) * (42 if repeated(comparable.settings) else 34)
     total, numbers = (max(width, 170) + 86, height + 72), [s.number for one in alike for s in one.cells.values()]
     low, high = min(numbers), max(numbers)
     norm = (LogNorm if low > 0 and high > house.LOG_RANGE * low else Normalize)(low, high)
@@ -127,8 +129,8 @@ def heat_map(name: str, panel: Panel, keys: tuple[str, str], found: HeatMap, ali
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title(found.held or " ", fontsize=10, loc="left")
-        title = f"{panel.quantity} over {x} and {y}, {found.held}: lowest {significant(found.lowest)}"
-        return house.finished(name, title, figure)
+        title = f"{comparable.quantity} over {x} and {y}, {found.held}: lowest {significant(found.lowest)}"
+        return house.chart_of(name, title, figure)
 
 
 def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
@@ -154,4 +156,4 @@ def filter_plane(name: str, kind: str, values: np.ndarray) -> Chart:
         # 1 does not change a coordinate.
         marks = sorted({panels.min(), panels.max()} | ({1.0} if panels.min() < 1 < panels.max() else set()))
         bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
-        return house.finished(name, f"{kind} filter", figure)
+        return house.chart_of(name, f"{kind} filter", figure)

@@ -16,7 +16,7 @@ import jinja2
 from pds.errors import PDSError
 from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
-from pds.lab.report.settings import Number, Panel, Setting, T, one_a_seed, panels, repeated, symbol
+from pds.lab.report.settings import Comparable, Number, Setting, T, comparables, one_a_seed, repeated, symbol
 from pds.lab.report.table import FACTS, WORDS, Grid, SideBySide, long_form, plain_columns, side_by_side, write_table
 from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, write_text
 
@@ -114,9 +114,11 @@ def write_html(path: Path, template: str, content: Mapping[str, Any]) -> Path:
 
 def _summary(runs: Runs) -> list[list[Any]]:
     """Return one row a run: its facts, every metric by its full name, every swept key."""
-    found = panels(runs)
+    found = comparables(runs)
     # Without a finished run, the keys that differ between all.
-    keys = dict.fromkeys(k for panel in found for k in panel.keys) if found else differing([run.values for run in runs])
+    keys = (
+        dict.fromkeys(k for comparable in found for k in comparable.keys) if found else differing([run.values for run in runs])
+    )
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
     rows: list[list[Any]] = [["name", "label", "state", "seed", *FACTS, *measures, *keys, "message"]]
     for run in runs:
@@ -173,30 +175,35 @@ def _foremost(done: Runs) -> list[int]:
     return [i for i, run in enumerate(done) if run.folder in first]
 
 
-def _swept(runs: Runs, figures: Figures, without: Collection[str]) -> list[tuple[Panel, dict[str, Any]]]:
-    """Return the panels with means over the seeds or charts, these by the swept keys; the keys `without` get no curves."""
+def _swept(runs: Runs, figures: Figures, without: Collection[str]) -> list[tuple[Comparable, dict[str, Any]]]:
+    """Return the comparables with means over seeds or charts, these by the swept keys; the keys `without` get no curves."""
     swept = []
-    for panel in panels(runs):
-        curves, maps, name = dict[str, Any](), dict[tuple[str, str], Any](), panel.quantity
-        for x in panel.axes:
-            if x not in without and (found := panel.curves(x)):
-                drawn = figures.draw("against", f"{name}-against-{'T' if x == T else x}", panel, x, found)
+    for comparable in comparables(runs):
+        curves, maps, name = dict[str, Any](), dict[tuple[str, str], Any](), comparable.quantity
+        for x in comparable.axes:
+            if x not in without and (found := comparable.curves(x)):
+                drawn = figures.draw("against", f"{name}-against-{'T' if x == T else x}", comparable, x, found)
                 curves[x] = drawn, len(found.lines), found.left_out
-        for x, y in itertools.combinations(panel.axes, 2):
-            kept, left_out = panel.heat_maps(x, y)
-            charts = [figures.draw("heat_map", f"{name}-over-{x}-and-{y}", panel, (x, y), one, kept) for one in kept]
+        for x, y in itertools.combinations(comparable.axes, 2):
+            kept, left_out = comparable.heat_maps(x, y)
+            charts = [figures.draw("heat_map", f"{name}-over-{x}-and-{y}", comparable, (x, y), one, kept) for one in kept]
             maps |= {(x, y): (charts, left_out)} if charts else {}
-        best = figures.draw("best_alphas", f"{name}-best-alpha-against-T", panel) if panel.best_alphas() else None
-        parts = {"means": _means(panel) if repeated(panel.settings) else [], "curves": curves, "maps": maps, "best": best}
-        swept += [(panel, parts)] if any(parts.values()) else []
+        best = figures.draw("best_alphas", f"{name}-best-alpha-against-T", comparable) if comparable.best_alphas() else None
+        parts = {
+            "means": _means(comparable) if repeated(comparable.settings) else [],
+            "curves": curves,
+            "maps": maps,
+            "best": best,
+        }
+        swept += [(comparable, parts)] if any(parts.values()) else []
     return swept
 
 
-def _means(panel: Panel) -> list[list[Any]]:
+def _means(comparable: Comparable) -> list[list[Any]]:
     """Return rows of means and deviations over the seeds, vanilla first."""
-    settings = sorted(panel.settings, key=lambda setting: (not setting.vanilla, setting.number))
+    settings = sorted(comparable.settings, key=lambda setting: (not setting.vanilla, setting.number))
     means = zip(settings, rounded((s.number for s in settings), [s.error for s in settings]), strict=True)
-    return [[panel.label([s]), Number.of(mean, s.spread), str(len(s.runs))] for s, mean in means]
+    return [[comparable.label([s]), Number.of(mean, s.spread), str(len(s.runs))] for s, mean in means]
 
 
 def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | None]]:
@@ -211,11 +218,11 @@ def _measures(done: Runs, figures: Figures) -> list[tuple[SideBySide, Chart | No
 
 def _images(done: Runs, strips: bool) -> dict[int | None, list[tuple[Run, Picture | str]]]:
     """Return the grid of every run, or the strips by seed."""
-    found = [(run, seen(strip_of if strips else grid_of, run)) for run in done]
+    found = [(run, or_message(strip_of if strips else grid_of, run)) for run in done]
     return grouped((run.result["seed"] if strips else None, (run, picture)) for run, picture in found if picture is not None)
 
 
-def seen(read: Callable[[Run], Any], run: Run) -> Any:
+def or_message(read: Callable[[Run], Any], run: Run) -> Any:
     """Read a picture; a damaged one becomes a sentence and hides no other."""
     try:
         return read(run)
@@ -227,7 +234,7 @@ def _filters(done: Runs, figures: Figures) -> list[tuple[str, str, Chart | None]
     """Return the filters R and A of the runs, equal ones once."""
     found: dict[Any, tuple[str, str, Chart | None]] = {}
     for run in done:
-        planes = seen(filters_of, run)
+        planes = or_message(filters_of, run)
         if isinstance(planes, str):
             found[run.folder] = (run.label, planes, None)
             continue

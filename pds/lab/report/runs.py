@@ -11,11 +11,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from pds.dotted import dotted
 from pds.errors import PDSError
 from pds.evaluation.panel import better, short_name
 from pds.files import parse_yaml, read_json, reading
 from pds.lab.points import Point, Points
-from pds.lab.runs import ASIDE, RESULT, identity, read_config, read_result, under
+from pds.lab.runs import ASIDE, RESULT, read_config, read_result, under
 from pds.lab.text import FLOOR, MISSING, is_number, rounded, with_error
 from pds.options import fitted
 
@@ -73,7 +74,7 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The configuration by dotted key, without a sweep's bookkeeping. A point without a folder gives its command line."""
-        return identity(self.config, without=("sweep",)) if self.config else dict(map(_override, self.overrides))
+        return dotted(self.config, {"sweep"}) if self.config else dict(map(_override, self.overrides))
 
     @property
     def kind(self) -> tuple[Any, ...]:

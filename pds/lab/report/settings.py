@@ -154,7 +154,7 @@ class Best(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Panel:
+class Comparable:
     """Finished runs of one kind with comparable distances of one metric (the name has the image count).
 
     `lost` are all failed, damaged and skipped runs of the group.
@@ -304,12 +304,12 @@ class Panel:
         return sorted({(float(a), float(t)) for a, t in pairs if is_number(a) and is_number(t)})
 
 
-def panels(runs: Runs) -> list[Panel]:
-    """Part the finished runs into panels whose distances may be compared, in the order of the table."""
+def comparables(runs: Runs) -> list[Comparable]:
+    """Part the finished runs by comparable distances, in the order of the table."""
     lost = runs.where(lambda run: run.state in ("failed", "damaged", "skipped"))
     known = [run for run in runs.done if run.config]
     kinds = grouped(((name, run.kind), run) for name in runs.metrics for run in known if name in run.measures)
-    return [Panel(name, Runs(tuple(alike)), lost) for (name, _), alike in kinds.items()]
+    return [Comparable(name, Runs(tuple(alike)), lost) for (name, _), alike in kinds.items()]
 
 
 def one_a_seed(runs: Iterable[Run]) -> tuple[Run, ...]:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from pds.errors import PDSError
 from pds.evaluation.panel import better, long_name, parts
-from pds.lab.asked import Cell, Table
+from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point
 from pds.lab.report.runs import Run, Runs, grouped, read_runs
-from pds.lab.report.settings import Line, Number, Panel, Setting, one_a_seed
+from pds.lab.report.settings import Comparable, Line, Number, Setting, one_a_seed
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
@@ -102,9 +102,9 @@ def side_by_side(runs: Runs) -> list[SideBySide]:
     groups = grouped(((run.kind, split[1]), (run, name, split[0])) for run, name, split in named if split)
     for ((model, *_), rest), measured in groups.items():
         names, rows = {measure: name for _, name, measure in measured}, dict[str, dict[str, Setting]]()
-        panel = Panel("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
-        for values, repeats in panel.repeats:
-            label = panel.label([Setting(tuple(repeats), "", values)])
+        comparable = Comparable("", Runs(tuple({run.folder: run for run, *_ in measured}.values())), Runs(()))
+        for values, repeats in comparable.repeats:
+            label = comparable.label([Setting(tuple(repeats), "", values)])
             label = label if label not in rows else f"{label} ({repeats[0].folder.name})"
             # Runs of one seed may have measured different things.
             having = {name: one_a_seed(run for run in repeats if name in run.measures) for name in names.values()}
@@ -114,7 +114,7 @@ def side_by_side(runs: Runs) -> list[SideBySide]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredCell:
     """A measured cell."""
 
     cell: Cell
@@ -136,16 +136,16 @@ class Measured:
         return record | {"seconds": s and s.at("seconds"), "metric": s and s.quantity, "note": "; ".join(self.notes)}
 
 
-def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[Measured]:
+def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[MeasuredCell]:
     """Join every cell with the runs that measured it; `points` are those of the table's sweep."""
     by_digest = {point.digest: point for point in points}
     done = {run.folder.name: run for run in runs if run.state == "done"}
     return [_fill(table, cell, [by_digest.get(digest) for digest in cell.points], done) for cell in table.cells]
 
 
-def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[str, Run]) -> Measured:
+def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[str, Run]) -> MeasuredCell:
     if not cell.points:
-        return Measured(cell, [f"missing: {cell.missing}" if cell.missing else "as printed"])
+        return MeasuredCell(cell, [f"missing: {cell.missing}" if cell.missing else "as printed"])
     ended = [point for point in points if point and point.state == "done"]
     runs = [done[point.run] for point in ended if point.run in done]
     # One sentence if all seeds have the same message.
@@ -157,7 +157,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     seconds = table.quantity == "seconds"
     name = "seconds" if seconds else next((name for run in runs[:1] for name in run.metrics), "")
     if not runs or not name:
-        return Measured(cell, [*notes, "no distance: the runs have metric=none"] if runs else notes)
+        return MeasuredCell(cell, [*notes, "no distance: the runs have metric=none"] if runs else notes)
     setting = Setting(tuple(run for run in runs if seconds or name in run.measures), name)
     images, alike = runs[0].result["images"], seconds or name.startswith(table.metric)
     doubts = [
@@ -170,11 +170,11 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     ]
     notes += [note for holds, note in doubts if holds]
     if cell.printed is None or not alike or table.another_model or (seconds and images != table.images):
-        return Measured(cell, notes, setting)
-    return Measured(cell, notes, setting, setting.number - cell.printed)
+        return MeasuredCell(cell, notes, setting)
+    return MeasuredCell(cell, notes, setting, setting.number - cell.printed)
 
 
-def long_form(lines: Sequence[Measured]) -> list[list[str]]:
+def long_form(lines: Sequence[MeasuredCell]) -> list[list[str]]:
     """Return one row a cell, under a row of heads."""
     records, errors = [line.record for line in lines], [getattr(line.setting, "error", None) for line in lines]
     columns = {head: [MISSING if r[head] is None else str(r[head]) for r in records] for head in records[0]}
@@ -196,7 +196,7 @@ class Grid:
     is the full name of the measured quantity, empty if cells differ or none is measured.
     """
 
-    def __init__(self, table: Table, lines: dict[Place, Measured]) -> None:
+    def __init__(self, table: Table, lines: dict[Place, MeasuredCell]) -> None:
         self.table, self.lines = table, lines
         self.rows, self.columns = (list(dict.fromkeys(place[side] for place in lines)) for side in (0, 1))
         self.settings = {place: line.setting for place, line in lines.items() if line.setting}
@@ -205,7 +205,7 @@ class Grid:
         self.quantity = quantities.pop() if len(quantities) == 1 else ""
 
     @classmethod
-    def of(cls, table: Table, lines: Sequence[Measured]) -> Grid | None:
+    def of(cls, table: Table, lines: Sequence[MeasuredCell]) -> Grid | None:
         """Return None if one line a cell is clearer: with printed numbers, or with rows that have few columns in common."""
         places = {(line.cell.row, line.cell.column): line for line in lines}
         rows, columns = (Counter(place[side] for place in places) for side in (0, 1))
@@ -270,7 +270,7 @@ class Grid:
         others = grouped((f, at) for at, line in self.lines.items() for f in self._facts(line) if f not in shared)
         return told + [f"{self._named(places)}: {fact.rstrip('.')}." for fact, places in others.items()]
 
-    def _facts(self, line: Measured) -> list[str]:
+    def _facts(self, line: MeasuredCell) -> list[str]:
         if line.setting is None:
             # A state without a message stands in the cell itself.
             return [note for note in line.notes if ":" in note]
@@ -297,7 +297,7 @@ class Grid:
         return "; ".join(named) if len(rows) < 5 else f"{len(places)} cells"
 
 
-def markdown(table: Table, lines: Sequence[Measured]) -> str:
+def markdown(table: Table, lines: Sequence[MeasuredCell]) -> str:
     """Return the table with its title and notes: as a grid if it is one, else with one line a cell."""
     grid = Grid.of(table, lines)
     tables, about = (grid.tables(), grid.sentences()) if grid else ([long_form(lines)], [])
@@ -314,14 +314,14 @@ def overview(folder: Path) -> str:
     return markdown(*found) if found else format_table(read_runs(folder))
 
 
-def table_lines(folder: Path) -> tuple[Table, list[Measured]] | None:
+def table_lines(folder: Path) -> tuple[Table, list[MeasuredCell]] | None:
     """Return a folder's table and its cells with the runs that measured them by now; None without a table."""
     table = Table.read(folder)
     runs = read_runs(folder) if (folder / "points").exists() else Runs(())
     return (table, fill(table, runs.points, runs)) if table else None
 
 
-def write_table(folder: Path) -> tuple[Table, list[Measured]] | None:
+def write_table(folder: Path) -> tuple[Table, list[MeasuredCell]] | None:
     """Write table.md and table.csv beside table.json; return what `table_lines` does."""
     found = table_lines(folder)
     if found:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pds.lab.runs import identity
+from pds.dotted import dotted
 from pds.lab.tracking import Patience, TrackedRun, against, as_markdown, entry, require_package
 from pds.options import options
 
@@ -41,7 +41,7 @@ class MLflowTracker:
         own = self.uri is None and not os.environ.get("MLFLOW_TRACKING_URI")
         client = MlflowClient(tracking_uri=f"sqlite:///{outputs / 'mlflow.db'}" if own else self.uri)
         run = entry(folder, "mlflow", lambda run: _open(client, run), lambda: self._new(client, outputs, own, name, group))
-        for key, value in identity({"job_type": job_type, **config}, without=()).items():
+        for key, value in dotted({"job_type": job_type, **config}).items():
             with contextlib.suppress(
                 _refused()
             ):  # a resumed run may compute on another device, and MLflow cannot change a value

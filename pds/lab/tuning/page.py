@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
-from pds.lab.report.page import seen, write_html
+from pds.lab.report.page import or_message, write_html
 from pds.lab.report.pictures import Picture, grid_of
 from pds.lab.report.runs import Run
-from pds.lab.tuning.recommendation import FILE, Answer, Measured
+from pds.lab.tuning.recommendation import FILE, Answer, MeasuredSetting
 from pds.lab.tuning.study import Study
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Stu
     return write_html(folder / "tuning.html", "tuning/page.html", page)
 
 
-def _sides(answer: Answer) -> list[tuple[str, Measured]]:
+def _sides(answer: Answer) -> list[tuple[str, MeasuredSetting]]:
     """The compared settings: the winner and the default, unless they are one."""
     others = [] if answer.default is None or answer.default.run == answer.winner.run else [("default", answer.default)]
     return [("winner", answer.winner), *others]
@@ -75,7 +75,7 @@ def _pictures(folder: Path, answer: Answer) -> list[tuple[str, Picture | str]]:
     shown = list[tuple[str, Picture | str]]()
     for name, setting in _sides(answer):
         for seed, run in list(setting.runs.items())[:1]:
-            picture = seen(grid_of, Run(folder / run, "done"))
+            picture = or_message(grid_of, Run(folder / run, "done"))
             shown += [(f"{name}, seed {seed}", picture)] if picture else []
     return shown
 

@@ -24,7 +24,7 @@ FILE = "recommendation.yaml"
 
 
 @options
-class Measured:
+class MeasuredSetting:
     """A setting and its distances on noise that no trial saw.
 
     Attributes:
@@ -58,8 +58,8 @@ class Answer:
         why: the reason why the winner is not confirmed; empty if it is confirmed.
     """
 
-    winner: Measured
-    default: Measured | None
+    winner: MeasuredSetting
+    default: MeasuredSetting | None
     why: str = ""
 
     @property
@@ -74,7 +74,7 @@ class Answer:
         return self.winner.nfe < self.default.nfe if found.level else found.high < 0
 
     @property
-    def recommended(self) -> Measured:
+    def recommended(self) -> MeasuredSetting:
         """The setting that is recommended."""
         return self.winner if self.tuned or self.default is None else self.default
 

@@ -29,7 +29,7 @@ from pds.evaluation.first_guess import ALPHAS, IMAGES, Look, guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import jackknife_error
 from pds.evaluation.panel import Panel
-from pds.files import json_digest, read_json, write_json
+from pds.files import json_digest, locked, read_json, write_json
 from pds.generation import DivergedError
 from pds.lab import grammar, reference
 from pds.lab.cli import prepare, with_trackers
@@ -44,9 +44,9 @@ from pds.lab.tables import key
 from pds.lab.terminal import show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, Measured, earlier, from_anywhere, write
+from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
-from pds.lab.tuning.study import GUESSED, Study, locked, storage_of
+from pds.lab.tuning.study import GUESSED, Study, storage_of
 from pds.options import options_of
 from pds.progress import progress_bar
 from pds.samplers.critically_damped import VelocitySampler
@@ -75,7 +75,7 @@ def tune(arguments: list[str]) -> None:
     Args:
         arguments: keys of `Tune`, of the space, or overrides of every run.
     """
-    if told := reference.asked("tune", arguments):
+    if told := reference.help_text("tune", arguments):
         show(told)
         return
     _require_no_sweep(arguments)
@@ -106,7 +106,7 @@ def _require_of_runs(runs: Mapping[str, str]) -> None:
             raise PDSError(f"{runs[name]} cannot be given to a search: {instead} says it")
     for name in runs.keys() - {*options_of(Run), *reference.GROUPS}:
         if meant := difflib.get_close_matches(name, OURS, n=1):
-            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): those of a search are {', '.join(OURS)}")
+            raise PDSError(f"there is no {name} (did you mean {meant[0]}?): the keys of a search are {', '.join(OURS)}")
 
 
 def _require_kinds(left_out: Sequence[str], ours: Sequence[str]) -> None:
@@ -272,7 +272,7 @@ class Tuning:
         # The mean of images lies in the data range.
         run += ["remedy=level_shift", "remedy.scale=1"]
         self.sampled[f"guess {budget}"] = (look.evaluations, 0.0)
-        return Answer(Measured(run, nfe), None, "a first guess of 64 images, which nothing has measured")
+        return Answer(MeasuredSetting(run, nfe), None, "a first guess of 64 images, which nothing has measured")
 
     def _look(self, iterations: int) -> Look:
         """The facts about the network for a guess; of whole walks alone if the data have no statistics to start a shorter
@@ -338,8 +338,6 @@ class Tuning:
             )
         return mine
 
-    # The limits of its cost.
-
     @property
     def _first(self) -> int:
         return self.options.images // 4
@@ -365,8 +363,6 @@ class Tuning:
         if o.max_evaluations is not None and self.cost()[0] + ahead > part * o.max_evaluations:
             return f"max_evaluations={o.max_evaluations} came first"
         return ""
-
-    # The trials.
 
     def _search(self) -> None:
         """One trial of each budget after the other, as long as there are any."""
@@ -400,7 +396,7 @@ class Tuning:
                 if idle and unfinished:  # other processes run the last trials, and may be killed
                     time.sleep(POLL)
 
-    def _try(self, study: Study, trial: Trial, kind: Kind, overrides: list[str]) -> str:
+    def _try(self, study: Study, trial: Trial, overrides: list[str]) -> str:
         """Measure one trial, and report it to the study; return the reason of a failure."""
         o, begun, reason = self.options, time.monotonic(), ""
 
@@ -447,8 +443,6 @@ class Tuning:
         with locked(self.folder / "locks" / f"run-{digest}"), quieter("pds.generation", "pds.lab.experiment"):
             return measured(cfg, named, command, self.like, look)
 
-    # Its leaders and its winner.
-
     def _each(
         self, jobs: Sequence[tuple[Sequence[str], int, int, int]], why: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -491,10 +485,10 @@ class Tuning:
         told = {n: self.distance(result, o.final) for n, result in self._each(jobs, why)}
         first = leaders[min(told, key=lambda n: told[n], default=0)]
         log.info("budget %d: %s leads", budget, " ".join(first.user_attrs["overrides"]))
-        winner = Measured(list(first.user_attrs["overrides"]), first.user_attrs["nfe"])
+        winner = MeasuredSetting(list(first.user_attrs["overrides"]), first.user_attrs["nfe"])
         pair = [winner]
         if default is not None and list(default.run) != winner.run:
-            pair.append(Measured(list(default.run), default.nfe))
+            pair.append(MeasuredSetting(list(default.run), default.nfe))
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
         for number, result in sorted(self._each(jobs, why), key=lambda found: found[0]):  # another process may come first
             one, seed = pair[number % len(pair)], jobs[number][2]

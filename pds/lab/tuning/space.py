@@ -15,6 +15,7 @@ from optuna.trial import Trial
 
 from pds.conditioning import ClassifierFree, Guidance
 from pds.data.dataset import Dataset
+from pds.dotted import dotted
 from pds.errors import OptionError, PDSError, spelled
 from pds.lab.config import build, keyed
 from pds.lab.guessed import without_auto
@@ -227,7 +228,7 @@ def _evaluations(sampler: Sampler[Any], guidance: Guidance | None, model: Model)
 
 
 def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig, model: Model) -> Iterator[Varied]:
-    fixed, given = {key(override) for override in about["run"]}, dict(_flat(about.get("vary") or {}))
+    fixed, given = {key(override) for override in about["run"]}, dotted(about.get("vary") or {})
     for path, annotation, value in _options(cfg):
         stated = _search(annotation)
         tried = given.pop(path, None if path in fixed else stated)
@@ -252,14 +253,6 @@ def _cut(tried: Search, model: Model) -> Search | None:
     (black, white), ladder = model.data_range, model.process.ladder
     low, high = max(tried.low * abs(white - black), ladder[-1].item()), min(tried.high * abs(white - black), ladder[0].item())
     return replace(tried, low=low, high=high) if low < high else None
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _options(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:

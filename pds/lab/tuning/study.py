@@ -22,15 +22,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pds.errors import MissingError, PDSError, first_line
-from pds.files import MOST_TEXT, open_lock, open_regular, reading
+from pds.files import MOST_TEXT, locked, open_regular, reading
 from pds.lab.tracking import cut_half_line
 from pds.lab.tuning.space import Kind
 from pds.samplers.preconditioned_sde import PreconditionedSDE
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # A continued trial reports its value again.
@@ -44,21 +39,6 @@ UNPRUNED = 4
 """The first trials, which go on in any case."""
 GUESSED = "evaluations of the first guess"
 """An attribute of a study that has its first trials."""
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock while the block runs; yields whether this process has the lock, which may fail without `wait`."""
-    if fcntl is None:
-        yield True
-        return
-    with open(open_lock(path), "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 class _JournalLock(JournalFileOpenLock):
@@ -163,14 +143,14 @@ class Study:
         return list(found.values())
 
     @contextlib.contextmanager
-    def next(self) -> Iterator[tuple[Trial, Kind, list[str]] | None]:
-        """A trial for this process, with its kind and its overrides; None when there is none left to begin."""
+    def next(self) -> Iterator[tuple[Trial, list[str]] | None]:
+        """A trial for this process, with its overrides; None when there is none left to begin."""
         study = self.study
         with contextlib.ExitStack() as held:
             with locked(self.folder / "locks" / "studies"):
                 trial = self._abandoned(held) or self._asked(study, held)
                 # Inside the lock, so that the next process knows the trial of this one.
-                made = None if trial is None else (trial, *self._made(trial))
+                made = None if trial is None else (trial, self._made(trial))
             yield made
 
     def poor(self, trial: Trial, value: float, error: float) -> bool:
@@ -208,7 +188,8 @@ class Study:
             startup = len(self.kinds) + DRAWN
             return TPESampler(n_startup_trials=startup, seed=seed, multivariate=True, group=True, constant_liar=True)
 
-    def _made(self, trial: Trial) -> tuple[Kind, list[str]]:
+    def _made(self, trial: Trial) -> list[str]:
+        """The overrides of a trial, kept with its evaluations."""
         names = [kind.name for kind in self.kinds if kind.varied]
         start = trial.user_attrs.get("start")
         alone = next((kind.name for kind in self.kinds if kind.name == start and not kind.varied), None)
@@ -217,7 +198,7 @@ class Study:
         overrides = kind.suggested(trial)
         trial.set_user_attr("overrides", overrides)
         trial.set_user_attr("nfe", kind.nfe)
-        return kind, overrides
+        return overrides
 
     def _lock(self, number: int) -> Path:
         return self.folder / "locks" / f"{self.name}-{number}"

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from made_runs import edit
 
-from pds.lab.asked import Cell, Table
 from pds.lab.charts import QUIET, RAMP
+from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point, Points
 from pds.lab.report import overview, write_report
 from pds.lab.report.runs import Run
