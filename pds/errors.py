@@ -44,6 +44,10 @@ class MissingError(PDSError):
     """Something that only the user can provide is absent: a checkpoint, a data set, a downloadable network, or a package."""
 
 
+class UnwritableError(PDSError):
+    """A file cannot be written: the disk is full, or the folder belongs to someone else."""
+
+
 class OptionError(PDSError):
     """An option has a value that it cannot have.
 

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from pds.errors import MissingError, PDSError, escaped
+from pds.errors import MissingError, PDSError, UnwritableError, escaped
 from pds.options import fitted, shown
 
 try:
@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
-        raise PDSError(
+        raise UnwritableError(
             f"cannot write {path} ({error.strerror}): make room, or choose a folder that you can write to, and run the same "
             "command again; what is finished is kept"
         ) from None

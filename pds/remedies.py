@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pds.data.dataset import Dataset
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
+from pds.models.safetensors_files import state_digest
 from pds.models.scores import GivenModel, Model, NetworkScore
 from pds.options import Range, Search, checked
 from pds.processes.forward import noise_range
@@ -43,6 +44,11 @@ class Remedy(NetworkScore):
     def network(self) -> nn.Module:  # type: ignore[override]
         """The network behind the score."""
         return self.score.network
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """The facts from the data set that the values depend on; empty for a remedy without statistics."""
+        return {}
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:
         return self.score.draw_sigma(count, generator)
@@ -83,6 +89,10 @@ class TimeShift(Remedy):
     def __init__(self, score: NetworkScore, data_variance: float, window: float, cutoff: float) -> None:
         super().__init__(score)
         self.data_variance, self.window, self.cutoff = data_variance, window, cutoff
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"remedy": f"{self.data_variance:.9g}"}
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         variance = x.flatten(2).double().var(2).mean(1)
@@ -174,6 +184,10 @@ class SeenNoise(Remedy):
     def __init__(self, score: NetworkScore, power: Tensor) -> None:
         super().__init__(score)
         self.register_buffer("power", power.float(), persistent=False)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        return {"remedy": state_digest({"power": self.power})}
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         s, std = self.score(x, sigma, *labels), sigma.to(x.dtype)[:, None, None, None]

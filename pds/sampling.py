@@ -18,7 +18,7 @@ from pds.data.images import ArrayImages, ImageSource, as_uint8, to_uint8
 from pds.data.statistics import DatasetStatistics, dataset_statistics
 from pds.errors import OptionError
 from pds.generation import BAR, ImageSampler
-from pds.models.scores import GivenModel, for_sampling, placed
+from pds.models.scores import GivenModel, for_sampling, in_evaluation_mode, placed
 from pds.moments import moments_beside
 from pds.options import Count, Said, Seed, checked
 from pds.preconditioning.filters import Filter, NoFilter
@@ -119,7 +119,7 @@ def sample(
     classes = labels_of(model, labels, guidance)
     make = ImageSampler.of(model, score, sampler, P, seed, place, labels=classes, guidance=guidance)
     batches, evaluations, seconds = [], 0.0, 0.0
-    with progress_bar(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
+    with in_evaluation_mode(model.score), progress_bar(desc="sample", total=images, unit="img", bar_format=BAR) as bar:
         for start in range(0, images, batch_size):
             batch = range(start, min(start + batch_size, images))
 

@@ -213,7 +213,7 @@ class Trainer:
                     kept = f"; the last checkpoint is kept in {checkpoint}" if checkpoint.exists() else ""
                     raise PDSError(f"{what} at iteration {iteration}: lower learning_rate (now {self.learning_rate}){kept}")
                 running = value if running is None else 0.98 * running + 0.02 * value
-                bar.set_postfix(loss=f"{running:.4f}")
+                bar.set_postfix(loss=f"{running:.4f}", refresh=False)
                 if (iteration + 1) % 50 == 0:
                     callback({"iteration": iteration + 1, "loss": running, "learning_rate": self.rate(iteration)})
                 if (iteration + 1) % self.checkpoint_every == 0 or iteration + 1 == self.iterations:

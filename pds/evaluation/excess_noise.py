@@ -25,7 +25,7 @@ from torch import Tensor
 from pds.data.images import ArrayImages, as_uint8, to_range, to_unit
 from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
-from pds.models.scores import GivenModel, Model
+from pds.models.scores import GivenModel, Model, in_evaluation_mode
 from pds.noise import ImageNoise
 from pds.options import Length, Range, Seed, checked
 from pds.preconditioning.preconditioner import Preconditioner
@@ -311,7 +311,8 @@ def diagnose(
     statistics = model.statistics or dataset_statistics(ArrayImages("images", "all", images.cpu().numpy()), len(images))
     modes = highest_frequencies(model.shape[1:])
     variance = statistics.gaussian(model.data_range).power[:, modes].mean().item()
-    response = response_of(model, images, seed)
+    with in_evaluation_mode(model.score):
+        response = response_of(model, images, seed)
     require_noise(response, "a diagnosis")
     excess = []
     for T in iterations:

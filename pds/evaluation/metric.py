@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
+
 from pds.cache import cache_folder
 from pds.data.dataset import Dataset
 from pds.data.images import ImageSource
@@ -19,9 +21,25 @@ from pds.models.classifier import Classifier, DigitClassifier, ObjectClassifier
 from pds.options import Length, Range, Seed, checked
 
 
-def classifier_metric(classifier: type[Classifier], device: str = "cpu") -> Panel:
-    """The offline distance of a data set: shipped classifier, shipped reference. Comparable with no published FID."""
-    return Panel(ClassifierFeatures(classifier, device), shipped_reference(classifier), short=True)
+def classifier_metric(classifier: type[Classifier], dataset: Dataset | None = None, device: str = "cpu") -> Panel:
+    """The offline distance in the features of a shipped classifier. Comparable with no published FID.
+
+    Args:
+        classifier: kind of the classifier.
+        dataset: the data set to compare with; None is that of the classifier, whose reference ships.
+        device: where the classifier runs.
+    """
+    features = ClassifierFeatures(classifier, device)
+    return Panel(features, _reference(classifier, features, dataset, _folder(None)), short=True)
+
+
+def _reference(classifier: type[Classifier], features: FeatureExtractor, dataset: Dataset | None, folder: Path) -> Reference:
+    """The shipped reference for the data set of the classifier; one of its own images for another data set."""
+    if dataset is None or dataset.name.removesuffix("_jpeg") == classifier.data:
+        return shipped_reference(classifier)
+    features(torch.zeros(1, *dataset.shape, dtype=torch.uint8))  # before any file is read
+    made = dataset.reference if isinstance(dataset.reference, MadeReference) else MadeReference()
+    return made(lambda: dataset.images, features, folder)
 
 
 def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
@@ -29,13 +47,13 @@ def no_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> None:
 
 
 def mnist_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
-    """The offline metric for MNIST."""
-    return classifier_metric(DigitClassifier, device)
+    """The offline metric for MNIST, and for other images of 1x28x28."""
+    return classifier_metric(DigitClassifier, dataset, device)
 
 
 def cifar10_classifier_metric(dataset: Dataset | None = None, device: str = "cpu", /) -> Panel:
-    """The offline metric for CIFAR-10; its reference is CIFAR-10 (JPEG)."""
-    return classifier_metric(ObjectClassifier, device)
+    """The offline metric for CIFAR-10, whose reference is CIFAR-10 (JPEG), and for other images of 3x32x32."""
+    return classifier_metric(ObjectClassifier, dataset, device)
 
 
 @checked
@@ -84,7 +102,7 @@ def panel_metric(
     channels, height, width = dataset.shape
     made = extractor(features, (channels, height, width), device, folder)
     if features in CLASSIFIERS:
-        reference = shipped_reference(CLASSIFIERS[features])
+        reference = _reference(CLASSIFIERS[features], made, dataset, folder)
     else:
         reference = (dataset.reference or MadeReference())(lambda: dataset.images, made, folder)
     seen = _seen(dataset, made, folder) if "memorisation" in measures else None

@@ -14,8 +14,10 @@ it before `from_pretrained`, or pass `scheduler=PDSVeScheduler.from_pretrained(.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -63,6 +65,17 @@ class Filtered:
     def _choose(self, statistics: str | None, statistical: dict[str, object], parametric: dict[str, object]) -> None:
         self._filter = _chosen_filter(statistical | {"statistics": statistics}, parametric)
         self._statistics = None if statistics is None else DatasetStatistics.load(statistics)
+
+    @classmethod
+    def _require_options(cls, given: Collection[str]) -> None:
+        """Refuse options that the scheduler does not have. diffusers drops them: with alpha misspelt it would sample without a
+        filter."""
+        known = list(signature(cls.__init__).parameters)[1:]
+        if unknown := next((name for name in given if name not in known), None):
+            meant = get_close_matches(unknown, known, n=1)
+            raise OptionError(
+                unknown, f"is no option of {cls.__name__}: give {f'{meant[0]}, or ' if meant else ''}one of {', '.join(known)}"
+            )
 
     def _preconditioner(self, x: Tensor) -> Preconditioner:
         """P for images like x, kept until their shape or device changes: a scheduler learns both from the samples."""
@@ -130,6 +143,23 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
         self._corrector = Langevin(snr, norms=norms)
         fitted("correct_steps", correct_steps, Annotated[int, Range(0, MOST)])
         self.set_timesteps(num_train_timesteps)
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """This scheduler from the configuration of another; what is given goes before it.
+
+        Raises:
+            PDSError: the other is no `ScoreSdeVeScheduler`.
+            OptionError: an option is given that this scheduler does not have.
+        """
+        if not return_unused_kwargs:
+            cls._require_options(kwargs)
+        name = config.get("_class_name", "this scheduler")
+        if not {"snr", "sampling_eps"} <= config.keys():
+            raise PDSError(f"{name} is not for VE networks of [SDE]: give a ScoreSdeVeScheduler, or take PDSScheduler")
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
@@ -405,7 +435,10 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
 
         Raises:
             PDSError: the other is no scheduler of VP networks.
+            OptionError: an option is given that this scheduler does not have.
         """
+        if not return_unused_kwargs:
+            cls._require_options(kwargs)
         # A scheduler's own configuration has no name, and a file has one.
         name = config.get("_class_name", "this scheduler")
         flow = "Flow" in name or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"

@@ -77,7 +77,7 @@ def sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
-        remedy = REMEDIES.get(error.errno or 0)
+        remedy = REMEDIES.get(error.errno or 0, "").replace("make room there", "make room" if not place else "make room there")
         return f"{place}{error.strerror}{f': {remedy}' if remedy else ''}"
     if isinstance(error, OSError):
         return str(error)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from pds.conditioning import CLASS_ALONE, Guidance, labels_of
+from pds.conditioning import Guidance, labels_of
 from pds.data.dataset import Dataset
 from pds.errors import OptionError, PDSError
 from pds.evaluation.measures import class_accuracy
@@ -63,7 +63,7 @@ class Experiment:
     label: str
     doubts: list[str]
     batch_size: int
-    guessed: dict[str, str] = field(default_factory=dict)  # values of auto, by key
+    facts: dict[str, str] = field(default_factory=dict)  # values of auto by key, and the statistics of a remedy
     panel: Panel | None = None  # `metric` before measures are left out for which there are too few images
 
     @classmethod
@@ -77,7 +77,7 @@ class Experiment:
         torch.manual_seed(cfg.seed)  # for random weights
         model = like.model if like else build_model(cfg.model)
         dataset: Dataset = like.dataset if like else build(cfg.dataset)
-        sampler_node, filter_node, guessed = settled(cfg, model, device)
+        sampler_node, filter_node, facts = settled(cfg, model, device)
         filter: Filter = build(filter_node)
         solenoid: Solenoid = build(cfg.solenoid)
         sampler: Sampler[Any] = build(sampler_node)
@@ -94,6 +94,7 @@ class Experiment:
         guidance = _guidance(cfg, model)
         labels = labels_of(model, asked.labels, guidance)
         remedied = model if cfg.remedy is None else build(cfg.remedy, model, dataset)
+        facts |= getattr(remedied.score, "provenance", {})
         score = for_sampling(remedied.score, device, cfg.bf16, cfg.compile and like is None)  # a network is compiled once
 
         def moments(count: int) -> NoiseMoments:
@@ -105,24 +106,13 @@ class Experiment:
 
         with keyed(cfg.sampler):
             sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range, model.process).with_moments(moments)
-        sample = ImageSampler(
-            score,
-            sampler,
-            model.process,
-            preconditioner,
-            model.shape,
-            cfg.seed,
-            device,
-            model.data_range,
-            cfg.compile,
-            labels,
-            guidance or CLASS_ALONE,
-            model.classes,
+        sample = ImageSampler.of(
+            model, score, sampler, preconditioner, cfg.seed, device, compiled=cfg.compile, labels=labels, guidance=guidance
         )
         what = " + ".join(title for title in (filter.title, solenoid.title) if title) or "vanilla"
         classes = () if labels is None else (f"labels {asked.labels}", guidance.title if guidance else "")
         label = ", ".join(part for part in (what, sampler.detail, remedy, *classes, "bf16" if cfg.bf16 else "") if part)
-        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, guessed, panel)
+        return cls(model, dataset, filter, sample, metric, build(cfg.tracker), label, doubts, cfg.batch_size, facts, panel)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -151,7 +141,7 @@ class Experiment:
             facts["labels"] = fingerprint(self.sample.labels)
         if self.model.beside_weights:
             facts["beside_weights"] = json_digest(self.model.beside_weights)
-        facts |= self.guessed
+        facts |= self.facts
         for name, value in self.sample.sampler.provenance.items():
             facts[name] = value if isinstance(value, str) else json_digest(value)
         return facts

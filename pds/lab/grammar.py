@@ -28,6 +28,8 @@ from pds.errors import PDSError, escaped, first_line
 SPECIAL = "= , ( ) [ ] { }"
 OPTIONAL = ("local", "published")
 """Groups that a configuration has if there is a file."""
+OPEN = re.compile(r"(model\.arguments|sampler\.options)[.=]")
+"""Tables that take any key, so that a key need not be there to be set."""
 
 
 def sentence(error: Exception) -> str | None:
@@ -87,7 +89,8 @@ def quoted(override: str) -> str | None:
 
 
 def typed(override: str) -> str:
-    """The override as it was meant: a value that needs quotes only for its letters gets them.
+    """The override as it was meant: a value that needs quotes only for its letters gets them, and a table that takes any key
+    gets a new one.
 
     Raises:
         PDSError: it sets an empty table. Hydra would add nothing to what is there, and say nothing.
@@ -95,6 +98,8 @@ def typed(override: str) -> str:
     key, equals, value = override.partition("=")
     if re.fullmatch(r"\{\s*\}", value.strip()):
         raise PDSError(f"{key}={{}} changes nothing: leave it out, or give a name or values, as in {key}={{option:value}}")
+    if OPEN.match(override):
+        override = f"++{override}"
     if override.isascii() or not equals or set(value) & set("=,()[]{}'\"\\"):
         return override
     try:
@@ -124,6 +129,11 @@ def without_values(override: str) -> str:
 
 def _no_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if group.partition("/")[0] == "experiment":  # its choices stand in groups of their own
+        from pds.lab.schema import experiments  # which imports this module
+
+        name = f"{group}/{name}".removeprefix("experiment/")
+        return f"there is no experiment={name}{_meant(name, [*experiments()])}: --list experiments shows the choices"
     options = sorted(error.options or [])
     if not (group and options):
         return f"the command line cannot be used: {first_line(error)}"

@@ -64,8 +64,11 @@ def own(
         classes=classes,
         no_class=no_class,
     )
+    # Files of this project say what the network was trained for.
+    trained = {"shape": list(model.shape), "predicts": predicts, "data_range": list(data_range), "classes": classes}
+    trained |= {"process.kind": process.title} | {f"process.{name}": value for name, value in vars(process).items()}
     # After the call in `wrap`, which gives lazy layers their shapes.
-    loaded = None if checkpoint is None else load_weights(network, checkpoint, weights)
+    loaded = None if checkpoint is None else load_weights(network, checkpoint, weights, trained)
     code = code_digest(module)
     # A training that drops no label never shows `no_class`.
     always_shown = classes > 0 and loaded is not None and loaded.label_dropout == 0

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pds.errors import PDSError
 from pds.lab.config import CONF, build
-from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, fields_of, is_plain
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, experiments, fields_of, is_plain
 from pds.lab.text import markdown_table
 from pds.options import described, options_of
 from pds.samplers.sampler import Sampler
@@ -74,6 +74,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def choices_of(group: str) -> dict[str, str]:
     """Every choice of a group, with one sentence about it."""
+    if group == "experiment":
+        return experiments()
     told = {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for path in (CONF / group).glob("*.yaml")}
     for name, choice in CHOICES.get(group, {}).items():
         told[name] = summary(choice.target if isinstance(choice, PartialTarget) else choice)

@@ -304,7 +304,8 @@ def sampler_of(model: str) -> str:
 
 
 def metric_of(dataset: str) -> str:
-    """${metric_of:DATASET}: the shipped classifier of the data set, or else that of MNIST, which refuses other images."""
+    """${metric_of:DATASET}: the shipped classifier of the data set, or else that of MNIST, which refuses images of
+    another shape."""
     name = f"{dataset.removesuffix('_jpeg')}_classifier"
     return name if name in CHOICES["metric"] else "mnist_classifier"
 
@@ -339,6 +340,17 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 @functools.cache
+@functools.cache
+def experiments() -> dict[str, str]:
+    """Every choice of experiment=, with one sentence about it."""
+    folder = CONF / "experiment"
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    told = {name: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for name, path in files.items()}
+    for family, name, _ in papers():
+        told[f"{family}/{name}"] = f"A row of the papers, {'with' if name.endswith('_pds') else 'without'} PDS."
+    return dict(sorted(told.items()))
+
+
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)

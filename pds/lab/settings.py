@@ -152,6 +152,10 @@ class Reproduce:
     checkpoints: str = "checkpoints"
     origins: Mapping[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise OptionError("seeds", "must be different: equal ones are one run")
+
 
 @options
 class Tune:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pds.data.dataset import Dataset
 from pds.errors import MissingError, PDSError
-from pds.files import pin, reading, write_json
+from pds.files import json_digest, pin, reading, write_json
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import prepare_device, require_compiler
 from pds.lab.logs import log_file, traced
@@ -56,7 +56,10 @@ def train(cfg: DictConfig) -> None:
         trainer.check(images, model.classes)
     # The start of training, from any file; and the network's own code, as for samples.
     code = model.beside_weights.get("code")
-    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256, "code": code}
+    seen = json_digest({**images.fingerprint, "images": len(images)})
+    config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256, "code": code, "images": seen}
+    if "images" not in _recorded(folder):  # a training of an older version goes on
+        config["fingerprint"].pop("images")
     folder.claim(config)
     weights = folder.path / f"{cfg.name}.safetensors"
     if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:
@@ -78,6 +81,12 @@ def train(cfg: DictConfig) -> None:
         write_json(folder.path / "result.json", {"seconds": seconds, **provenance(device)})
         folder.status("done")
         log.info("averaged weights in %s; sample them with model.checkpoint=%s", weights, weights)
+
+
+def _recorded(folder: RunFolder) -> Collection[str]:
+    """The facts beside the configuration that a training has recorded, or will record if it has not begun."""
+    file = folder.path / "config.yaml"
+    return read_config(file).get("fingerprint", {}) if file.exists() else ("images",)
 
 
 def save_network(

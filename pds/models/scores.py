@@ -273,6 +273,18 @@ def evaluating() -> Iterator[None]:
         hook.remove()
 
 
+@contextlib.contextmanager
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Keep a network in evaluation mode: no dropout, fixed batch normalisation. Its modes are restored at the end."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 @cache
 def warn_of_slow_bf16(device: torch.device) -> None:
     """Say once that bfloat16 on this CPU is slower than float32, if it is: without AVX-512, oneDNN leaves it to slow loops."""

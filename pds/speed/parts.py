@@ -235,7 +235,7 @@ def precision(plan: Plan, device: torch.device, folder: Path) -> Rows:
         "mnist_ncsnpp": (PredictorCorrector(plan.steps, ReverseDiffusion(), None), StatisticsFilter(3.0)),
         "mnist_ddpmpp": (PredictorCorrector(plan.steps, EulerMaruyama(), None), None),
     }
-    panel = functools.cache(lambda: classifier_metric(DigitClassifier, str(device)))
+    panel = functools.cache(lambda: classifier_metric(DigitClassifier, device=str(device)))
 
     @torch.no_grad()
     def distance(network: str, name: str, seed: int) -> Row:

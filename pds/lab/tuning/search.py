@@ -24,7 +24,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import Trial, TrialState
 
-from pds.errors import OptionError, PDSError, escaped
+from pds.errors import OptionError, PDSError, UnwritableError, escaped
 from pds.evaluation.first_guess import ALPHAS, IMAGES, Look, guess, look_at
 from pds.evaluation.frechet import FeatureStatistics, frechet_distance
 from pds.evaluation.measures import jackknife_error
@@ -182,7 +182,13 @@ class Tuning:
         """The default, whose network, data and metric all runs share."""
         cfg = self._chosen(*self.default).copy()  # whole, for Hydra's own refusals of misspelt keys
         cfg.images = self.options.images
-        return Experiment.build(cfg)
+        try:
+            return Experiment.build(cfg)
+        except OptionError as error:
+            if error.name != "sampler.iterations":
+                raise
+            cfg.sampler.iterations = 2  # each budget finds its own T; a short ladder has no room for the default's
+            return Experiment.build(cfg)
 
     @property
     def metric(self) -> Panel:
@@ -414,7 +420,9 @@ class Tuning:
         except (StoppedError, DivergedError) as error:
             state, value, told = TrialState.PRUNED, None, str(error)
             facts = {"reason": told}
-        except Exception as error:  # of any kind: the other trials go on
+        except UnwritableError:  # the trial is as it was, and the same command continues it
+            raise
+        except Exception as error:  # of any other kind: the other trials go on
             value, reason = None, str(error) if isinstance(error, (PDSError, OSError)) else f"{type(error).__name__}: {error}"
             log.warning("trial %d failed: %s", trial.number, reason, exc_info=not isinstance(error, (PDSError, OSError)))
             facts, told = {"reason": reason}, reason
