@@ -100,6 +100,13 @@ def test_band_correction_scales_the_bands():
     assert BandCorrection(lambda x, sigma: -x, 12.0, 0.4, 0.2)(odd, sigma[:2]).shape == odd.shape
 
 
+@pytest.mark.parametrize("level", [0.3, 1.0, 3.0])
+def test_seen_noise_is_the_same_in_another_unit_of_the_images(level):
+    x, sigma = state(1.2, level)
+    doubled = SeenNoise(lambda x, sigma: Blind()(x / 2, sigma / 2) / 2, 4 * POWER)(2 * x, 2 * sigma)
+    torch.testing.assert_close(doubled, SeenNoise(Blind(), POWER)(x, sigma) / 2)
+
+
 @pytest.mark.parametrize("k", [0.7, 1.0, 1.5])
 def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
     x, sigma = state(k, 5.0, count=32)

@@ -56,6 +56,18 @@ def test_a_network_that_is_blind_to_excess_noise_needs_more_of_it_drawn_anew(mod
     assert 1 < guess_alpha(model, BLIND, levels) < 20
 
 
+def test_the_prediction_for_a_filter_is_the_recursion_with_its_gain(model):
+    sampler, R = pds.PreconditionedSDE(12, 7.0), pds.StatisticsFilter(3.0).frequency((1, SIZE, SIZE), lambda: SEES.statistics)
+    found = best_eta(sampler, model, SEES, (1.5,), (3.0,))
+    assert (found.sampler.eta, found.alpha) == (1.5, 3.0)
+    levels, power = sampler.levels(PROCESS), SEES.statistics.power.double() / SIZE**2
+    exact, expected = power**2 / (power + levels[-1].sigma ** 2), 0.0
+    for start in (1 - (2 * SIZE**2) ** -0.5, 1 + (2 * SIZE**2) ** -0.5):  # the spread of the norm of the prior
+        left = replace(sampler, eta=1.5).variance(levels, power, 1 / R.double() ** 2, initial=start)
+        expected += (left.sqrt() - exact.sqrt()).square().sum().item() / 2
+    assert found.predicted == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_response_is_measured_on_the_networks_own_images_at_the_cost_of_64():
     asked = []
 
