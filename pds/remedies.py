@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pds.data.dataset import Dataset
 from pds.data.statistics import DatasetStatistics
 from pds.errors import PDSError
+from pds.gaussian import StationaryGaussian
 from pds.models.safetensors_files import state_digest
 from pds.models.scores import GivenModel, Model, NetworkScore
 from pds.options import Range, Search, checked
@@ -169,30 +170,32 @@ class SeenNoise(Remedy):
     """A network made to see the strength of the noise: our own remedy.
 
     A network whose every path passes a normalisation predicts noise of the right shape and of the usual strength, for noise of
-    any strength. In the Fourier modes with next to no data the state is that noise. So the strength is read off there, for each
-    image, by least squares: k = <x, e> / (sigma <e, e>) over those modes. The predicted noise is multiplied by k in each mode,
-    to the extent sigma^2 / (sigma^2 + p) that the mode is noise. For an exact score k = 1 up to p / sigma^2 <= 0.01. If fewer
-    than 16 modes are without data, at small sigma, nothing changes.
+    any strength. In the Fourier modes with next to no variance of the data the state is the mean image and that noise. So the
+    strength is read off there, for each image, by least squares: k = <x - mean, e> / (sigma <e, e>) over those modes. The
+    predicted noise is multiplied by k in each mode, to the extent sigma^2 / (sigma^2 + p) that the mode is noise. For an exact
+    score k = 1 up to p / sigma^2 <= 0.01. If fewer than 16 modes are so empty, at small sigma, nothing changes.
 
     Args:
         score: score of a model.
-        power: (C, H, W) variance p of the data in each mode of the orthonormal DFT, in squared units of the data range.
+        law: the Gaussian with the mean and the power spectrum p of the data.
     """
 
+    mean: Tensor
     power: Tensor
 
-    def __init__(self, score: NetworkScore, power: Tensor) -> None:
+    def __init__(self, score: NetworkScore, law: StationaryGaussian) -> None:
         super().__init__(score)
-        self.register_buffer("power", power.float(), persistent=False)
+        self.register_buffer("mean", law.mean.float(), persistent=False)
+        self.register_buffer("power", law.power.float(), persistent=False)
 
     @property
     def provenance(self) -> dict[str, str]:
-        return {"remedy": state_digest({"power": self.power})}
+        return {"remedy": state_digest({"mean": self.mean, "power": self.power})}
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
         s, std = self.score(x, sigma, *labels), sigma.to(x.dtype)[:, None, None, None]
         empty = (self.power <= DATA_SHARE * std**2).to(x.dtype)
-        state, score = torch.fft.fft2(x), torch.fft.fft2(s)
+        state, score = torch.fft.fft2(x - self.mean), torch.fft.fft2(s)
         predicted = (empty * score.abs().square()).sum((1, 2, 3), keepdim=True)
         # e = -sigma s.
         k = -(empty * (state * score.conj()).real).sum((1, 2, 3), keepdim=True) / (std**2 * predicted)
@@ -288,7 +291,7 @@ def band_correction(
 def seen_noise(model: GivenModel, dataset: Dataset | None = None, /) -> Model:
     """The network made to see the strength of the noise, from the modes without data."""
     _require_images(model)
-    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range).power))
+    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range)))
 
 
 def _statistics(model: Model, dataset: Dataset | None) -> DatasetStatistics:

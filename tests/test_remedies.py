@@ -12,6 +12,7 @@ from conftest import natural_power
 import pds
 from pds.data.statistics import DatasetStatistics
 from pds.errors import OptionError, PDSError
+from pds.gaussian import StationaryGaussian
 from pds.models.scores import NetworkScore
 from pds.noise import ImageNoise
 from pds.processes.forward import VarianceExploding
@@ -34,6 +35,8 @@ from pds.samplers.predictor_corrector import PredictorCorrector, ReverseDiffusio
 SIZE = 16
 SHAPE = (1, SIZE, SIZE)
 POWER = 1e-3 * natural_power(SIZE)[None]
+MEAN = torch.zeros_like(POWER)
+LAW = StationaryGaussian(MEAN, POWER)
 
 
 class Exact(NetworkScore):
@@ -103,23 +106,34 @@ def test_band_correction_scales_the_bands():
 @pytest.mark.parametrize("level", [0.3, 1.0, 3.0])
 def test_seen_noise_is_the_same_in_another_unit_of_the_images(level):
     x, sigma = state(1.2, level)
-    doubled = SeenNoise(lambda x, sigma: Blind()(x / 2, sigma / 2) / 2, 4 * POWER)(2 * x, 2 * sigma)
-    torch.testing.assert_close(doubled, SeenNoise(Blind(), POWER)(x, sigma) / 2)
+    doubled = SeenNoise(lambda x, sigma: Blind()(x / 2, sigma / 2) / 2, StationaryGaussian(2 * MEAN, 4 * POWER))(
+        2 * x, 2 * sigma
+    )
+    torch.testing.assert_close(doubled, SeenNoise(Blind(), LAW)(x, sigma) / 2)
 
 
 @pytest.mark.parametrize("k", [0.7, 1.0, 1.5])
 def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
     x, sigma = state(k, 5.0, count=32)
-    noise = -5.0 * SeenNoise(Blind(), POWER)(x, sigma)
+    noise = -5.0 * SeenNoise(Blind(), LAW)(x, sigma)
     assert (noise / x * 5.0).mean().item() == pytest.approx(1, abs=0.01)
     assert (-5.0 * Blind()(x, sigma) / x * 5.0).mean().item() == pytest.approx(1 / k, abs=0.01)
-    torch.testing.assert_close(SeenNoise(Exact(), POWER)(x, sigma), Exact()(x, sigma), rtol=0.01, atol=1e-4)
+    torch.testing.assert_close(SeenNoise(Exact(), LAW)(x, sigma), Exact()(x, sigma), rtol=0.01, atol=1e-4)
     # Several levels at once give the same as each alone, and nothing changes if all modes have data.
     mixed = torch.tensor([5.0, 0.5, 1e-4])
-    together = SeenNoise(Blind(), POWER)(x[:3], mixed)
-    alone = [SeenNoise(Blind(), POWER)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]
+    together = SeenNoise(Blind(), LAW)(x[:3], mixed)
+    alone = [SeenNoise(Blind(), LAW)(x[i : i + 1], mixed[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(together, torch.cat(alone))
     assert torch.equal(alone[2], Blind()(x[2:3], mixed[2:3]))
+
+
+@pytest.mark.parametrize("level", [0.5, 5.0])
+def test_seen_noise_does_not_take_the_mean_image_for_noise(level):
+    """An exact network of images that are nearly their mean is left alone; the mean lies in modes without variance."""
+    x, sigma = state(1.0, level, count=32)
+    off = 0.5 + MEAN
+    moved = SeenNoise(lambda x, sigma: Exact()(x - off.float(), sigma), StationaryGaussian(off, POWER))(x + off.float(), sigma)
+    torch.testing.assert_close(moved, SeenNoise(Exact(), LAW)(x, sigma), rtol=1e-3, atol=1e-4)
 
 
 def test_level_shift_tells_a_multiple_of_the_level_and_keeps_the_images_in_the_data_range():

@@ -52,6 +52,28 @@ def test_every_name_is_there_for_python_and_for_type_checkers():
         pds.smaple  # noqa: B018
 
 
+def test_a_network_in_training_is_sampled_in_evaluation_mode_and_goes_on_in_training():
+    """Dropout would change the images of a seed, and sampling would move the statistics of a batch normalisation."""
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5))
+    model = pds.wrap(Alone(network), predicts="data", process=VE, shape=SHAPE, data_range=(0, 1))
+    network.train()
+    first, second = (pds.sample(model, pds.EDM(3), images=4).images for _ in range(2))
+    assert torch.equal(first, second)
+    assert not network[0].running_mean.any()
+    assert all(module.training for module in network)
+
+
+class Alone(torch.nn.Module):
+    """A network that takes no noise level."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, sigma):
+        return self.network(x)
+
+
 def test_a_sample_is_that_of_its_seed_and_index_whatever_the_batch():
     model, sampler = gaussian(), pds.PredictorCorrector(10, pds.ReverseDiffusion(), corrector=None)
     whole = pds.sample(model, sampler, images=5, seed=3)

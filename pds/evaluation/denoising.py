@@ -62,7 +62,7 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
     scores = (
         model.score,
         LevelShift(model.score, 1.0, (min(model.data_range), max(model.data_range))),
-        SeenNoise(model.score, gaussian.power).to(model.device),
+        SeenNoise(model.score, gaussian).to(model.device),
         StationaryGaussian(gaussian.mean.to(model.device), gaussian.power.to(model.device)),
     )
 

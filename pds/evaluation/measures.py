@@ -6,7 +6,7 @@ Every function refuses features that are not finite, of different lengths, or of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -335,13 +335,6 @@ def jackknife_error(left_out: Sequence[float] | np.ndarray) -> float:
     """
     values = np.asarray(left_out)
     return math.sqrt((len(values) - 1) / len(values) * np.square(values - values.mean()).sum())
-
-
-def jackknife(measure: Callable[[np.ndarray], float], features: np.ndarray) -> float:
-    """Standard error of any measure of (n, D) features, computed anew without each of `BLOCKS` blocks of (N, D) features."""
-    _require(features, at_least=2 * BLOCKS, what=f"a jackknife of {BLOCKS} blocks")
-    block_of = blocks_of(len(features))
-    return jackknife_error([measure(features[block_of != block]) for block in range(BLOCKS)])
 
 
 # 97.5% quantiles of Student's t for 1 to 10 degrees of freedom; beyond, their expansion around the normal quantile.

@@ -35,7 +35,7 @@ Work = Callable[[list[str]], object]
 STOPPED = 130  # the status that shells give after Ctrl-C
 
 REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there and run the same command again"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room and run the same command again"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to, as in outputs=FOLDER"),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "choose another folder, as in outputs=FOLDER"),
     errno.ENOENT: "check the path",
@@ -77,7 +77,7 @@ def sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename is not None else ""
-        remedy = REMEDIES.get(error.errno or 0, "").replace("make room there", "make room" if not place else "make room there")
+        remedy = REMEDIES.get(error.errno or 0)
         return f"{place}{error.strerror}{f': {remedy}' if remedy else ''}"
     if isinstance(error, OSError):
         return str(error)

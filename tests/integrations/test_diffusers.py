@@ -17,7 +17,7 @@ from pds.processes.forward import VarianceExploding
 from pds.samplers.predictor_corrector import Langevin, PredictorCorrector, ReverseDiffusion
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel  # noqa: E402
+from diffusers import DDPMScheduler, ScoreSdeVePipeline, ScoreSdeVeScheduler, UNet2DModel  # noqa: E402
 
 from pds.integrations.diffusers import PDSVeScheduler  # noqa: E402
 
@@ -239,6 +239,17 @@ def test_it_is_saved_and_loaded_with_its_pipeline(pipe, folder, tmp_path):
 def test_wrong_settings_are_refused(wrong, says):
     with pytest.raises(PDSError, match=says):
         PDSVeScheduler(**wrong)
+
+
+def test_an_option_that_it_does_not_have_is_refused_where_diffusers_would_drop_it(pipe):
+    with pytest.raises(PDSError, match=r"aplha is no option of PDSVeScheduler: give alpha, or one of num_train_timesteps"):
+        PDSVeScheduler.from_config(pipe.scheduler.config, aplha=2.2, statistics="s.npz")
+
+
+@pytest.mark.parametrize("config", [{}, DDPMScheduler().config], ids=["empty", "VP"])
+def test_the_configuration_of_another_process_is_refused(config):
+    with pytest.raises(PDSError, match="not for VE networks"):
+        PDSVeScheduler.from_config(config)
 
 
 def test_wrong_samples_are_refused(folder):

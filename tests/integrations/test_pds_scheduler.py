@@ -273,6 +273,7 @@ REFUSED = {
     "eta": (DDPMScheduler, {}, {"eta": math.nan}, "eta must be a number from 0 to 1000, got nan"),
     "eta of PDS": (DDPMScheduler, {}, {"precondition": "whole", "eta": 2.0}, "eta must be 1 with precondition=whole"),
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
+    "misspelt": (DDPMScheduler, {}, {"alhpa": 5.0}, "alhpa is no option of PDSScheduler: give alpha, or one of"),
     "half a filter": (DDPMScheduler, {}, {"alpha": 2.0}, "a filter from statistics needs alpha and statistics"),
     "two filters": (DDPMScheduler, {}, {"alpha": 2.0, "r": 0.2}, "give one kind"),
 }

@@ -68,6 +68,12 @@ def planned(name, *overrides):
         return plan(resolved(compose("reproduce", [f"table={name}", *overrides])), [], "command")
 
 
+def test_equal_seeds_are_refused():
+    """They are one run, and would stand in a table as two with a deviation of 0."""
+    with pytest.raises(PDSError, match="seeds must be different"):
+        planned("iterations", "small=true", "seeds=[0,0]")
+
+
 CHECKPOINTS = [
     "ncsnpp_cifar10",
     "ddpmpp_cifar10",

@@ -144,17 +144,17 @@ def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_p
     monkeypatch.setattr("pds.lab.runs.write_json", disk_full)
     with pytest.raises(OSError, match="No space left") as error:
         run(composed("debug=tiny", f"outputs={tmp_path}", "images=3", "sampler.iterations=2"), [])
-    assert sentence(error.value).endswith("make room there and run the same command again")
+    assert sentence(error.value).endswith("make room and run the same command again")
 
 
 def test_a_report_that_cannot_be_written_is_told_and_the_run_is_done(tmp_path, monkeypatch, caplog):
     def unwritable(folder):
-        raise PDSError(f"cannot write {folder}/report.html (no space): make room there")
+        raise PDSError(f"cannot write {folder}/report.html (no space): make room")
 
     monkeypatch.setattr("pds.lab.experiment.write_report", unwritable)
     run(composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "metric=none"), [])
     assert len(list(tmp_path.glob("debug/*/result.json"))) == 1
-    assert "report.html (no space): make room there" in caplog.text
+    assert "report.html (no space): make room" in caplog.text
 
 
 def test_other_weights_or_filters_are_another_run(tmp_path):
@@ -169,6 +169,39 @@ def test_other_weights_or_filters_are_another_run(tmp_path):
         own = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, checkpoint=None))
         names |= {run_name([], {"fingerprint": run.fingerprint}) for run in (experiment, own)}
     assert len(names) == 4
+
+
+def striped(folder, count=4, side=28):
+    folder.mkdir()
+    for i in range(count):
+        image = np.zeros((side, side), np.uint8)
+        image[:: i + 2] = 10 * len(folder.name) + 40 * i
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return [
+        "dataset=folder",
+        f"dataset.source.root={folder}",
+        f"dataset.shape=[1,{side},{side}]",
+        f"dataset.statistics_images={count}",
+    ]
+
+
+@pytest.mark.parametrize(("remedy", "known"), [("seen_noise", True), ("time_shift", True), ("level_shift", False)])
+def test_a_remedy_with_the_statistics_of_other_images_is_another_run(tmp_path, remedy, known):
+    chosen = ["model=ncsnpp_small", "model.process.sigma_max=16", "metric=none", f"remedy={remedy}"]
+    first, second = (
+        Experiment.build(composed(*chosen, *striped(tmp_path / name))).fingerprint.get("remedy") for name in ("a", "other")
+    )
+    assert (first is not None) == known
+    assert (first != second) == known
+
+
+def test_the_classifier_of_one_data_set_compares_another_with_its_own_images(tmp_path, monkeypatch):
+    """MNIST's shipped reference would give a distance of these images to digits."""
+    monkeypatch.setenv("PDS_CACHE", str(tmp_path / "cache"))
+    metric = Experiment.build(composed("model=ncsnpp_small", "model.process.sigma_max=16", *striped(tmp_path / "a"))).metric
+    assert metric.reference.provenance["dataset"] == "folder"
+    digits = Experiment.build(composed("model=ncsnpp_small")).metric
+    assert digits.reference.provenance["dataset"] == "mnist"
 
 
 def test_analytic_ddim_measures_once_finds_the_file_beside_the_weights_and_says_which_it_used(tmp_path, monkeypatch):
@@ -275,6 +308,12 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
     again = load_file(weights)
     assert all(torch.equal(again[name], value) for name, value in written.items()), "from the last state"
     assert "holds a run with" in command("train.py", *data, *fast, "trainer.iterations=4").stderr
+    # Other images are another training. One of a version that did not record its images goes on.
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "1.png")
+    assert "holds a run with fingerprint.images=" in command("train.py", *data, *fast).stderr
+    recorded = weights.with_name("config.yaml")
+    recorded.write_text("\n".join(line for line in recorded.read_text().splitlines() if "  images: " not in line))
+    assert "is done already" in command("train.py", *data, *fast).stderr
     experiment = Experiment.build(composed(*data, f"model.checkpoint={weights}", "metric=none"))
     x, nfe = experiment.sample(range(2))
     assert x.shape == (2, 1, 8, 8)

@@ -20,19 +20,21 @@ import sqlalchemy
 import torch
 import yaml
 from command_line import command, forks
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages._rdb.models import BaseModel
 from optuna.trial import TrialState
 from test_configurations import composed
 
 import pds
-from pds.errors import OptionError, PDSError
+from pds.errors import OptionError, PDSError, UnwritableError
 from pds.evaluation.gaussian import sampled_law
 from pds.gaussian import StationaryGaussian
 from pds.generation import DivergedError, ImageSampler
 from pds.lab import tables
 from pds.lab.config import CONF, build
 from pds.lab.experiment import Experiment, measured
+from pds.lab.schema import register
 from pds.lab.settings import Tune
 from pds.lab.tuning import recommendation as recommendations
 from pds.lab.tuning import search, study
@@ -297,6 +299,32 @@ def test_a_trial_that_fails_or_diverges_is_recorded_and_the_others_go_on(gaussia
     # the rest, and none of the confirmation.
     assert len(ended) == 5
     assert "max_evaluations=336 came first" in recommendation(tmp_path / "tune" / "own")["budgets"]["6"]["verdict"]
+
+
+def test_a_full_disk_ends_a_search_and_the_same_command_tries_the_trial_again(gaussian, tmp_path, monkeypatch):
+    real, begun = search.measured, []
+
+    def measured(cfg, *rest):
+        begun.append(cfg)
+        if len(begun) == 2:
+            raise UnwritableError("cannot write it: make room")
+        return real(cfg, *rest)
+
+    monkeypatch.setattr(search, "measured", measured)
+    sizes = ["images=8", "final=8", "leaders=1", "seeds=[0,1]", "threads=1", "trials=3"]
+    arguments = [*gaussian, *(override for override in ETA if not override.startswith("trials")), *sizes, f"outputs={tmp_path}"]
+    full = command("tune.py", *arguments)
+    assert full.returncode == 1 and "cannot write it: make room" in full.stderr
+    assert command("tune.py", *arguments).returncode == 0
+    assert TrialState.FAIL not in {trial.state for trial in trials(tmp_path / "tune" / "own")}
+
+
+def test_a_ladder_that_is_shorter_than_the_defaults_walk_can_be_searched(tmp_path):
+    """The shipped NCSN has 10 levels, and the default has 20 iterations until a budget gives it others."""
+    default = ["model=ncsn_small", f"outputs={tmp_path}", "threads=1"]
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert search.Tuning(Tune([5]), {}, default, "tune.py").like.model.process.levels == 10
 
 
 def test_without_a_metric_the_network_itself_is_asked(gaussian, tmp_path):
