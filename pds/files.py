@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import time
 import uuid
@@ -87,6 +88,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):  # a lost disk must not hide the original error
                 temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder: those that nobody has written to for a day."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(".*.tmp"):
+            if re.fullmatch(r"\.[0-9a-f]{32}\.tmp", path.name) and time.time() - path.stat().st_mtime > 86_400:
+                path.unlink(missing_ok=True)
 
 
 ASSETS = Path(__file__).parent / "assets"

@@ -13,7 +13,7 @@ import pytest
 
 from pds.cache import cache_folder, make_once
 from pds.errors import PDSError, escaped
-from pds.files import open_lock, open_regular, read_bytes, sha256, user_path
+from pds.files import open_lock, open_regular, read_bytes, remove_leftovers, sha256, user_path
 
 
 @pytest.fixture(autouse=True)
@@ -184,3 +184,14 @@ def test_a_file_that_rests_is_read_once_and_one_that_changed_again(tmp_path, mon
     (tmp_path / "other").write_bytes(b"one")
     os.replace(tmp_path / "other", path)
     assert sha256(path) == digest()
+
+
+def test_only_old_leftovers_of_killed_processes_are_removed(tmp_path):
+    old, fresh, other = tmp_path / f".{'a' * 32}.tmp", tmp_path / f".{'b' * 32}.tmp", tmp_path / ".mine.tmp"
+    for path in (old, fresh, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert not old.exists() and fresh.exists() and other.exists()
+    remove_leftovers(tmp_path / "nowhere")

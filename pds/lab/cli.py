@@ -143,6 +143,8 @@ def with_trackers(arguments: list[str]) -> list[str]:
     for argument in arguments:
         listed = re.fullmatch(r"tracker=\[(.*)\]", argument)
         names = dict.fromkeys(name.strip() for name in listed[1].split(",")) if listed else {}
+        if "none" in names:
+            raise PDSError(f"{argument} has none beside others: give tracker=none, or leave none out")
         if "" in names:
             raise PDSError(f"{argument} names no tracker: give names, as in tracker=[tensorboard,mlflow], or tracker=none")
         made += ["tracker=several", *(f"+tracker@tracker.{name}={name}" for name in names)] if listed else [argument]

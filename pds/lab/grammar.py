@@ -28,6 +28,8 @@ from pds.errors import PDSError, escaped, first_line
 SPECIAL = "= , ( ) [ ] { }"
 OPTIONAL = ("local", "published")
 """Groups that a configuration has if there is a file."""
+SINGLE = ("model", "dataset", "sampler", "filter", "solenoid", "remedy", "guidance", "metric")
+"""Groups of which a configuration has one choice."""
 OPEN = re.compile(r"(model\.arguments|sampler\.options)[.=]")
 """Tables that take any key, so that a key need not be there to be set."""
 
@@ -93,9 +95,12 @@ def typed(override: str) -> str:
     gets a new one.
 
     Raises:
-        PDSError: it sets an empty table. Hydra would add nothing to what is there, and say nothing.
+        PDSError: it sets an empty table, or a group to a list. Hydra would add nothing to what is there, and say nothing.
     """
     key, equals, value = override.partition("=")
+    if key in SINGLE and value.startswith("["):
+        several = "metric=panel computes several measures" if key == "metric" else f"-m {key}=A,B tries several"
+        raise PDSError(f"{override} gives a list, and {key} takes one choice: {several}")
     if re.fullmatch(r"\{\s*\}", value.strip()):
         raise PDSError(f"{key}={{}} changes nothing: leave it out, or give a name or values, as in {key}={{option:value}}")
     if OPEN.match(override):

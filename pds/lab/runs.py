@@ -32,6 +32,7 @@ from pds.files import (
     read_yaml,
     reading,
     remembered,
+    remove_leftovers,
     user_path,
     write_json,
 )
@@ -174,6 +175,8 @@ def group_folder(outputs: str, group: str, key: str = "group") -> Path:
     parts = Path(group).parts
     if not parts or not group.isprintable() or Path(group).is_absolute() or ".." in parts:
         raise PDSError(f"{key}={shown(group)} is no name of a folder inside outputs: use letters, digits, - and _")
+    if key == "group" and parts[0] == "train":
+        raise PDSError(f"{key}={shown(group)} is the folder of trainings: give another name")
     return user_path(outputs) / group
 
 
@@ -226,6 +229,7 @@ class RunFolder:
             PDSError: it belongs to another configuration (the message has the first key that differs) or cannot be written.
         """
         file = self.path / "config.yaml"
+        remove_leftovers(self.path)
         if file.exists():
             found = read_config(file)
             old, new = essence(found), essence(config)

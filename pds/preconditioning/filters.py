@@ -156,7 +156,7 @@ def statistics_filter(
         alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto".
         pixels: the space filter A: none, released (the authors' code) or paper ([ECCV] Eqs. 24-25).
         iterations: T, which auto follows.
-        reference: "alpha" that is known to be good at "iterations"; None if no such alpha is known.
+        reference: "alpha", a good value at "iterations" iterations; both null if none is known.
 
     Raises:
         OptionError: "auto" without a reference, or with so few iterations that alpha would not be above 1.

@@ -177,7 +177,7 @@ def test_no_image_is_sampled_twice_and_trials_share_their_noise(found):
     assert sorted(count for (_, seed), count in images.items() if seed != 10) == [512] * 6
 
 
-def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_path):
+def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_path, caplog):
     run = ["sampler=preconditioned_sde", "sampler.eta=2", "filter=statistics", "filter.alpha=3"]
     write(
         tmp_path,
@@ -190,6 +190,8 @@ def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_pat
     work = recommended(told.extend)
     work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", "metric=none", "sampler=edm", "filter.alpha=5"])
     assert told == ["model=own", "filter=statistics", "metric=none", "sampler=edm", "filter.alpha=5"]
+    replaced = "sampler=preconditioned_sde sampler.eta=2 filter.alpha=3"
+    assert caplog.messages == [f"the command replaces a part of the recommendation, which was measured as a whole: {replaced}"]
 
 
 def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeypatch):

@@ -120,12 +120,13 @@ def _summary(runs: Runs) -> list[list[Any]]:
         dict.fromkeys(k for comparable in found for k in comparable.keys) if found else differing([run.values for run in runs])
     )
     measures = list(dict.fromkeys(name for run in runs for name in run.measures))
-    rows: list[list[Any]] = [["name", "label", "state", "seed", *FACTS, *measures, *keys, "message"]]
+    weights = ["weights"] if runs.several_weights else []
+    rows: list[list[Any]] = [["name", "label", "state", "seed", *weights, *FACTS, *measures, *keys, "message"]]
     for run in runs:
         name = run.folder.name if run.folder.exists() else ""
         seed = run.result.get("seed", run.config.get("seed"))
         numbers = [*map(run.result.get, FACTS.values()), *map(run.measures.get, measures), *map(run.values.get, keys)]
-        rows.append([name, run.label, run.state, seed, *numbers, run.message])
+        rows.append([name, run.label, run.state, seed, *([run.weights] if weights else []), *numbers, run.message])
     return rows
 
 

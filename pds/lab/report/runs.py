@@ -67,6 +67,11 @@ class Run:
         """The model that a finished run sampled."""
         return self.result.get("model", MISSING)
 
+    @property
+    def weights(self) -> str:
+        """The weights file as it was given; empty for a network without one."""
+        return str((self.result.get("checkpoint") or {}).get("file") or "")
+
     def number(self, key: str) -> float:
         """Return a measure by its full name, or a number of result.json."""
         return float(self.measures[key] if key in self.measures else self.result[key])
@@ -150,6 +155,11 @@ class Runs:
     def models(self) -> list[str]:
         """The models that the finished runs sampled."""
         return list(dict.fromkeys(run.model for run in self.done))
+
+    @cached_property
+    def several_weights(self) -> bool:
+        """Whether runs of one model have different weights files, so that its name does not tell them apart."""
+        return len({(run.model, run.weights) for run in self.done}) > len(self.models)
 
     @cached_property
     def metrics(self) -> list[str]:

@@ -19,7 +19,7 @@ from pds.lab.report.settings import Comparable, Line, Number, Setting, one_a_see
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
 ARROWS = {"low": " ↓", "high": " ↑", "": ""}
-WORDS = ("row", "column", "metric", "note", "run", "model", "sampler", "setting")  # columns without numbers
+WORDS = ("row", "column", "metric", "note", "run", "model", "weights", "sampler", "setting")  # columns without numbers
 FACTS = {"model": "model", "sampler": "sampler", "T": "iterations", "NFE": "nfe", "images": "images", "seconds": "seconds"}
 Place = tuple[str, str]
 
@@ -50,11 +50,14 @@ def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
-    """Return the plain columns of finished runs; the model only where there are several, the keys `more` where they differ."""
+    """Return the plain columns of finished runs; model and weights only where there are several, the keys `more` where they
+    differ."""
     heads = ["sampler", "T", "NFE", *(key for key in more if done.common(key) is None), "images"]
     if len(done.models) > 1:
         heads.insert(0, "model")
     columns = {head: [str(run.result[FACTS.get(head, head)]) for run in done] for head in heads}
+    if done.several_weights:
+        columns = {"weights": [run.weights for run in done], **columns}
     return {**columns, "seconds": rounded(run.number("seconds") for run in done)}
 
 

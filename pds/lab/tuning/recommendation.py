@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from pds.lab.cli import Work
 from pds.lab.runs import says_where
 from pds.lab.tables import key
 from pds.options import Range, options
+
+log = logging.getLogger(__name__)
 
 FILE = "recommendation.yaml"
 
@@ -190,6 +193,10 @@ def recommended(work: Work) -> Work:
         found = overrides_of(user_path(given["recommendation"]), given["budget"])
         # Another choice of a group leaves nothing of the recommended one.
         kept = [override for override in found if not own & {key(override), re.split("[./]", key(override))[0]}]
+        replaced = [o for o in found if o not in [*kept, *rest] and not says_where(o) and not key(o).startswith("metric")]
+        if replaced:
+            told = "the command replaces a part of the recommendation, which was measured as a whole: %s"
+            log.warning(told, " ".join(replaced))
         work([*kept, *rest])
 
     return expanded

@@ -139,7 +139,8 @@ class Study:
         """The measured trials, the best first, one of each setting."""
         found: dict[tuple[str, ...], FrozenTrial] = {}
         for trial in sorted(self.read(TrialState.COMPLETE), key=lambda trial: (trial.value, trial.number)):
-            found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
+            if "overrides" in trial.user_attrs:  # another program may have written trials into a shared database
+                found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
         return list(found.values())
 
     @contextlib.contextmanager

@@ -42,6 +42,19 @@ def test_a_baseline_is_of_the_same_kind_sampler_length_and_seed(tmp_path):
     assert all(runs.baseline(run, METRIC) is None for run in runs if run.vanilla)
 
 
+def test_weights_of_one_model_are_told_apart_in_the_table_and_in_the_summary(tmp_path):
+    for file in ("first.pt", "second.pt"):
+        edit(write_run(tmp_path, 10.0), checkpoint={"file": file, "sha256": file})
+    assert "| first.pt " in format_table(read_runs(tmp_path))
+    write_report(tmp_path)
+    head, *rows = (line.split(",") for line in (tmp_path / "summary.csv").read_text().splitlines())
+    assert {row[head.index("weights")] for row in rows} == {"first.pt", "second.pt"}
+    other = tmp_path / "other"
+    for model in ("A", "B"):
+        edit(write_run(other, 10.0, model=model), checkpoint={"file": model, "sha256": model})
+    assert "weights" not in format_table(read_runs(other))
+
+
 def test_a_table_has_a_column_a_metric_and_the_floor_last(tmp_path):
     write_run(tmp_path, 10.0, seed=1)
     write_run(tmp_path, 3.25, label="other", metric="fid_made_up_2k", floor={"fid_made_up_99": 2.5})
