@@ -195,23 +195,13 @@ class Trainer:
                 x = to_range(x, data_range).contiguous(memory_format=layout)
                 with self._dropout_of(iteration, device), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss = denoising_loss(network, x, sigma, z, *labels)
-                if not loss.requires_grad:
-                    raise PDSError("the network's output has no gradient by its parameters: take no_grad out of its forward")
-                optimizer.param_groups[0]["lr"] = self.rate(iteration)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-                optimizer.step()
+                norm = self._step(optimizer, loss, iteration)
                 # A short memory at the start, so that the average does not remember the initialisation.
                 decay = min(self.ema_decay, (1 + iteration) / (10 + iteration))
                 with torch.no_grad():
                     torch._foreach_lerp_(averages, weights, 1 - decay)
-                value, length = loss.item(), norm.item()
-                # A gradient that is not finite spoils the weights under a finite loss. No checkpoint may keep them.
-                if not math.isfinite(value) or not math.isfinite(length):
-                    what = f"the gradient's norm is {length}" if math.isfinite(value) else f"training loss is {value}"
-                    kept = f"; the last checkpoint is kept in {checkpoint}" if checkpoint.exists() else ""
-                    raise PDSError(f"{what} at iteration {iteration}: lower learning_rate (now {self.learning_rate}){kept}")
+                value = loss.item()
+                self._require_finite(value, norm.item(), iteration, checkpoint)
                 running = value if running is None else 0.98 * running + 0.02 * value
                 bar.set_postfix(loss=f"{running:.4f}", refresh=False)
                 if (iteration + 1) % 50 == 0:
@@ -220,6 +210,29 @@ class Trainer:
                     progress = {"iteration": iteration + 1, "seconds": time.perf_counter() - clock, "loss": running}
                     self._save(checkpoint, progress, score, ema, optimizer)
         return {name: value.cpu() for name, value in ema.items()}, time.perf_counter() - clock
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, iteration: int) -> Tensor:
+        """Take a step down the gradient of `loss`, clipped to a norm of 1. Returns the norm before."""
+        if not loss.requires_grad:
+            raise PDSError("the network's output has no gradient by its parameters: take no_grad out of its forward")
+        (group,) = optimizer.param_groups
+        group["lr"] = self.rate(iteration)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(group["params"], 1.0)
+        optimizer.step()
+        return norm
+
+    def _require_finite(self, loss: float, norm: float, iteration: int, checkpoint: Path) -> None:
+        """Refuse a loss or a gradient's norm that is not finite.
+
+        Such a gradient spoils the weights under a finite loss, and no checkpoint may keep them.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"training loss is {loss}"
+        kept = f"; the last checkpoint is kept in {checkpoint}" if checkpoint.exists() else ""
+        raise PDSError(f"{what} at iteration {iteration}: lower learning_rate (now {self.learning_rate}){kept}")
 
     def _batch(self, iteration: int, images: ImageSource, score: NetworkScore, classes: int = 0) -> tuple[Tensor, ...]:
         """Images in [0, 1], noise levels, noise and, for a network with classes, labels."""
