@@ -71,7 +71,7 @@ class Dataset:
             return statistics
         if (count := len(self.images)) < self.statistics_images:
             few = f"{self.name} has {count} images, and statistics_images is {self.statistics_images}"
-            raise PDSError(f"{few}: give dataset.statistics_images={count}, or more images")
+            raise PDSError(f"{few}: give statistics_images={count}, or more images")
         return dataset_statistics(self.images, self.statistics_images, cache=cache_folder() / "statistics")
 
 

@@ -340,7 +340,6 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 @functools.cache
-@functools.cache
 def experiments() -> dict[str, str]:
     """Every choice of experiment=, with one sentence about it."""
     folder = CONF / "experiment"
@@ -351,6 +350,7 @@ def experiments() -> dict[str, str]:
     return dict(sorted(told.items()))
 
 
+@functools.cache
 def register() -> None:
     """Make the choices known to Hydra; call before composing."""
     OmegaConf.register_new_resolver("published", published, replace=True)
