@@ -220,7 +220,10 @@ def _radii_without(points: Tensor, k: int, block_of: Tensor, bar: tqdm[Any]) -> 
 def _centred(of: Sequence[np.ndarray], around: np.ndarray, device: str) -> list[Tensor]:
     """Features in float32, minus one mean: their distances stay as they are, and lose fewer digits."""
     centre = around.mean(0, dtype=np.float64)
-    return [torch.from_numpy((features - centre.astype(features.dtype)).astype(np.float32)).to(device) for features in of]
+    return [
+        torch.from_numpy((features - centre.astype(features.dtype)).astype(np.float32, copy=False)).to(device)
+        for features in of
+    ]
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor]]:
