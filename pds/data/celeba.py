@@ -27,15 +27,19 @@ SPLITS = {"train": (1, 162_770), "val": (162_771, 182_637), "test": (182_638, 20
 SOURCE = "img_align_celeba.zip, MD5 00d2c5bc6d35e252742224ab0c1e8fcb, from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"
 
 
+def _require_crop(image: Image.Image) -> None:
+    require_size(image, CROP, f"the {CROP}x{CROP} to cut out of it: give the aligned images (218x178)")
+
+
 def _ncsnv2(image: Image.Image, resolution: int) -> np.ndarray:
     """ermongroup/ncsnv2, `datasets/__init__.py`."""
-    require_size(image, CROP, f"the {CROP}x{CROP} to cut out of it: give the aligned images (218x178)")
+    _require_crop(image)
     return np.asarray(shrink_shorter_side(crop_centre(image, CROP), resolution))
 
 
 def _score_sde(image: Image.Image, resolution: int) -> np.ndarray:
     """yang-song/score_sde_pytorch, `datasets.py`. There the pixels stay real numbers; here they are rounded."""
-    require_size(image, CROP, f"the {CROP}x{CROP} to cut out of it: give the aligned images (218x178)")
+    _require_crop(image)
     return nearest(shrink_exactly(crop_centre_down(image, CROP), resolution, BILINEAR))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from pds.data.folder import ImageFolder
 from pds.data.images import ArrayImages, require_file
 from pds.errors import PDSError
-from pds.files import open_regular, user_path
+from pds.files import read_bytes, user_path
 from pds.options import checked, shown
 
 SOURCE = (
@@ -23,6 +23,7 @@ BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_bat
 IMAGES_PER_BATCH = 10_000
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
+MOST = 2 * IMAGES_PER_BATCH * (1 + PIXELS)  # bytes of a batch
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -47,7 +48,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        batch = _ArraysOnly(io.BytesIO(_content(path)), encoding="bytes").load()
+        batch = _ArraysOnly(io.BytesIO(read_bytes(path, MOST)), encoding="bytes").load()
         return np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
     except PDSError:
         raise
@@ -55,13 +56,8 @@ def _python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise PDSError(f"{path} is not a CIFAR-10 python batch ({shown(str(error))}): fetch it again") from None
 
 
-def _content(path: Path) -> bytes:
-    with open_regular(path, most=2 * IMAGES_PER_BATCH * (1 + PIXELS)) as file:
-        return file.read()
-
-
 def _binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    raw = np.frombuffer(_content(path), np.uint8)
+    raw = np.frombuffer(read_bytes(path, MOST), np.uint8)
     if len(raw) != IMAGES_PER_BATCH * (1 + PIXELS):
         whole = IMAGES_PER_BATCH * (1 + PIXELS)
         raise PDSError(f"{path} has {len(raw)} bytes, a CIFAR-10 binary batch has {whole}: fetch it again")

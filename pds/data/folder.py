@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded, decoded_anew
 from pds.errors import MissingError, OptionError, PDSError
-from pds.files import open_regular, user_path
+from pds.files import read_bytes, user_path
 from pds.options import Shape, checked
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -164,8 +164,7 @@ class ImageFolder(EncodedImages):
         return len(self.paths)
 
     def encoded(self, i: int) -> bytes:
-        with open_regular(self.root / self.paths[i], most=MOST_BYTES) as file:
-            return file.read()
+        return read_bytes(self.root / self.paths[i], MOST_BYTES)
 
     def place(self, i: int) -> str:
         return str(self.root / self.paths[i])

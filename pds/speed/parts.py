@@ -337,7 +337,7 @@ def runner(plan: Plan, device: torch.device, folder: Path) -> Rows:
                 process.join()
             if any(process.exitcode for process in started):
                 raise RuntimeError(f"the two processes ended with {[process.exitcode for process in started]}")
-            read = [[_arrays(shard) for shard in todo] for todo in (one, two)]
+            read = [[shard.read(others=True) for shard in todo] for todo in (one, two)]
         equal = all(np.array_equal(a["images"], b["images"]) for a, b in zip(*read, strict=True))
         return {"images": count, "equal": equal}
 
@@ -356,11 +356,6 @@ def runner(plan: Plan, device: torch.device, folder: Path) -> Rows:
     yield f"{plan.run} images", alone
     yield "two processes", together
     yield "two batch sizes, float32", batched
-
-
-def _arrays(shard: Shard) -> dict[str, np.ndarray]:
-    with np.load(shard.path, allow_pickle=False) as file:
-        return {"images": file["images"]}
 
 
 def training(plan: Plan, device: torch.device, folder: Path) -> Rows:
