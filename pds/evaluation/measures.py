@@ -345,7 +345,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
 
 
 class Comparison(NamedTuple):
-    """Two settings at equal noise: the same seeds in turn, or one seed.
+    """Two settings at equal noise.
 
     Attributes:
         difference: first minus second, a mean over seeds.
@@ -364,33 +364,43 @@ class Comparison(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-def compared_once(difference: float, first: Sequence[float], second: Sequence[float]) -> Comparison:
-    """The paired comparison of two settings of one seed. Their blocks of images start from the same noise.
-
-    Args:
-        difference: first minus second, of all images.
-        first, second: the measure without each block, as `jackknife_error` takes it.
-    """
-    error = jackknife_error(np.subtract(first, second))
-    reach = _quantile(BLOCKS - 1) * error
-    return Comparison(difference, error, difference - reach, difference + reach)
-
-
 def _quantile(degrees: int) -> float:
     return STUDENT[degrees - 1] if degrees <= len(STUDENT) else 1.95996 + 2.3724 / degrees + 2.8225 / degrees**2
 
 
-def compared(first: list[float], second: list[float]) -> Comparison:
-    """The paired comparison of two settings' measures, seed by seed; at least two seeds."""
-    if len(first) != len(second) or len(first) < 2:
+Blocks = Sequence[float] | np.ndarray
+"""A measure without each of the blocks of images in turn, as `jackknife_error` takes it."""
+
+
+def compared(
+    first: Sequence[float], second: Sequence[float], left_out: Sequence[tuple[Blocks, Blocks]] | None = None
+) -> Comparison:
+    """The paired comparison of two settings at equal noise, seed by seed.
+
+    The noise of an image depends on (seed, index) alone, so images of different seeds are as independent as those of one seed.
+    Hence the blocks of images of S seeds give one error with 19 S degrees of freedom. The differences of the seeds themselves
+    have S - 1, which makes an interval of three seeds twice as wide. On the shipped networks the jackknife's error is rather
+    too large (experiments/RESULTS.md).
+
+    Args:
+        first, second: the measure of each setting, by seed.
+        left_out: both settings' measures without each block, by seed. None takes the error from the differences of the seeds.
+
+    Raises:
+        PDSError: the seeds of both are not as many, or there is no seed, or without `left_out` a single one.
+    """
+    least = 2 if left_out is None else 1
+    if len(first) != len(second) or len(first) < least:
         raise PDSError(
-            f"a paired comparison needs the same seeds of both settings, at least 2: got {len(first)} and {len(second)}"
+            f"a paired comparison needs the same seeds of both settings, at least {least}: got {len(first)} and {len(second)}"
         )
     differences = np.subtract(first, second)
-    degrees = len(differences) - 1
-    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    reach = _quantile(degrees) * error
-    mean = float(differences.mean())
+    if left_out is None:
+        error, degrees = float(differences.std(ddof=1) / math.sqrt(len(differences))), len(differences) - 1
+    else:
+        errors = [jackknife_error(np.subtract(*blocks)) for blocks in left_out]
+        error, degrees = math.hypot(*errors) / len(errors), len(errors) * (BLOCKS - 1)
+    mean, reach = float(differences.mean()), _quantile(degrees) * error
     return Comparison(mean, error, mean - reach, mean + reach)
 
 

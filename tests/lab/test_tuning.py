@@ -371,10 +371,15 @@ def test_auto_takes_the_first_guess_and_is_part_of_a_run(gaussian):
         Experiment.build(composed(*gaussian, *filtered, *statistics, "sampler.iterations=20"))
 
 
-def answer(winner, default, nfe=20):
+def answer(winner, default, nfe=20, error=None):
+    """Three seeds of both; with an error, the jackknife of the winner's blocks has it and the default's are constant."""
     seeds = [str(seed) for seed in range(3)]
     sides = [dict(zip(seeds, values, strict=True)) for values in (winner, default)]
-    return Answer(MeasuredSetting(["tuned"], nfe, sides[0]), MeasuredSetting(["default"], 20, sides[1]))
+    step = 0 if error is None else error / 19**0.5  # half of the blocks one step above, half below
+    blocks = [np.repeat([step, -step], 10), np.zeros(20)]
+    left_out = [{} if error is None else dict.fromkeys(seeds, of_one.tolist()) for of_one in blocks]
+    tuned = MeasuredSetting(["tuned"], nfe, sides[0], left_out=left_out[0])
+    return Answer(tuned, MeasuredSetting(["default"], 20, sides[1], left_out=left_out[1]))
 
 
 @pytest.mark.parametrize(
@@ -382,6 +387,9 @@ def answer(winner, default, nfe=20):
     [
         (answer([10, 11, 12], [20, 21.2, 22.1]), "tuned", "better (-10.1"),
         (answer([10, 30, 20], [21, 22, 23]), "default", "the simpler one is recommended"),
+        # The blocks of images know the error better than three seeds: 3 / sqrt(3), times 2.002 for 57 degrees of freedom.
+        (answer([10, 18, 20], [21, 22, 23], error=3), "tuned", "better (-6 beside the default, 95% interval -9.47 to -2.53)"),
+        (answer([10, 18, 20], [21, 22, 23], error=6), "default", "level (-6 beside the default, 95% interval -12.9 to 0.937)"),
         (answer([10, 30, 20], [21, 22, 23], nfe=19), "tuned", "the cheaper one is recommended"),
         (answer([30, 31, 32], [20, 21.2, 22.1]), "default", "worse on new noise (+9.9"),
         (Answer(MeasuredSetting(["tuned"], 20), None, "max_minutes=1 came first"), "tuned", "not confirmed: max_minutes=1"),

@@ -72,6 +72,10 @@ class Run:
         """The weights file as it was given; empty for a network without one."""
         return str((self.result.get("checkpoint") or {}).get("file") or "")
 
+    def blocks(self, measure: str) -> list[float]:
+        """Return a measure without each block of images in turn; empty if it is not known."""
+        return self.result.get("left_out", {}).get(measure, [])
+
     def number(self, key: str) -> float:
         """Return a measure by its full name, or a number of result.json."""
         return float(self.measures[key] if key in self.measures else self.result[key])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from pds.evaluation.measures import BLOCKS, Comparison, compared, compared_once
+from pds.evaluation.measures import BLOCKS, Comparison, compared
 from pds.lab.report.runs import Run, Runs, differing, grouped, token
 from pds.lab.runs import OF_T
 from pds.lab.text import as_text, is_number, significant, with_decimals_of, with_error
@@ -97,15 +97,14 @@ class Setting:
         return len(kinds) == 1 and any(a.result["seed"] == b.result["seed"] for a in self.runs for b in other.runs)
 
     def against(self, other: Setting) -> Comparison | None:
-        """Return the comparison with another setting, paired over the seeds of both, or over the blocks of their one seed."""
+        """Return the comparison with another setting, paired over the blocks of the seeds of both, or over the seeds."""
         first, second = ({run.result["seed"]: run for run in setting.runs} for setting in (self, other))
         pairs = [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
-        numbers = [[run.number(self.quantity) for run in runs] for runs in zip(*pairs, strict=True)]
-        if len(pairs) > 1:
-            return compared(*numbers)
-        blocks = [run.result.get("left_out", {}).get(self.quantity, []) for runs in pairs for run in runs]
-        alike = len(blocks) == 2 and len(blocks[0]) == len(blocks[1]) == BLOCKS
-        return compared_once(numbers[0][0] - numbers[1][0], *blocks) if alike else None
+        mine, others = ([run.number(self.quantity) for run in runs] for runs in ([a for a, _ in pairs], [b for _, b in pairs]))
+        blocks = [(a.blocks(self.quantity), b.blocks(self.quantity)) for a, b in pairs]
+        if pairs and all(len(of_run) == BLOCKS for both in blocks for of_run in both):
+            return compared(mine, others, blocks)
+        return compared(mine, others) if len(pairs) > 1 else None
 
 
 class Line(NamedTuple):

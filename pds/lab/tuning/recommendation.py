@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Annotated, Any
 
 from pds.errors import PDSError, escaped
-from pds.evaluation.measures import compared
+from pds.evaluation.measures import BLOCKS, Comparison, compared
 from pds.files import atomic_path, read_yaml, user_path
 from pds.lab import grammar
 from pds.lab.cli import Work
@@ -35,12 +35,14 @@ class MeasuredSetting:
         nfe: evaluations an image.
         distances: distances by seed.
         runs: names of the run folders, by seed.
+        left_out: distances without each block of images, by seed; empty where there are too few images.
     """
 
     run: Sequence[str]
     nfe: Annotated[int, Range(0)]
     distances: Mapping[str, float] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def spread(self) -> str:
@@ -70,10 +72,9 @@ class Answer:
         """Whether the winner is recommended: it is better, or level and cheaper, or there is nothing beside it."""
         if self.default is None or self.default.run == self.winner.run:
             return True
-        pairs = self._pairs
-        if pairs is None:
+        found = self._compared
+        if found is None:
             return not self.default.distances
-        found = compared(*pairs)
         return self.winner.nfe < self.default.nfe if found.level else found.high < 0
 
     @property
@@ -82,12 +83,17 @@ class Answer:
         return self.winner if self.tuned or self.default is None else self.default
 
     @property
-    def _pairs(self) -> tuple[list[float], list[float]] | None:
-        """Distances of the winner and the default on equal noise, if there are two pairs or more."""
+    def _compared(self) -> Comparison | None:
+        """The winner and the default on equal noise, if there are two seeds or more of both."""
         if self.default is None:
             return None
         seeds = [seed for seed in self.winner.distances if seed in self.default.distances]
-        return ([self.winner.distances[s] for s in seeds], [self.default.distances[s] for s in seeds]) if seeds[1:] else None
+        if len(seeds) < 2:
+            return None
+        blocks = [(self.winner.left_out.get(seed, ()), self.default.left_out.get(seed, ())) for seed in seeds]
+        known = all(len(of_one) == BLOCKS for pair in blocks for of_one in pair)
+        winner, default = ([one.distances[seed] for seed in seeds] for one in (self.winner, self.default))
+        return compared(winner, default, blocks if known else None)
 
     @property
     def verdict(self) -> str:
@@ -98,10 +104,9 @@ class Answer:
             return "confirmed alone: the default cannot sample with this budget"
         if self.default.run == self.winner.run:
             return "no trial is better than the default"
-        pairs = self._pairs
-        if pairs is None:
+        found = self._compared
+        if found is None:
             return "not confirmed: too few seeds were measured"
-        found = compared(*pairs)
         told = f"{found.difference:+.3g} beside the default, 95% interval {found.low:.3g} to {found.high:.3g}"
         if found.level:
             return f"level ({told}): the {'cheaper' if self.winner.nfe != self.default.nfe else 'simpler'} one is recommended"
@@ -141,6 +146,11 @@ def earlier(folder: Path, common: Sequence[str], metric: str | None) -> dict[str
     return budgets
 
 
+def _line(setting: MeasuredSetting) -> dict[str, Any]:
+    """A setting in the file; the runs' own results have the distances without each block."""
+    return {name: value for name, value in asdict(setting).items() if name != "left_out"}
+
+
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
     """Write recommendation.yaml: one line of JSON a budget, with those of earlier searches for other budgets."""
     told = earlier(folder, common, metric)
@@ -150,8 +160,8 @@ def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapp
         told[str(budget)] = {
             "run": list(answer.recommended.run),
             "verdict": answer.verdict,
-            "winner": asdict(answer.winner),
-            "default": answer.default and asdict(answer.default),
+            "winner": _line(answer.winner),
+            "default": answer.default and _line(answer.default),
         }
     lines += [f'  "{budget}": {json.dumps(told[budget], ensure_ascii=False)}' for budget in sorted(told, key=int)]
     with atomic_path(folder / FILE) as temporary:

@@ -500,8 +500,12 @@ class Tuning:
         jobs = [(one.run, one.nfe, seed, 0) for seed in o.seeds for one in pair]
         for number, result in sorted(self._each(jobs, why), key=lambda found: found[0]):  # another process may come first
             one, seed = pair[number % len(pair)], jobs[number][2]
-            distances = {**one.distances, str(seed): self.distance(result, o.final)}
-            pair[number % len(pair)] = replace(one, distances=distances, runs={**one.runs, str(seed): result["name"]})
+            pair[number % len(pair)] = replace(
+                one,
+                distances={**one.distances, str(seed): self.distance(result, o.final)},
+                runs={**one.runs, str(seed): result["name"]},
+                left_out={**one.left_out, str(seed): result.get("left_out", {}).get(self.metric.name("fid", o.final), ())},
+            )
         beside = None if default is None else pair[-1]
         return Answer(pair[0], beside, why[0] if why else "")
 

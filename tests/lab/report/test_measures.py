@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_runs import NOTHING, statistics, write_run
 
-from pds.evaluation.measures import compared_once, jackknife_error
+from pds.evaluation.measures import compared, jackknife_error
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.report.table import side_by_side
 from pds.lab.text import rounded, significant
@@ -98,11 +98,25 @@ def test_no_digit_stands_below_the_first_of_an_error(value, error, text):
     assert rounded([value, value], [error, None])[0] == text
 
 
-def test_a_comparison_of_one_seed_is_paired_over_its_blocks():
-    common, own = np.random.default_rng(0).normal(size=(2, 20))
-    found = compared_once(0.5, list(5 + common + 0.01 * own), list(4 + common))
-    assert found.error == pytest.approx(0.01 * jackknife_error(own)) and not found.level, "what blocks share is no error"
-    assert compared_once(0.001, list(common + 0.01 * own), list(common)).level
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_comparison_is_paired_over_the_blocks_of_all_seeds(seeds):
+    common, own = np.random.default_rng(0).normal(size=(2, seeds, 20))
+    blocks = list(zip(5 + common + 0.01 * own, 4 + common, strict=True))
+    found = compared([1.5] * seeds, [1.0] * seeds, blocks)
+    errors = [0.01 * jackknife_error(of_seed) for of_seed in own]
+    assert found.error == pytest.approx(np.square(errors).sum() ** 0.5 / seeds), "what blocks share is no error"
+    assert found.difference == 0.5 and not found.level
+    assert compared([1.001] * seeds, [1.0] * seeds, blocks).level
     from scipy.stats import t
 
-    assert found.high - 0.5 == pytest.approx(found.error * t.ppf(0.975, 19), rel=1e-3)
+    assert found.high - 0.5 == pytest.approx(found.error * t.ppf(0.975, 19 * seeds), rel=1e-3)
+
+
+def test_the_blocks_of_seeds_give_the_interval_of_one_run_with_all_their_images():
+    """The mean of 3 x 2,000 numbers and its interval do not depend on the seed that a number has."""
+    values = np.random.default_rng(0).normal(0.1, 1, 6000)
+    parts = values.reshape(3, 20, 100)
+    left_out = [[(part.sum() - block.sum()) / 1900 for block in part] for part in parts]
+    found = compared([part.mean() for part in parts], [0.0] * 3, [(one, np.zeros(20)) for one in left_out])
+    assert found.difference == pytest.approx(values.mean())
+    assert found.error == pytest.approx(1 / 6000**0.5, rel=0.15)
