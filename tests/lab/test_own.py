@@ -12,7 +12,7 @@ from test_configurations import composed
 
 import pds
 from pds.errors import PDSError
-from pds.lab.config import build, build_model
+from pds.lab.config import build, build_model, resolved
 from pds.lab.schema import CHOICES, PartialTarget
 from pds.lab.train import save_network, train
 from pds.sampling import DEFAULT
@@ -151,6 +151,37 @@ def test_other_code_is_another_training(network, monkeypatch):
     (network / "mynet.py").write_text(CODE.replace("SiLU", "ReLU"))
     with pytest.raises(PDSError, match=r"holds a run with fingerprint\.code="):
         train(cfg)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model.predicts": "noise"}, "predicts is 'noise', but .* was trained with 'data'"),
+        ({"model.data_range": "[0,1]"}, "data_range is .* but .* was trained with"),
+        ({"model.process.sigma_max": 80}, "sigma_max is 80"),
+        (
+            {"model/process": "vp"},
+            "process is 'VP', but .* was trained with 've'|process is 'VP', but .* was trained with 'VE'",
+        ),
+    ],
+)
+def test_weights_that_were_trained_here_are_refused_for_another_use(network, changed, says):
+    trained = {"model.predicts": "data", "model.data_range": "[-1,1]"}
+    cfg = composed(*overrides(network, **trained))
+    save_network(build_model(cfg.model).score, {}, network / "w.safetensors", resolved(cfg), 1)
+    again = overrides(network, "w.safetensors", **trained)
+    assert build_model(composed(*again).model).checkpoint is not None
+    with pytest.raises(PDSError, match=says):
+        build_model(composed(*overrides(network, "w.safetensors", **trained | changed)).model)
+
+
+def test_arguments_of_the_network_are_given_without_a_plus(network):
+    given = [*overrides(network, **{"model.checkpoint": "null"}), "images=2", "sampler.iterations=2", "metric=none"]
+    for width in ("model.arguments.width=5", "model.arguments={width: 6}"):
+        done = command("run.py", *given, width, "tracker=none", f"outputs={network}/out")
+        assert done.returncode == 0, done.stderr
+    refused = command("run.py", *given, "model.arguments.depth=5", f"outputs={network}/out")
+    assert "unexpected keyword argument 'depth'" in refused.stderr
 
 
 def test_a_network_that_was_always_shown_its_labels_has_no_score_without(network):
