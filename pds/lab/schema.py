@@ -339,12 +339,18 @@ def papers() -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield family, f"{row}_pds", {"defaults": filtered, "filter": keys["filter"]}
 
 
+def _about(file: Path) -> str:
+    """The first comment of an experiment that is no directive of Hydra; empty without one."""
+    comments = (line.lstrip("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((comment for comment in comments if not comment.startswith("@")), "")
+
+
 @functools.cache
 def experiments() -> dict[str, str]:
     """Every choice of experiment=, with one sentence about it."""
     folder = CONF / "experiment"
     files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
-    told = {name: path.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for name, path in files.items()}
+    told = {name: _about(path) for name, path in files.items()}
     for family, name, _ in papers():
         told[f"{family}/{name}"] = f"A row of the papers, {'with' if name.endswith('_pds') else 'without'} PDS."
     return dict(sorted(told.items()))

@@ -43,7 +43,7 @@ class Restart(FlowSteps, Sampler[list[RestartLevel]]):
     Attributes:
         iterations: T, all steps: restarts * steps on the ways back, the rest on the grid. With order 2 they take 2 T - 1
             evaluations.
-        rho: exponent of both grids, the larger the finer at small levels; inf spreads them evenly in log sigma.
+        rho: exponent of both grids, the larger the finer at small ones.
         order: 2, Heun; 1, Euler.
         restarts: K, the number of restarts; each takes one draw.
         steps: steps of each way back.

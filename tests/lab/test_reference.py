@@ -5,6 +5,7 @@ import re
 import pytest
 
 from pds.errors import PDSError
+from pds.lab import schema
 from pds.lab.cli import prepare
 from pds.lab.config import CONF
 from pds.lab.reference import GROUPS, choices_of, help_text, meanings, options_table, page
@@ -46,6 +47,17 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
     everything = help_text("run", ["--help"])
     assert "images=256" in everything
     assert "solenoid: fft, none, shift" in everything
+
+
+def test_the_experiments_are_listed_with_their_first_comment(tmp_path, monkeypatch):
+    told = help_text("run", ["--list", "experiments"])
+    assert re.search(r"ncsnpp_church/t80_pds +\| A row of the papers, with PDS\.", told)
+    assert "@package" not in told and re.search(r"quickstart/ncsn_pds +\| `make run`: ", told)
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("seed: 3\n")  # a user's, without a comment
+    monkeypatch.setattr(schema, "CONF", tmp_path)
+    monkeypatch.setattr(schema, "papers", lambda: iter(()))
+    assert schema.experiments.__wrapped__() == {"mine": ""}
 
 
 def test_the_samplers_are_listed_with_their_facts():
