@@ -27,7 +27,7 @@ from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.guessed import settled
 from pds.lab.logs import log_file, traced
-from pds.lab.report import format_table, read_runs, write_report
+from pds.lab.report import format_table, read_runs, show_report, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
@@ -239,10 +239,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
         return
     show(f"\n{format_table(read_runs(folder.path.parent))}\n")
     show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}")
-    try:
-        show(f"report   {write_report(folder.path.parent)}")
-    except PDSError as error:  # the run itself is done
-        log.warning("%s", error)
+    show_report(folder.path.parent)
 
 
 def prepared(

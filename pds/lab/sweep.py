@@ -26,7 +26,7 @@ from pds.lab.cli import Failed, given_overrides, leads, sentence
 from pds.lab.experiment import run
 from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
-from pds.lab.report import overview, write_report
+from pds.lab.report import overview, show_report, write_report
 from pds.lab.runs import group_folder, says_where
 from pds.lab.terminal import show
 
@@ -134,7 +134,7 @@ def _require_values(override: Override) -> None:
 def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
     """Show the outcome of the points of one folder."""
     show(f"\n{overview(folder)}")
-    show(f"report   {write_report(folder)}")
+    show_report(folder)
     digests = {point.digest for point in planned}
     states = [point.state for point in Points(folder).read() if point.digest in digests]
     return "done" in states and set(states) <= {"done", "skipped"}

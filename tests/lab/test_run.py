@@ -147,14 +147,17 @@ def test_a_full_disk_is_one_sentence_and_a_kill_before_the_last_line_heals(tmp_p
     assert sentence(error.value).endswith("make room and run the same command again")
 
 
-def test_a_report_that_cannot_be_written_is_told_and_the_run_is_done(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=0,1"]])
+def test_a_report_that_cannot_be_written_is_told_and_the_work_is_done(tmp_path, monkeypatch, sweep):
     def unwritable(folder):
         raise PDSError(f"cannot write {folder}/report.html (no space): make room")
 
-    monkeypatch.setattr("pds.lab.experiment.write_report", unwritable)
-    run(composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "metric=none"), [])
-    assert len(list(tmp_path.glob("debug/*/result.json"))) == 1
-    assert "report.html (no space): make room" in caplog.text
+    monkeypatch.setattr("pds.lab.report.page.write_report", unwritable)
+    given = ["debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "metric=none"]
+    ended = command("run.py", *sweep, *given)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("debug/*/result.json"))) == max(1, len(sweep))
+    assert "report.html (no space): make room" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_other_weights_or_filters_are_another_run(tmp_path):

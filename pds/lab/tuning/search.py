@@ -531,5 +531,5 @@ class Tuning:
             about |= {"evaluations": evaluations, "seconds": seconds}
             page = write_page(self.folder, about, self.studies, answers)
             show(f"report   {page}\nruns     {write_report(self.folder)}")
-        except PDSError as error:  # the recommendation is written
-            log.warning("%s", error)
+        except Exception as error:  # the recommendation is written
+            log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, PDSError))
