@@ -101,13 +101,13 @@ class Processes:
             return cls()
         if not dist.is_initialized():
             # Processes wait for one another only at the end of a run, for as long as the slowest takes.
-            dist.init_process_group("gloo", **cls._met(), timeout=timedelta(days=30))
+            dist.init_process_group("gloo", **cls._rendezvous(), timeout=timedelta(days=30))
             # A process that exits while gloo's threads run is now and then aborted.
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @staticmethod
-    def _met() -> dict[str, Any]:
+    def _rendezvous() -> dict[str, Any]:
         """Rank, number and common store of the processes, once all have come; a `PDSError` names those that have not come in
         time."""
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -131,7 +131,7 @@ class Processes:
             raise PDSError(f"process {rank} of {size} waited at {host}:{port} for {late}: {fix}") from None
         return {"store": store, "rank": rank, "world_size": size}
 
-    def agree(self, error: Exception | None = None) -> None:
+    def barrier(self, error: Exception | None = None) -> None:
         """Wait for all processes. If one of them failed, raise its error in every process."""
         said: list[str | None] = [None if error is None else str(error) or type(error).__name__] * self.size
         if self.size > 1:
@@ -148,9 +148,9 @@ class Processes:
             yield
         except Exception as raised:  # of any kind: the others would wait for this one
             error = raised
-        self.agree(error)
+        self.barrier(error)
 
-    def decide(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """Return the value of `make` from the first process, which alone calls it. An error there is raised in every
         process."""
         made: list[Any] = [None]
@@ -325,7 +325,7 @@ def generate(
         raise PDSError(f"batch_size must be at least 1, got {batch_size}")
     # The first process lists the missing shards before any process starts. So all processes divide the same list, even if
     # shards appear meanwhile.
-    missing = [todo[i] for i in processes.decide(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
+    missing = [todo[i] for i in processes.broadcast(lambda: [i for i, shard in enumerate(todo) if not shard.path.exists()])]
     if present := len(todo) - len(missing):
         log.info("%d of %d shards are there already", present, len(todo))
     mine = missing[processes.rank :: processes.size]

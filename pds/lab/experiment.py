@@ -213,10 +213,10 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             opened.enter_context(log_file(folder.path / "run.log"))
             return done
 
-        done = processes.decide(begin)
+        done = processes.broadcast(begin)
         if processes.rank:
             if not done:
-                processes.agree()
+                processes.barrier()
                 generate(experiment.sample, todo, cfg.batch_size, experiment.annotate, processes)
             return
         if done:

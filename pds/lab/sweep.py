@@ -164,7 +164,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
     title = f"point {cfg.sweep.number} of {cfg.sweep.points}"
     if not leads():
         with going_on(title):
-            Processes.join().agree()
+            Processes.join().barrier()
             run(cfg, overrides)
         return
     folder = group_folder(cfg.outputs, cfg.group)
