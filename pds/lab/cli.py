@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -49,6 +50,7 @@ class Failed(Exception):
 def start(work: Work) -> NoReturn:
     """Run a script: do its work and leave with the exit status of the work."""
     steady_streams()
+    threading.excepthook = tell_of_thread
     sys.exit(status(work, sys.argv[1:]))
 
 
@@ -92,6 +94,12 @@ def tell(error: Exception, said: str | None) -> None:
         log.error("error: %s: %s", type(error).__name__, error, exc_info=error)
     else:
         log.error("error: %s", said)
+
+
+def tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Report the error that ended a thread, such as a tracker's writer on a full disk; the work goes on."""
+    if isinstance(failed.exc_value, Exception):
+        tell(failed.exc_value, sentence(failed.exc_value))
 
 
 def leads() -> bool:

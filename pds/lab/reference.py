@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from pds import __version__
 from pds.errors import PDSError
 from pds.lab.config import CONF, build
 from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, experiments, fields_of, is_plain
@@ -116,6 +117,8 @@ def help_text(program: str, arguments: Sequence[str]) -> str:
     """Return the text to print instead of running the program; empty if none is asked for."""
     if "--list" in arguments:
         return listing("".join(arguments[arguments.index("--list") + 1 :][:1]))
+    if "--version" in arguments:
+        return f"PDS lab {__version__}"
     return help_of(program, arguments) if {"--help", "-h"} & {*arguments} else ""
 
 

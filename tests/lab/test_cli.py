@@ -13,6 +13,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import threading
 from unittest import mock
 
 import pytest
@@ -53,6 +54,15 @@ def test_any_text_is_shown_in_any_locale(seed, tmp_path):
         stream.flush()
     shown = (tmp_path / "said").read_bytes()
     assert shown == "".join(f"{line}\n" for line in said).encode(encoding, "backslashreplace")
+
+
+def test_the_end_of_a_thread_is_one_sentence(capsys):
+    def write():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.out")
+
+    with mock.patch.object(threading, "excepthook", cli.tell_of_thread):
+        cli.status(lambda _: (thread := threading.Thread(target=write)).start() or thread.join(), [])
+    assert capsys.readouterr().err == "error: events.out: No space left on device: make room and run the same command again\n"
 
 
 @contextlib.contextmanager

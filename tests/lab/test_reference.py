@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import pds
 from pds.errors import PDSError
 from pds.lab import schema
 from pds.lab.cli import prepare
@@ -47,6 +48,10 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
     everything = help_text("run", ["--help"])
     assert "images=256" in everything
     assert "solenoid: fft, none, shift" in everything
+
+
+def test_the_version_is_that_of_this_package():
+    assert help_text("run", ["model=ncsn_small", "--version"]) == f"PDS lab {pds.__version__}"
 
 
 def test_the_experiments_are_listed_with_their_first_comment(tmp_path, monkeypatch):
