@@ -23,12 +23,14 @@ SHIPPED = {
     "ncsnpp_small_skip": ("asset:mnist_ncsnpp_skip", "filter=none", None),
     "ncsnpp_small_classes": ("asset:mnist_ncsnpp_classes", "filter=none", None),
     "ncsnpp_small_colour": ("asset:cifar10_ncsnpp", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
+    "ncsnpp_small_colour_classes": ("asset:cifar10_ncsnpp_classes", "filter=none", None),
     "ddpmpp_small": ("asset:mnist_ddpmpp.safetensors", "filter=none", None),
     "cld_small": ("asset:mnist_cld", "filter=statistics filter.alpha=2.5", pds.StatisticsFilter(2.5)),
 }
 CHOSEN = {
     "cld_small": ["sampler=sscs"],  # the default sampler refuses a velocity
     "ncsnpp_small_colour": ["dataset=cifar10_jpeg"],
+    "ncsnpp_small_colour_classes": ["dataset=cifar10_jpeg"],
 }
 
 
@@ -116,7 +118,7 @@ def test_a_file_that_describes_no_network_is_one_sentence(tmp_path):
         (
             "asset:mnist_nscn",
             {},
-            "asset:mnist_nscn does not exist: .* asset:NAME, one of cifar10_ncsnpp, mnist_cld, mnist_ddpmpp, mnist_ncsn, ",
+            "asset:mnist_nscn does not exist: .* asset:NAME, one of cifar10_ncsnpp, cifar10_ncsnpp_classes, mnist_cld, ",
         ),
         ("/nowhere/w.pth", {}, "/nowhere/w.pth does not exist"),
         (

@@ -10,23 +10,30 @@ import torch
 from PIL import Image
 from test_configurations import composed
 
-from pds.data.images import to_unit
+from pds.data.images import ImageSource, to_unit
 from pds.errors import MissingError, PDSError
 from pds.lab.config import build
 from pds.lab.train import save_network, ship, train
 from pds.models.safetensors_files import read_safetensors
-from pds.models.scores import LadderScore
+from pds.models.scores import LadderScore, Model
 from pds.training import denoising_loss
 
 DIGITS = ["ncsn_small", "ncsnpp_small", "ncsnpp_small_skip", "ncsnpp_small_classes", "ddpmpp_small", "cld_small"]
+COLOUR = ["ncsnpp_small_colour", "ncsnpp_small_colour_classes"]
+SHIPPED = [*((model, "mnist") for model in DIGITS), *((model, "cifar10_jpeg") for model in COLOUR)]
 
 
-@pytest.mark.parametrize(("model", "data"), [*((model, "mnist") for model in DIGITS), ("ncsnpp_small_colour", "cifar10_jpeg")])
-def test_a_shipped_network_denoises(model: str, data: str, data_root: Path) -> None:
-    cfg = composed(f"model={model}", f"dataset={data}", f"dataset.source.root={data_root}")
-    if data == "cifar10_jpeg" and not (data_root / "cifar10-jpeg").is_dir():
+def beside_data(model: str, data: str, root: Path) -> tuple[Model, ImageSource]:
+    """A shipped network, and the images that it was trained on."""
+    if data == "cifar10_jpeg" and not (root / "cifar10-jpeg").is_dir():
         pytest.skip("there is no cifar10-jpeg in PDS_DATA: unpack cifar10-jpeg.tar.xz")
-    network, images = build(cfg.model), build(cfg.dataset).images
+    cfg = composed(f"model={model}", f"dataset={data}", f"dataset.source.root={root}")
+    return build(cfg.model), build(cfg.dataset).images
+
+
+@pytest.mark.parametrize(("model", "data"), SHIPPED)
+def test_a_shipped_network_denoises(model: str, data: str, data_root: Path) -> None:
+    network, images = beside_data(model, data, data_root)
     low, high = network.data_range
     x = low + (high - low) * to_unit(images.read(np.arange(0, 1600, 100)))
     shape = (len(x), network.score.halves * x.shape[1], *x.shape[2:])
@@ -38,6 +45,22 @@ def test_a_shipped_network_denoises(model: str, data: str, data_root: Path) -> N
     # Half the variance of the noise that is left: 0.5 for a network that sees nothing.
     assert max(losses) < 0.13
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(("model", "data"), [pair for pair in SHIPPED if pair[0].endswith("classes")])
+def test_a_shipped_network_with_classes_denoises_the_true_class_best(model: str, data: str, data_root: Path) -> None:
+    network, images = beside_data(model, data, data_root)
+    chosen = np.linspace(0, len(images) - 1, 200).astype(int)
+    x, sigma = to_unit(images.read(chosen)), torch.full((200,), 3.0, dtype=torch.float64)
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert images.labels is not None
+    true = torch.from_numpy(images.labels[chosen].astype(np.int64))
+    with torch.inference_mode():
+        losses = [
+            denoising_loss(network.score, x, sigma, z, labels).item()
+            for labels in (true, -torch.ones_like(true), (true + 5) % 10)
+        ]
+    assert losses == sorted(losses) and losses[2] > 1.01 * losses[0]
 
 
 def test_shipping_halves_what_is_trained_and_keeps_the_frequencies(tmp_path: Path) -> None:
