@@ -27,7 +27,7 @@ from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.guessed import settled
 from pds.lab.logs import log_file, traced
-from pds.lab.report import format_table, read_runs, show_report, write_report
+from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
 from pds.lab.terminal import show
@@ -240,6 +240,14 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
     show(f"\n{format_table(read_runs(folder.path.parent))}\n")
     show(f"images   {folder.path / 'grid.png'}\nnumbers  {folder.path / 'result.json'}")
     show_report(folder.path.parent)
+
+
+def show_report(folder: Path) -> None:
+    """Write the report of a folder and show its path. A failure is a warning: its runs are done."""
+    try:
+        show(f"report   {write_report(folder)}")
+    except Exception as error:
+        log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, PDSError))
 
 
 def prepared(

@@ -23,10 +23,10 @@ from pds.errors import MissingError, PDSError, first_line
 from pds.generation import Processes
 from pds.lab import grammar
 from pds.lab.cli import Failed, given_overrides, leads, sentence
-from pds.lab.experiment import run
+from pds.lab.experiment import run, show_report
 from pds.lab.logs import show_lines
 from pds.lab.points import Point, Points, sweep_name
-from pds.lab.report import overview, show_report, write_report
+from pds.lab.report import overview, write_report
 from pds.lab.runs import group_folder, says_where
 from pds.lab.terminal import show
 

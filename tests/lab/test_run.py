@@ -152,7 +152,7 @@ def test_a_report_that_cannot_be_written_is_told_and_the_work_is_done(tmp_path, 
     def unwritable(folder):
         raise PDSError(f"cannot write {folder}/report.html (no space): make room")
 
-    monkeypatch.setattr("pds.lab.report.page.write_report", unwritable)
+    monkeypatch.setattr("pds.lab.experiment.write_report", unwritable)
     given = ["debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2", "metric=none"]
     ended = command("run.py", *sweep, *given)
     assert ended.returncode == 0, ended.stderr

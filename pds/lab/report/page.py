@@ -18,7 +18,6 @@ from pds.lab.report.pictures import Picture, filters_of, grid_of, strip_of
 from pds.lab.report.runs import STATES, Run, Runs, differing, grouped, read_runs
 from pds.lab.report.settings import Comparable, Number, Setting, T, comparables, one_a_seed, repeated, symbol
 from pds.lab.report.table import FACTS, WORDS, Grid, SideBySide, long_form, plain_columns, side_by_side, write_table
-from pds.lab.terminal import show
 from pds.lab.text import FLOOR, MISSING, csv_table, rounded, significant, write_text
 
 if TYPE_CHECKING:
@@ -105,14 +104,6 @@ def write_report(folder: Path) -> Path:
         write_text(folder / "figures" / f"{drawn.name}.svg", drawn.svg)
     write_text(folder / "summary.csv", csv_table(_summary(runs)))
     return write_html(folder / "report.html", "report/page.html", page)
-
-
-def show_report(folder: Path) -> None:
-    """Write the report of a folder and show its path. A failure is a warning: its runs are done."""
-    try:
-        show(f"report   {write_report(folder)}")
-    except Exception as error:
-        log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, PDSError))
 
 
 def write_html(path: Path, template: str, content: Mapping[str, Any]) -> Path:
