@@ -60,8 +60,18 @@ def test_the_end_of_a_thread_is_one_sentence(capsys):
     def write():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events.out")
 
-    with mock.patch.object(threading, "excepthook", cli.tell_of_thread):
-        cli.status(lambda _: (thread := threading.Thread(target=write)).start() or thread.join(), [])
+    def work(_):
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+
+    with (
+        mock.patch.object(threading, "excepthook"),
+        mock.patch.object(cli, "steady_streams"),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.start(work)
+    assert ended.value.code == 0
     assert capsys.readouterr().err == "error: events.out: No space left on device: make room and run the same command again\n"
 
 
