@@ -26,7 +26,7 @@ from pds.generation import ImageSampler, Processes, generate
 from pds.lab.config import build, build_model, keyed, resolved
 from pds.lab.devices import choose_precision, prepare_device, require_compiler
 from pds.lab.guessed import settled
-from pds.lab.logs import log_file, traced
+from pds.lab.logs import log_file, spared, traced
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
@@ -243,11 +243,9 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
 
 
 def show_report(folder: Path) -> None:
-    """Write the report of a folder and show its path. A failure is a warning: its runs are done."""
-    try:
+    """Write the report of a folder and show its path."""
+    with spared("the report"):
         show(f"report   {write_report(folder)}")
-    except Exception as error:
-        log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, PDSError))
 
 
 def prepared(

@@ -81,6 +81,15 @@ def quieter(*names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def spared(what: str) -> Iterator[None]:
+    """Warn of the error of a block that only shows something, such as a report: the work that it shows is done."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s could not be written: %s", what, error, exc_info=not isinstance(error, PDSError))
+
+
+@contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Copy log lines into a file while the block runs."""
     with appending(path):

@@ -24,7 +24,7 @@ from pds.generation import Processes
 from pds.lab import grammar
 from pds.lab.cli import Failed, given_overrides, leads, sentence
 from pds.lab.experiment import run, show_report
-from pds.lab.logs import show_lines
+from pds.lab.logs import show_lines, spared
 from pds.lab.points import Point, Points, sweep_name
 from pds.lab.report import overview, write_report
 from pds.lab.runs import group_folder, says_where
@@ -177,10 +177,8 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
         run(cfg, overrides, started)
     report = folder / "report.html"
     if not report.exists() or time.time() - report.stat().st_mtime > REPORT_EVERY:
-        try:
+        with spared("the report"):
             write_report(folder)
-        except Exception as error:  # the sweep goes on, and writes the report at its end
-            log.warning("the report could not be written: %s", error)
     if left := points.time_left(cfg.sweep.name, cfg.sweep.since):
         log.info("about %s left for the sweep", timedelta(seconds=round(left)))
 

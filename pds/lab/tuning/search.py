@@ -35,7 +35,7 @@ from pds.lab import grammar, reference
 from pds.lab.cli import prepare, with_trackers
 from pds.lab.config import CONF, resolved
 from pds.lab.experiment import Experiment, StoppedError, measured
-from pds.lab.logs import quieter
+from pds.lab.logs import quieter, spared
 from pds.lab.report import write_report
 from pds.lab.report.runs import grouped
 from pds.lab.runs import essence, group_folder, says_where
@@ -526,10 +526,8 @@ class Tuning:
         )
         if metric is None:
             return
-        try:
+        with spared("the report"):
             about = {"command": self.command, "metric": metric, "images": self.options.images}
             about |= {"evaluations": evaluations, "seconds": seconds}
             page = write_page(self.folder, about, self.studies, answers)
             show(f"report   {page}\nruns     {write_report(self.folder)}")
-        except Exception as error:  # the recommendation is written
-            log.warning("the report could not be written: %s", error, exc_info=not isinstance(error, PDSError))
