@@ -270,7 +270,7 @@ def _fitted(value: Any, annotation: Any) -> Any:
             return value
         kinds = arguments[:1] * len(value) if origin is not tuple or arguments[1:] == (Ellipsis,) else arguments
         _require(len(kinds) == len(value))
-        return (tuple if isinstance(value, tuple) else list)(map(_fitted, value, kinds))
+        return (tuple if origin is tuple or isinstance(value, tuple) else list)(map(_fitted, value, kinds))
     if origin in (dict, Mapping) or annotation in (dict, Mapping):
         _require(isinstance(value, Mapping))
         return value

@@ -260,7 +260,8 @@ def level_shift(
 
     Args:
         scale: given level over true level; 1 gives the true level.
-        bounded: keep the denoised image in the data range, where the mean of images lies.
+        bounded: keep the network's denoised image in the data range, where the mean of images lies. Guidance may lead out of
+            it again.
     """
     _require_images(model)
     low, high = sorted(model.data_range)
@@ -291,7 +292,8 @@ def band_correction(
 def seen_noise(model: GivenModel, dataset: Dataset | None = None, /) -> Model:
     """The network made to see the strength of the noise, from the modes without data."""
     _require_images(model)
-    return replace(model, score=SeenNoise(model.score, _statistics(model, dataset).gaussian(model.data_range)))
+    gaussian = _statistics(model, dataset).gaussian(model.data_range)
+    return replace(model, score=SeenNoise(model.score, gaussian).to(model.device))
 
 
 def _statistics(model: Model, dataset: Dataset | None) -> DatasetStatistics:

@@ -25,6 +25,7 @@ from pds.progress import progress_bar
 
 log = logging.getLogger(__name__)
 
+Iterations = Annotated[int, Range(1, 100_000_000)]
 DROPOUT = 1 << 63  # tells the seeds of dropout from those of the noise
 
 
@@ -113,7 +114,7 @@ class Trainer:
             learns the unconditional score (Ho & Salimans, *Classifier-Free Diffusion Guidance*, 2022).
     """
 
-    iterations: Annotated[int, Range(1, 100_000_000)] = 4000
+    iterations: Iterations = 4000
     batch_size: Annotated[int, Range(1, 65_536)] = 64
     learning_rate: Annotated[float, Range(1e-12, 10)] = 2e-3
     warmup: Annotated[int, Range(0, 100_000_000)] = 200
@@ -336,10 +337,11 @@ def read_state(checkpoint: Path, score: nn.Module, iterations: int, fix: str) ->
 
     Raises:
         PDSError: it is damaged or of another network; the sentence ends with `fix`.
+        OptionError: it has more iterations.
     """
     with reading(checkpoint, "the state of this training", fix):
         state = read_torch(checkpoint, fix)
-        iteration = fitted("iteration", state["iteration"], Annotated[int, Range(1, iterations)])
+        iteration = fitted("iteration", state["iteration"], Iterations)
         seconds = fitted("seconds", state["seconds"], Annotated[float, Range(0)])
         loss = fitted("loss", state["loss"], Annotated[float, Range()])
         parameters, buffers = dict(score.named_parameters()), _buffers(score)
@@ -351,7 +353,9 @@ def read_state(checkpoint: Path, score: nn.Module, iterations: int, fix: str) ->
         ):
             _require_alike(table, found, wanted)
         moments = _moments(state["optimizer"]["state"], list(parameters.values()), iteration)
-        return State(iteration, seconds, loss, state["parameters"], state["ema"], kept, moments)
+    if iteration > iterations:
+        raise OptionError("iterations", f"must be at least {iteration}, which {checkpoint} has reached, got {iterations}")
+    return State(iteration, seconds, loss, state["parameters"], state["ema"], kept, moments)
 
 
 def _buffers(score: nn.Module) -> dict[str, Tensor]:

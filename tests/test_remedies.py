@@ -127,6 +127,13 @@ def test_a_blind_network_sees_the_noise_and_an_exact_one_is_left_alone(k):
     assert torch.equal(alone[2], Blind()(x[2:3], mixed[2:3]))
 
 
+def test_seen_noise_stands_where_its_network_stands():
+    network = torch.nn.Conv2d(1, 1, 1)
+    made = replace(model(Exact()), score=Exact().requires_grad_(False))
+    made.score.network = network.to("meta")
+    assert seen_noise(made).score.power.device.type == "meta"
+
+
 @pytest.mark.parametrize("level", [0.5, 5.0])
 def test_seen_noise_does_not_take_the_mean_image_for_noise(level):
     """An exact network of images that are nearly their mean is left alone; the mean lies in modes without variance."""

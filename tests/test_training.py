@@ -403,6 +403,9 @@ def test_a_damaged_training_state_is_refused(tmp_path, stopped):
     torch.save(Hostile(), path)
     refused(path)
     path.write_bytes(stopped)
+    with pytest.raises(PDSError, match=r"iterations must be at least 4, which .*training\.pt has reached, got 3$"):
+        Trainer(iterations=3, batch_size=4, bf16=False, compile=False).fit(tiny(1), images(), path, torch.device("cpu"))
+    assert path.read_bytes() == stopped
     Trainer(iterations=9, batch_size=4, bf16=False, compile=False).fit(tiny(1), images(), path, torch.device("cpu"))
 
 

@@ -303,8 +303,10 @@ def diagnose(
         seed: of the noise.
 
     Raises:
-        PDSError: the images are of another shape, a T is too small, or the network has no unconditional score.
+        PDSError: the images are of another shape, a T is too small, or the network has no unconditional score of images.
     """
+    if model.score.halves != 1:
+        raise PDSError(f"a diagnosis is for scores of images, and {model.title} gives the score of a velocity")
     images = as_uint8(images)
     if tuple(images.shape[1:]) != tuple(model.shape):
         raise PDSError(f"images must have the shape {tuple(model.shape)} of the model's, got {tuple(images.shape[1:])}")

@@ -62,7 +62,8 @@ class Look:
         response: the noise that it predicts in a state with k times as much noise as its level says.
         statistics: statistics of its own denoised images.
         evaluations: evaluations that these facts took, over all images.
-        start: twice the noise level above which the network denoises worse than the linear guess; inf if it nowhere does.
+        start: twice the noise level above which the network denoises worse than the linear guess; inf if it does so
+            at no level, or at all of them.
         end: noise level at which the denoised images lose `LOST` of the variance; 0 if they lose more at all levels.
     """
 

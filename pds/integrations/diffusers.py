@@ -63,6 +63,9 @@ class Filtered:
     _built: tuple[object, Preconditioner] | None = None
 
     def _choose(self, statistics: str | None, statistical: dict[str, object], parametric: dict[str, object]) -> None:
+        if statistics is not None and not isinstance(statistics, (str, Path)):
+            problem = f"must be the path of a file, got a {type(statistics).__name__}"
+            raise OptionError("statistics", f"{problem}: save it by its save(path), and give that path")
         self._filter = _chosen_filter(statistical | {"statistics": statistics}, parametric)
         self._statistics = None if statistics is None else DatasetStatistics.load(statistics)
 
@@ -453,6 +456,18 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         # diffusers lets what the other states hide what this scheduler gives its parent.
         config = {key: value for key, value in config.items() if key not in ("algorithm_type", "final_sigmas_type")}
         return super().from_config(config, return_unused_kwargs, **order | kwargs)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> None:
+        """Choose the noise levels of a walk, as diffusers does.
+
+        Raises:
+            OptionError: two levels are equal. With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
+        """
+        super().set_timesteps(num_inference_steps, *args, **kwargs)
+        if not (self.sigmas.diff() < 0).all():
+            fix = "give fewer steps, or timestep_spacing='trailing' for as many steps as levels of training"
+            problem = f"is {len(self.timesteps)}, and two of these steps have one noise level"
+            raise OptionError("num_inference_steps", f"{problem}: {fix}")
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The sample itself; a filter of another shape is refused here, before the network is called."""

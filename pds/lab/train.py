@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig) -> None:
     """Build everything, then train in outputs/train/<name>."""
+    if "RANK" in os.environ and (size := int(os.environ["WORLD_SIZE"])) > 1:
+        raise PDSError(f"training runs in one process, and torchrun started {size}: start it without torchrun")
     config = resolved(cfg)
     settings(Train, cfg)
     device = prepare_device(cfg.device, cfg.threads)

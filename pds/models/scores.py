@@ -116,7 +116,8 @@ LABELS: dict[str, Labeller] = {
     "log_sigma/4": lambda sigma, t, process: sigma.log() / 4,  # c_noise of Karras et al., NeurIPS 2022 (EDM), table 1
     "t": lambda sigma, t, process: t,
     "999t": lambda sigma, t, process: 999 * t,  # [SDE]
-    "Nt-1": lambda sigma, t, process: process.levels * t - 1,  # Ho et al., NeurIPS 2020 (DDPM): 0 is the smallest level
+    # Ho et al., NeurIPS 2020 (DDPM): 0 is the smallest level. A sampler may leave the chain, and a table has no further labels.
+    "Nt-1": lambda sigma, t, process: (process.levels * t - 1).clamp(0, process.levels - 1),
 }
 """The noise labels that networks take. The t of a process runs from 0 (data) to 1, its N is `process.levels`."""
 
@@ -184,9 +185,9 @@ class VelocityPrediction(Prediction):
 
     def __init__(self, network: nn.Module, process: Process, label: str | Callable[[Tensor], Tensor]) -> None:
         super().__init__(network, process, label)
-        t = torch.tensor([1.0], dtype=torch.float64)
+        t = torch.linspace(0.05, 1, 20, dtype=torch.float64)  # sub-VP states have a variance of 1 at the end alone
         variance = process.scale(t).square() * (1 + process.sigma(t).square())
-        if abs(variance.item() - 1) > 1e-6:
+        if (variance - 1).abs().max() > 1e-6:
             raise OptionError("predicts", f"v is defined for variance-preserving states, and the process is {process.title}")
 
     def read(self, output: Tensor, x: Tensor, m: Tensor, sigma: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pds.models.scores import (
     VelocityPrediction,
     evaluating,
 )
-from pds.options import MOST, Length, Range, Shape, checked, shown
+from pds.options import MOST, Length, Range, Said, Shape, checked, shown
 from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import Process
 
@@ -66,10 +66,10 @@ class _WithClasses(nn.Module):
 
 @checked
 def wrap(
-    network: Callable[..., Tensor],
+    network: Annotated[Callable[..., Tensor], Said("a torch.nn.Module or a function of (x, label)")],
     *,
     predicts: Predicts,
-    process: Process,
+    process: Annotated[Process, Said("a forward process, as VarianceExploding(0.01, 50, 1000) is")],
     shape: Shape,
     data_range: DataRange,
     label: str | Callable[[Tensor], Tensor] | None = None,
@@ -107,8 +107,6 @@ def wrap(
     """
     if isinstance(network, type):
         raise OptionError("network", f"must be an object, got the class {network.__name__}: give {network.__name__}(…)")
-    if not callable(network):
-        raise OptionError("network", f"must be a torch.nn.Module or a function of (x, label), got {shown(network)}")
     if no_class is not None and not classes:
         raise OptionError("no_class", f"must be left out where classes is 0, got {no_class}")
     black, white = data_range
@@ -116,10 +114,6 @@ def wrap(
         raise OptionError("data_range", f"must be (black, white) with black below white, got {shown(data_range)}")
     if isinstance(process, CriticallyDamped):
         raise OptionError("process", "must be one of images: pds.load reads the networks of CLD, which see a velocity as well")
-    if not hasattr(process, "ladder"):
-        raise OptionError(
-            "process", f"must be a forward process, as VarianceExploding(0.01, 50, 1000) is, got {shown(process)}"
-        )
     channels, height, width = shape
     name = type(network).__name__ if isinstance(network, nn.Module) else getattr(network, "__name__", "network")
     module: nn.Module = network if isinstance(network, nn.Module) else _Function(network)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pds.errors import OptionError, PDSError
-from pds.options import MOST, Count, Range, checked, options
+from pds.options import MOST, Range, checked, options
 from pds.processes.ladders import NoiseLevel, geometric_ladder
 
 Time = Annotated[float, Range(1e-9, below=1)]
@@ -242,7 +242,7 @@ class VariancePreserving(BetaProcess):
 
     beta_min: Beta = 0.1
     beta_max: Beta = 20.0
-    levels: Count = 1000
+    levels: Annotated[int, Range(2, MOST)] = 1000
 
     def __post_init__(self) -> None:
         if self.beta_min > self.beta_max:

@@ -123,11 +123,12 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
             said = " ".join(str(error).split())
             raise PDSError(f"{self.scheduler} does not take these options, {dict(self.options)}: {said}") from error
         if not _descends(levels, T):
-            fewer = next((count for count in range(T - 1, 1, -1) if _descends(_walk(scheduler, count), count)), 1)
+            fewer = next((count for count in range(T - 1, 0, -1) if _descends(_walk(scheduler, count), count)), None)
+            fix = "take another scheduler, no smaller number works" if fewer is None else f"use {fewer} or other options"
             raise OptionError(
                 "iterations",
                 f"must be another number: {self.scheduler} cannot walk down {T} of the {N} noise levels of the model: its "
-                f"rounding takes one twice or one too many; use {fewer} or other options",
+                f"rounding takes one twice or one too many; {fix}",
             )
         return levels
 

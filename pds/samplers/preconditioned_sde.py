@@ -209,7 +209,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     def step(self, before: float | None, sigma: float, below: float, spectrum: Spectrum) -> Step:
         """The coefficients of a step from `sigma` to `below`; `before` is the level of the evaluation before."""
-        g = self.eta * spectrum.gain if self.eta_from <= sigma <= self.eta_to else 0.0
+        g = self.eta * spectrum.gain if self.eta and self.eta_from <= sigma <= self.eta_to else 0.0
         c: Any = 1 + g if isinstance(spectrum.turn, float) and not spectrum.turn else 1 + g + 1j * spectrum.turn
         if below == 0:
             return Step(0.0, None, 0.0)

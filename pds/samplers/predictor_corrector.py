@@ -265,7 +265,9 @@ class PredictorCorrector(Sampler[list[Level]]):
             parts.append("norms of the batch")
         if self.precondition == "published":
             parts.append("published filtering")
-        return ", ".join(parts if self.denoise else [*parts, "noisy end"])
+        if self.predictor is not None and not self.denoise:
+            parts.append("noisy end")
+        return ", ".join(parts)
 
     def levels(self, process: Process) -> list[Level]:
         """Return the data of each of the T iterations."""

@@ -30,6 +30,7 @@ from pds.models.ncsnpp import ncsnpp
 from pds.moments import measured_moments
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import FourierPreconditioner
+from pds.processes.critically_damped import CriticallyDamped
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, PredictorCorrector, ReverseDiffusion
 
@@ -119,6 +120,13 @@ def test_the_highest_frequencies_of_white_noise_and_of_a_wave():
     assert noise_in(3 * white, modes) == pytest.approx(3, rel=0.03)
     wave = torch.cos(2 * math.pi * torch.arange(32) * 5 / 32).expand(1, *SHAPE)
     assert noise_in(wave, modes) < 1e-5
+
+
+def test_the_score_of_a_velocity_is_not_diagnosed():
+    shape = {"width": 8, "multipliers": [1], "blocks": 1, "attention": []}
+    made = ncsnpp((1, 8, 8), CriticallyDamped(), **shape, scale_by_sigma=False, centred=True)
+    with pytest.raises(PDSError, match=r"a diagnosis is for scores of images, and .* gives the score of a velocity"):
+        pds.diagnose(made, torch.rand(4, 1, 8, 8))
 
 
 def test_a_network_that_always_saw_its_labels_is_not_measured_without_them():

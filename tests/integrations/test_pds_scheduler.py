@@ -275,6 +275,12 @@ REFUSED = {
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
     "misspelt": (DDPMScheduler, {}, {"alhpa": 5.0}, "alhpa is no option of PDSScheduler: give alpha, or one of"),
     "half a filter": (DDPMScheduler, {}, {"alpha": 2.0}, "a filter from statistics needs alpha and statistics"),
+    "statistics": (
+        DDPMScheduler,
+        {},
+        {"alpha": 2.0, "statistics": ["s.npz"]},
+        r"statistics must be the path of a file, got a list: save it by its save\(path\), and give that path",
+    ),
     "two filters": (DDPMScheduler, {}, {"alpha": 2.0, "r": 0.2}, "give one kind"),
 }
 
@@ -283,6 +289,14 @@ REFUSED = {
 def test_what_it_cannot_take_the_place_of_is_refused(other, theirs, given, message):
     with pytest.raises(PDSError, match=message):
         PDSScheduler.from_config(other(**theirs).config, **given)
+
+
+def test_as_many_steps_as_levels_of_training_need_a_spacing_that_has_them():
+    scheduler = PDSScheduler(num_train_timesteps=20)
+    scheduler.set_timesteps(19)
+    with pytest.raises(PDSError, match=r"num_inference_steps is 20, and two of these steps have one noise level: give fewer"):
+        scheduler.set_timesteps(20)
+    PDSScheduler(num_train_timesteps=20, timestep_spacing="trailing").set_timesteps(20)
 
 
 def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):

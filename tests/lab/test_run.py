@@ -342,6 +342,14 @@ def test_training_that_cannot_be_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "outputs").exists()
 
 
+def test_training_under_torchrun_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PDSError, match="training runs in one process, and torchrun started 2: start it without torchrun"):
+        train(composed(f"outputs={tmp_path}", config="train"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_run_that_fails_midway_says_so_in_its_status_and_report(tmp_path, monkeypatch):
     cfg = composed("debug=tiny", f"outputs={tmp_path}", "images=2", "sampler.iterations=2")
 

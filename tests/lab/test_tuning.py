@@ -3,6 +3,7 @@ sentence."""
 
 import contextlib
 import functools
+import math
 import os
 import shutil
 import signal
@@ -40,7 +41,7 @@ from pds.lab.tuning import recommendation as recommendations
 from pds.lab.tuning import search, study
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, recommended, write
-from pds.lab.tuning.space import Kind, Varied, kinds_of, most_iterations
+from pds.lab.tuning.space import Kind, Varied, _evaluations, kinds_of, most_iterations
 from pds.lab.tuning.study import storage_of
 from pds.noise import ImageNoise
 from pds.options import Search
@@ -512,9 +513,40 @@ def test_a_budget_is_met_by_the_count_of_evaluations(sampler, guidance):
     assert counted(iterations) == kind.nfe <= 11 < counted(iterations + 1)
 
 
+@pytest.mark.parametrize("interval", [[0.0, math.inf], [0.1, 1.0]])
+def test_guidance_of_a_velocity_is_counted(interval):
+    model = SimpleNamespace(process=CriticallyDamped(), score=SimpleNamespace(halves=2), classes=10)
+    sampler, guidance = pds.SSCS(10), f"guidance.interval={interval}"
+    seen = []
+
+    def score(x, sigma):
+        seen.append(sigma.item())
+        return -x[:, 1:]
+
+    noise = ImageNoise(0, ONE, (1, 1, 1))
+    sampler(score, torch.zeros(1, 2, 1, 1), sampler.levels(model.process), Identity(), noise)
+    guided = sum(interval[0] <= sigma <= interval[1] for sigma in seen)
+    assert guided > 0 and (guided < 10) == (interval[0] > 0)
+    cfg = a_run("guidance=classifier_free", "guidance.scale=3", guidance)
+    assert _evaluations(sampler, build(cfg.guidance), model) == len(seen) + guided
+
+
+def test_a_range_from_zero_is_not_spread_in_the_logarithm():
+    space = {"sde": {"run": ["sampler=preconditioned_sde"], "vary": {"sampler.eta": [0, 4]}}}
+    ((kind,), _) = kinds_of(space, 6, lambda run: a_run(*run), VE, MNIST)
+    (eta,) = (varied for varied in kind.varied if varied.key == "sampler.eta")
+    assert (eta.tried.low, eta.tried.high, eta.tried.log) == (0, 4, False)
+
+
 ONE = torch.zeros(1, dtype=torch.long)
 MNIST = SimpleNamespace(statistics=pds.load("asset:mnist_ncsnpp").statistics)
-VE = SimpleNamespace(process=pds.VarianceExploding(0.01, 16, 1000), shape=(1, 28, 28), data_range=(0, 1), classes=10)
+VE = SimpleNamespace(
+    process=pds.VarianceExploding(0.01, 16, 1000),
+    shape=(1, 28, 28),
+    data_range=(0, 1),
+    classes=10,
+    score=SimpleNamespace(halves=1),
+)
 
 
 @functools.cache
@@ -677,7 +709,9 @@ def test_a_damaged_picture_costs_no_page_of_a_search(tmp_path):
     for name, value in {"overrides": ["sampler=edm"], "nfe": 6}.items():
         trial.set_user_attr(name, value)
     trial.study.tell(trial, 1.0)
+    trial.study.add_trial(optuna.trial.create_trial(value=0.5))  # of another program
     trials = study.Study(storage, "one", tmp_path, [], 1, 64, 3, "random")
+    assert [ended.number for ended in trials.ended] == [ended.number for ended in trials.best] == [trial.number]
     about = {"command": "tune.py", "metric": "fid_x_2048", "images": 256, "evaluations": 1, "seconds": 1.0}
     page = write_page(tmp_path, about, {6: trials}, {6: one}).read_text()
     assert "This cannot be shown" in page and "winner, seed 0" in page

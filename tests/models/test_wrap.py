@@ -151,7 +151,7 @@ WRONG_NETWORKS = {
     "other channels": (Tiny(1), r"Tiny\(x, label\) fails .*: RuntimeError, .*expected input\[2, 3, 6, 5\] to have 1 channels"),
     "another device": (lambda x, label: x.to("meta"), r"returned a tensor on meta, and x is on cpu"),
     "a class": (Tiny, r"network must be an object, got the class Tiny: give Tiny\(…\)"),
-    "no function": (3, "network must be a function, got 3"),
+    "no function": (3, r"network must be a torch.nn.Module or a function of \(x, label\), got 3"),
 }
 
 
@@ -168,6 +168,8 @@ def test_a_network_that_does_not_fit_is_told_why(what):
 WRONG_ARGUMENTS = [
     ({"predicts": "epsilon"}, "predicts must be one of score, noise, v, data, got 'epsilon'"),
     ({"predicts": "v"}, "predicts v is defined for variance-preserving states, and the process is VE"),
+    # Its variance is 1 at the end of the process alone.
+    ({"predicts": "v", "process": SubVariancePreserving(0.1, 40.0)}, "predicts v is defined for variance-preserving states"),
     ({"shape": (6, 5)}, "shape must be a list of 3 whole numbers"),
     ({"shape": (3, 0, 5)}, "shape must be a list of 3 whole numbers"),
     ({"data_range": (1, -1)}, "data_range must be"),
@@ -183,8 +185,11 @@ WRONG_ARGUMENTS = [
     ({"label": lambda sigma: 3}, "label must give .* got a int"),
     ({"label": lambda sigma: sigma / [1]}, "label fails for two noise levels: TypeError, "),
     ({"shape": (16384, 16384, 16384)}, r"Tiny\(x, label\) fails for x of shape \(2, 16384, 16384, 16384\) .*memory"),
-    ({"process": VarianceExploding}, "process must be a Process, got <class"),
-    ({"process": "ve"}, r"process must be a Process, got 've'"),
+    (
+        {"process": VarianceExploding},
+        r"process must be a forward process, as VarianceExploding\(0.01, 50, 1000\) is, got <class",
+    ),
+    ({"process": "ve"}, r"process must be a forward process, .*, got 've'"),
 ]
 
 
@@ -192,6 +197,32 @@ WRONG_ARGUMENTS = [
 def test_arguments_that_do_not_fit_are_named(change, message):
     with pytest.raises(PDSError, match=message):
         wrap(Tiny(), **GIVEN | change)
+
+
+class Table(nn.Module):
+    """A network that looks its label up."""
+
+    def __init__(self, levels):
+        super().__init__()
+        self.table = nn.Embedding(levels, 3)
+
+    def forward(self, x, label):
+        return x + self.table(label.round().long())[..., None, None]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pds.EDM(5),  # its churn goes above the largest level
+        pds.PredictorCorrector(9, pds.ReverseDiffusion(), None, end=4e-3),
+        pds.DDIM(5, schedule=pds.ProcessTimes(4e-3)),
+    ],
+    ids=lambda sampler: sampler.title,
+)
+def test_a_network_of_a_chain_is_shown_its_own_labels_alone(sampler):
+    chain = PROCESSES[-1]
+    model = wrap(Table(chain.levels), predicts="noise", process=chain, shape=SHAPE, data_range=(-1, 1))
+    assert pds.sample(model, sampler, images=2).images.shape == (2, *SHAPE)
 
 
 class Classed(nn.Module):

@@ -132,6 +132,11 @@ def test_diffusers_takes_the_same_steps(count):
     torch.testing.assert_close(ours.float(), x, rtol=1e-3, atol=1e-3)
 
 
+def test_a_list_of_betas_makes_the_same_chain_as_a_tuple():
+    one, other = (DiscreteVariancePreserving(kind([0.1, 0.2])) for kind in (list, tuple))
+    assert one == other and hash(one) == hash(other)
+
+
 def test_betas_that_fall_are_refused():
     with pytest.raises(OptionError, match=r"beta_start must be at most beta_end, got 0\.02 and 0\.0001"):
         beta_schedule("scaled_linear", 0.02, 1e-4, 1000)

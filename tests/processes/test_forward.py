@@ -57,9 +57,10 @@ def test_time_and_sigma_are_inverse(process):
     assert (process.ladder.diff() < 0).all()
 
 
-def test_one_noise_level_is_no_process():
+@pytest.mark.parametrize("kind", [VarianceExploding, VariancePreserving, SubVariancePreserving])
+def test_one_noise_level_is_no_process(kind):
     with pytest.raises(OptionError, match=r"^levels must be a whole number from 2 to 1000000, got 1"):
-        VarianceExploding(0.01, 50.0, 1)
+        kind(levels=1)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.title)

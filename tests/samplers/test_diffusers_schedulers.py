@@ -255,6 +255,8 @@ def test_what_it_refuses(monkeypatch):
         assert "\n" not in str(error.value)
     with pytest.raises(PDSError, match="cannot walk down"), pytest.warns(RuntimeWarning):
         solver(20, **KARRAS).levels(SubVariancePreserving())  # its smallest level is 0 in float32
+    with pytest.raises(PDSError, match="take another scheduler, no smaller number works"):
+        DiffusersScheduler(2, "DDIMScheduler").levels(SubVariancePreserving())
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(
         PDSError, match=r"^DDIM \(diffusers\) needs diffusers: install it with pip install 'pds-lab\[diffusers\]'$"

@@ -253,6 +253,16 @@ def test_eta_acts_between_its_levels_alone():
     assert torch.equal(without, flow.variance([level for level in levels if level.sigma > 1.5], torch.ones(1).double()))
 
 
+def test_a_filter_on_no_noise_changes_nothing_and_draws_none():
+    sampler, images = PreconditionedSDE(5, eta=0.0), []
+    for P in (Identity(), operator(RAISING, None, 0.0)):
+        noise = ImageNoise(0, torch.arange(2), SHAPE)
+        x = 4 * noise.normal()
+        images.append(sampler(GaussianTarget(natural_power(SIZE)), x, sampler.levels(VE), P, noise))
+        assert noise.draws == 1
+    torch.testing.assert_close(*images)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("eta", [0, 0.5, 1.0])
 def test_dpm_solver_is_its_published_step_to_the_bit(eta, order):

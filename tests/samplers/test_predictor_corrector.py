@@ -291,3 +291,8 @@ def test_impossible_settings_are_refused():
         flat = GaussianTarget(torch.zeros(SIZE, SIZE))
         left = sampler(flat, sampler.prior(noise, VE, P), levels, P, noise).std().item()
         assert (left > 1) == warned
+
+
+def test_only_a_predictor_has_a_noisy_end():
+    told = [PredictorCorrector(9, predictor, Langevin(), denoise=False).detail for predictor in (ReverseDiffusion(), None)]
+    assert ["noisy end" in detail for detail in told] == [True, False]

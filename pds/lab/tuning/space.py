@@ -215,13 +215,14 @@ def _evaluations(sampler: Sampler[Any], guidance: Guidance | None, model: Model)
     assert sampler.nfe is not None
     if not isinstance(guidance, ClassifierFree) or guidance.scale in (0, 1):
         return sampler.nfe
-    if guidance.interval == ClassifierFree.interval:
+    if tuple(guidance.interval) == ClassifierFree.interval:
         return 2 * sampler.nfe
     # Only the sampler knows its levels, so it samples one pixel here.
-    counted, noise = CountedScore(lambda x, sigma, *labels: -x), ImageNoise(0, torch.zeros(1, dtype=torch.long), (1, 1, 1))
+    counted = CountedScore(lambda x, sigma, *labels: -x[:, -1:])
+    noise = ImageNoise(0, torch.zeros(1, dtype=torch.long), (1, 1, 1))
     guided = guidance(counted, torch.zeros(1, dtype=torch.long), model.classes)
     try:
-        sampler(guided, torch.zeros(1, 1, 1, 1), sampler.levels(model.process), Identity(), noise)
+        sampler(guided, torch.zeros(1, model.score.halves, 1, 1), sampler.levels(model.process), Identity(), noise)
     except PDSError:  # the process has fewer levels
         return 2 * sampler.nfe
     return counted.nfe
@@ -305,4 +306,5 @@ def _asked(path: str, given: Any, annotation: Any, stated: Search | None) -> Sea
     low, high = given
     if not (low < high and math.isfinite(high)):
         raise OptionError(path, f"must have a lowest value below its highest, got {shown(given)}")
-    return replace(stated or Search(), low=low, high=high, level=False)
+    stated = stated or Search()
+    return replace(stated, low=low, high=high, log=stated.log and low > 0, level=False)

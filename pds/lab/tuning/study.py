@@ -132,15 +132,17 @@ class Study:
     @property
     def ended(self) -> list[FrozenTrial]:
         """The ended trials: measured, pruned or failed."""
-        return self.read(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        found = self.read(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        # Another program may have written trials into a shared database.
+        return [trial for trial in found if "overrides" in trial.user_attrs]
 
     @property
     def best(self) -> list[FrozenTrial]:
         """The measured trials, the best first, one of each setting."""
         found: dict[tuple[str, ...], FrozenTrial] = {}
-        for trial in sorted(self.read(TrialState.COMPLETE), key=lambda trial: (trial.value, trial.number)):
-            if "overrides" in trial.user_attrs:  # another program may have written trials into a shared database
-                found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
+        measured = [trial for trial in self.ended if trial.state == TrialState.COMPLETE]
+        for trial in sorted(measured, key=lambda trial: (trial.value, trial.number)):
+            found.setdefault(tuple(trial.user_attrs["overrides"]), trial)
         return list(found.values())
 
     @contextlib.contextmanager
