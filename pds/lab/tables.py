@@ -58,6 +58,9 @@ def reproduce(arguments: list[str]) -> None:
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
     folder = group_folder(config["outputs"], group)
     table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
+    if points:  # a command that is refused leaves the table of an earlier one alone
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            grammar.require_known(compose("run", [*points[0], *engine]))
     table.write(folder)
     if not points:
         write_table(folder)

@@ -17,13 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_configurations import composed
 
 from pds.errors import PDSError
+from pds.lab.cli import status
 from pds.lab.config import CONF, build, resolved
 from pds.lab.experiment import run
 from pds.lab.points import Point, Points
 from pds.lab.report import read_runs
 from pds.lab.report.table import fill
 from pds.lab.schema import register
-from pds.lab.tables import TABLES, key, plan
+from pds.lab.tables import TABLES, key, plan, reproduce
 from pds.lab.text import significant
 
 
@@ -203,6 +204,16 @@ def test_a_form_without_cells_is_refused():
     config["table"]["small"]["columns"] = []
     with pytest.raises(PDSError, match=r"^the table .* has no cell: list cells, or the columns of its rows, in conf/table$"):
         plan(config, [], "command")
+
+
+@pytest.mark.parametrize("given", [["--cfg", "job"], ["model.nope=3"], ["batch_size=many"], ["hydra/launcher=nope"]])
+def test_a_refused_command_leaves_the_table_of_an_earlier_one_alone(given, tmp_path):
+    earlier = tmp_path / "tables/clean_fid_small/table.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    arguments = ["table=clean_fid", "small=true", "tracker=none", f"outputs={tmp_path}", *given]
+    assert status(reproduce, arguments) == 1
+    assert earlier.read_text() == "earlier"
 
 
 @pytest.mark.parametrize(
