@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from pds.files import (
     write_json,
 )
 from pds.lab.config import defaults
+from pds.lab.terminal import command_line
 from pds.options import Range, shown
 from pds.speed.measuring import processor
 
@@ -345,7 +345,7 @@ def provenance(device: torch.device, command: Sequence[str] = ()) -> dict[str, A
         **tf32,
         "versions": {"pds": pds.__version__, "python": platform.python_version(), **versions},
         "commit": _commit(),
-        "command": shlex.join(["python", *(command or sys.argv)]),
+        "command": command_line(command or sys.argv),
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from pds.lab.logs import show_lines, spared
 from pds.lab.points import Point, Points, sweep_name
 from pds.lab.report import overview, write_report
 from pds.lab.runs import group_folder, says_where
-from pds.lab.terminal import show
+from pds.lab.terminal import command_line, show
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class PlannedSweep(_Sweeper):
     def __init__(self, points: Sequence[Sequence[str]] | None = None, command: str | None = None) -> None:
         super().__init__(max_batch_size=None)
         self.points = [list(point) for point in points] if points is not None else [[]]
-        self.command = command or shlex.join(["python", *sys.argv])
+        self.command = command or command_line(sys.argv)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Set up this sweeper and the launcher; a launcher that is not installed ends the program in one sentence."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -22,7 +21,7 @@ from pds.lab.report.table import write_table
 from pds.lab.runs import group_folder
 from pds.lab.settings import Reproduce, settings
 from pds.lab.sweep import run_or_point
-from pds.lab.terminal import show
+from pds.lab.terminal import command_line, show
 from pds.options import fitted, options_of
 
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
@@ -57,7 +56,7 @@ def reproduce(arguments: list[str]) -> None:
                 fitted(f"{path}.{name}", values[name], kind)  # a reference may stand for a value of any type
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
     folder = group_folder(config["outputs"], group)
-    table, points = plan(config, runs, shlex.join(["python", "experiments/reproduce.py", *arguments]))
+    table, points = plan(config, runs, command_line(["experiments/reproduce.py", *arguments]))
     if points:  # a command that is refused leaves the table of an earlier one alone
         with initialize_config_dir(str(CONF), version_base="1.3"):
             grammar.require_known(compose("run", [*points[0], *engine]))

@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import os
 import select
+import shlex
+import shutil
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO, cast
 
 from pds.errors import escaped
@@ -65,3 +69,13 @@ def steady_streams() -> None:
 def show(text: str) -> None:
     """Print a result, which may have several lines."""
     print(escaped(text, keep="\n"), flush=True)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A script and its arguments as a command for a shell in this folder, by the interpreter that runs now."""
+    python = Path(sys.executable)
+    if not sys.executable or shutil.which("python") == sys.executable:
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), *words])

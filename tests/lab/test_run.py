@@ -6,7 +6,6 @@ import errno
 import html
 import json
 import os
-import shlex
 import shutil
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from pds.lab.experiment import Experiment, run
 from pds.lab.moments import make_moments
 from pds.lab.points import Points
 from pds.lab.runs import RunFolder, run_name
+from pds.lab.terminal import command_line
 from pds.lab.train import train
 from pds.models.ncsn import NCSN
 from pds.models.safetensors_files import save_weights
@@ -105,7 +105,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     assert "point 3 of 3" in again.stderr
     assert "left for the sweep" in again.stderr
-    assert all(point.command == f"python experiments/run.py {shlex.join(sweep)}" for point in points.read())
+    assert all(point.command == command_line(["experiments/run.py", *sweep]) for point in points.read())
     assert html.escape(points.read()[0].command) in (group / "report.html").read_text()
     assert len(list(group.glob("*/result.json"))) == 3
 

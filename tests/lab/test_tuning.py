@@ -5,8 +5,10 @@ import contextlib
 import functools
 import math
 import os
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -20,7 +22,7 @@ import pytest
 import sqlalchemy
 import torch
 import yaml
-from command_line import command, forks
+from command_line import ROOT, command, forks
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.storages._rdb.models import BaseModel
@@ -216,8 +218,12 @@ def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeyp
 def test_run_composes_a_recommendation(found):
     folder, _, sampled = found
     before = sum(sampled.values())
-    take = [f"recommendation={folder}/recommendation.yaml", "group=tune/own", f"outputs={folder.parents[1]}", "tracker=none"]
-    again = command("run.py", *take, "budget=6", "images=512", "seed=2", "shard_size=64")
+    written = (folder / "recommendation.yaml").read_text().splitlines()[1].removeprefix("# ")
+    python, script, take, budget = shlex.split(written)
+    assert sys.executable in (shutil.which(python), str(ROOT / python))
+    assert (script, budget) == ("experiments/run.py", "budget=6")
+    take = [take, "group=tune/own", f"outputs={folder.parents[1]}", "tracker=none"]
+    again = command("run.py", *take, budget, "images=512", "seed=2", "shard_size=64")
     assert again.returncode == 0, again.stderr
     assert "is done already" in again.stderr
     assert sum(sampled.values()) == before

@@ -19,6 +19,7 @@ from pds.lab import grammar
 from pds.lab.cli import Work
 from pds.lab.runs import says_where
 from pds.lab.tables import key
+from pds.lab.terminal import command_line
 from pds.options import Range, options
 
 log = logging.getLogger(__name__)
@@ -151,10 +152,15 @@ def _line(setting: MeasuredSetting) -> dict[str, Any]:
     return {name: value for name, value in asdict(setting).items() if name != "left_out"}
 
 
+def sampling_command(file: Path, budget: int) -> str:
+    """The command that samples with the recommendation for a budget."""
+    return command_line(["experiments/run.py", f"recommendation={file}", f"budget={budget}"])
+
+
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:
     """Write recommendation.yaml: one line of JSON a budget, with those of earlier searches for other budgets."""
     told = earlier(folder, common, metric)
-    lines = [f"# {command}", f"# run.py recommendation={folder / FILE} budget=…", f"metric: {json.dumps(metric)}"]
+    lines = [f"# {command}", f"# {sampling_command(folder / FILE, next(iter(answers)))}", f"metric: {json.dumps(metric)}"]
     lines += [f"common: {json.dumps(list(common))}", "budgets:"]
     for budget, answer in answers.items():
         told[str(budget)] = {

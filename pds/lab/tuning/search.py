@@ -8,7 +8,6 @@ import functools
 import json
 import logging
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,10 +40,10 @@ from pds.lab.report.runs import grouped
 from pds.lab.runs import essence, group_folder, says_where
 from pds.lab.settings import Run, Tune, settings
 from pds.lab.tables import key
-from pds.lab.terminal import show
+from pds.lab.terminal import command_line, show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
-from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, write
+from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, sampling_command, write
 from pds.lab.tuning.space import PARTS, Kind, kinds_of, most_iterations, part_of, without_statistics
 from pds.lab.tuning.study import GUESSED, Study, storage_of
 from pds.options import options_of
@@ -89,7 +88,7 @@ def tune(arguments: list[str]) -> None:
         config = resolved(compose("tune", ours))
         space = config["space"] or {}
         _require_kinds([name for name, kind in space.items() if kind is None], ours)
-        command = shlex.join(["python", "experiments/tune.py", *arguments])
+        command = command_line(["experiments/tune.py", *arguments])
         searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*LIMITS, "budgets")]
         Tuning(settings(Tune, config), space, list(runs.values()), command, searching).run()
 
@@ -521,9 +520,8 @@ class Tuning:
             path = write(self.folder, self.recorded, metric, answers, self.command)
         evaluations, seconds = self.cost()
         show(f"\n{markdown_table(rows, [True, True, False, True, True, False])}\n")
-        show(
-            f"cost     {evaluations:,} evaluations, {seconds / 60:.1f} minutes\nrun it   run.py recommendation={path} budget=…"
-        )
+        show(f"cost     {evaluations:,} evaluations, {seconds / 60:.1f} minutes")
+        show(f"run it   {sampling_command(path, next(iter(answers)))}")
         if metric is None:
             return
         with spared("the report"):
