@@ -28,7 +28,7 @@ turn."""
 
 GuidanceScale = Annotated[float, Range(-1000, 1000)]
 NoiseInterval = Annotated[Sequence[float], Range(0, infinity="no upper limit"), Length(2, 2)]
-"""The guided noise levels, (low, high], in units of the data range."""
+"""The guided noise levels, (low, high], in pixel units of the model."""
 
 MOST_LABELS = 1 << 26  # bytes of a file of labels
 
@@ -72,7 +72,7 @@ class Guided:
         score: s, the score of a class.
         unconditional: s_u.
         scale: w within the interval; outside it w = 1.
-        interval: (low, high), for low < sigma <= high, in units of the data range.
+        interval: (low, high), for low < sigma <= high, in pixel units of the model.
     """
 
     @checked
@@ -106,7 +106,7 @@ class ClassifierGuided:
         classifier: a classifier of noisy images.
         labels: (batch,) int64 class of each image.
         scale: w within the interval; outside it w = 0.
-        interval: (low, high), for low < sigma <= high, in units of the data range.
+        interval: (low, high), for low < sigma <= high, in pixel units of the model.
     """
 
     @checked
@@ -178,7 +178,7 @@ class ClassifierFree:
 
     Attributes:
         scale: w; 1 is the network's class alone, 0 no class. These two cost one evaluation, other values two.
-        interval: noise levels that are guided, (low, high], in units of the data range; the class alone elsewhere.
+        interval: noise levels that are guided, (low, high], in pixel units of the model; the class alone elsewhere.
     """
 
     scale: GuidanceScale = 1.0
@@ -216,7 +216,7 @@ class ClassifierGuidance:
         classifier: a classifier of noisy images, on the device of the network.
         classes: number of its classes.
         scale: w.
-        interval: noise levels that are guided, (low, high], in units of the data range.
+        interval: noise levels that are guided, (low, high], in pixel units of the model.
     """
 
     classifier: Classifier

@@ -35,6 +35,6 @@ class StationaryGaussian:
         return self.mean.to(z.device, z.dtype) + torch.fft.ifft2(deviation * torch.fft.fft2(z)).real
 
     def distance(self, other: StationaryGaussian) -> float:
-        """Fréchet distance in pixels, |mean - mean'|^2 + sum (sqrt p - sqrt p')^2, in squared units of the data range."""
+        """Fréchet distance in pixels, |mean - mean'|^2 + sum (sqrt p - sqrt p')^2, in squared pixel units of the model."""
         means = (self.mean - other.mean).square().sum()
         return (means + (self.power.sqrt() - other.power.sqrt()).square().sum()).item()

@@ -82,7 +82,7 @@ class TimeShift(Remedy):
 
     Args:
         score: of a model.
-        data_variance: v, in squared units of the data range.
+        data_variance: v, in squared pixel units of the model.
         window: largest distance of sigma' from sigma, as a part of sigma; 0 changes nothing.
         cutoff: below this sigma nothing is shifted: there the variance of single images hides that of the noise.
     """
@@ -115,7 +115,7 @@ class LevelShift(Remedy):
         score: score of a model.
         scale: given level over true level; 1 gives the true level.
         bounds: black and white in the data range, lower first; None leaves D as it is.
-        levels: smallest and largest noise level of the process, in units of the data range.
+        levels: smallest and largest noise level of the process, in pixel units of the model.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ def time_shift(
 
     Args:
         window: largest distance from the sampler's level, as a part of it; 0 changes nothing.
-        cutoff: noise level below which nothing is shifted, in units of the data range.
+        cutoff: noise level below which nothing is shifted, in pixel units of the model.
     """
     _require_images(model)
     if math.prod(model.shape[1:]) == 1:

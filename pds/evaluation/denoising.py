@@ -25,10 +25,10 @@ LEVELS = 9  # noise levels of the measurement
 
 
 class DenoisingError(NamedTuple):
-    """Mean squared error of D(x_0 + sigma z; sigma), a pixel, in squared units of the data range.
+    """Mean squared error of D(x_0 + sigma z; sigma), a pixel, in squared pixel units of the model.
 
     Attributes:
-        sigma: noise level, in units of the data range.
+        sigma: noise level, in pixel units of the model.
         network: error of the network.
         bounded: error of the network with D kept in the data range (`LevelShift` with a scale of 1).
         seen: error of the network with the strength of the noise read off the modes without data (`SeenNoise`).

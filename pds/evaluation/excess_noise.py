@@ -51,7 +51,7 @@ class NoiseResponse:
         values: (S, K) mean <e, z> / <z, z> of the predicted noise e = -sigma s(x_0 + k sigma z, sigma). An exact score of pure
             noise gives k. A network that does not see the excess gives the same value for every k. The values are lower where
             the data hide noise.
-        errors: (S,) mean squared error a pixel of the denoised image at k = 1, in squared units of the data range. It is empty
+        errors: (S,) mean squared error a pixel of the denoised image at k = 1, in squared pixel units of the model. It is empty
             if it was not measured.
     """
 

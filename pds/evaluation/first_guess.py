@@ -81,7 +81,7 @@ class Guess:
     Attributes:
         sampler: the sampler, with its eta, grid, weight and the ends of its walk.
         alpha: alpha of its `StatisticsFilter` from `Look.statistics`; inf for no filter.
-        predicted: Fréchet distance in pixels by the recursion, in squared units of the data range.
+        predicted: Fréchet distance in pixels by the recursion, in squared pixel units of the model.
     """
 
     sampler: PreconditionedSDE

@@ -99,7 +99,7 @@ class PDSVeScheduler(Filtered, SchedulerMixin, ConfigMixin):
     Args:
         num_train_timesteps: N of the published sampler; the number of steps before `set_timesteps` is called.
         snr: r of the corrector's step size.
-        sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
+        sigma_min, sigma_max: smallest and largest noise level, in pixel units of the model.
         sampling_eps: last time of the integration, in (0, 1). The published 1e-5 N / T changes only noise labels, by 0.2% at
             the last of T = N / 20.
         correct_steps: corrector steps an iteration, run by the pipeline; 0 is no corrector.

@@ -73,7 +73,7 @@ def ncsn(
     Args:
         shape: (C, H, W) of its images; H and W even.
         width: channels of the first stage; 64 for the published MNIST network, 128 for CIFAR-10 and CelebA.
-        sigma_begin: largest noise level sigma_1, in units of the data range.
+        sigma_begin: largest noise level sigma_1, in pixel units of the model.
         sigma_end: smallest noise level sigma_L.
         levels: noise levels L, in geometric progression.
         checkpoint: weights file; None for random weights.

@@ -72,7 +72,7 @@ class NCSNv2(DilatedRefineNet):
         channels: image channels C.
         width: channels of the first stage (`ngf`; 128 in all published networks).
         depth: "base" (CIFAR-10, CelebA; halves its images once), "deeper" (LSUN; twice) or "deepest" (FFHQ; three times).
-        sigmas: (L,) descending noise levels, in units of the data range; kept as float32, in the state dict.
+        sigmas: (L,) descending noise levels, in pixel units of the model; kept as float32, in the state dict.
         rescale: map images from [0, 1] to [-1, 1] before the first convolution; off for images already there.
     """
 
@@ -105,7 +105,7 @@ def ncsnv2(
         shape: (C, H, W) of its images; H and W multiples of 2 (base), 4 (deeper) or 8 (deepest).
         width: channels of the first stage (`ngf`).
         depth: base (CIFAR-10, CelebA), deeper (LSUN) or deepest (FFHQ).
-        sigma_begin: largest noise level sigma_1, in units of the data range.
+        sigma_begin: largest noise level sigma_1, in pixel units of the model.
         sigma_end: smallest noise level sigma_L.
         levels: noise levels L, in geometric progression.
         checkpoint: weights file; None for random weights.

@@ -84,7 +84,7 @@ class LadderScore(NetworkScore):
 
     Args:
         network: `network(x, label)` with int64 labels, 0 = the largest level, returning the score itself.
-        sigmas: (L,) descending noise levels the network was trained on, in units of the data range.
+        sigmas: (L,) descending noise levels the network was trained on, in pixel units of the model.
     """
 
     sigmas: Tensor

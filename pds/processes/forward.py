@@ -86,7 +86,7 @@ class Process(Protocol):
 
 
 def noise_range(process: Process) -> tuple[float, float]:
-    """(sigma_min, sigma_max) of the discrete levels, in units of the data range."""
+    """(sigma_min, sigma_max) of the discrete levels, in pixel units of the model."""
     ladder = process.ladder
     return ladder[-1].item(), ladder[0].item()
 
@@ -119,7 +119,7 @@ class VarianceExploding:
     With `levels` = L it is also the ladder of the NCSN family.
 
     Attributes:
-        sigma_min: smallest noise level, in units of the data range.
+        sigma_min: smallest noise level, in pixel units of the model.
         sigma_max: largest noise level, near the largest distance between two images ([NCSNv2] technique 1).
         levels: N (L), iterations of the published sampler.
     """

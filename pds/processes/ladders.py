@@ -12,7 +12,7 @@ from pds.errors import OptionError
 from pds.options import Count, Range, checked
 
 NoiseLevel = Annotated[float, Range(1e-6, 1e6)]
-"""In units of the data range; float32 holds the squares and their inverses."""
+"""In pixel units of the model; float32 holds the squares and their inverses."""
 
 
 @checked
@@ -20,7 +20,7 @@ def geometric_ladder(sigma_begin: NoiseLevel, sigma_end: NoiseLevel, levels: Cou
     """Noise levels in geometric progression, both ends included ([NCSN] section 4.2).
 
     Args:
-        sigma_begin: largest noise level, in units of the data range [0, 1].
+        sigma_begin: largest noise level, in pixel units of the model, whose data range is [0, 1].
         sigma_end: smallest noise level, at most `sigma_begin`.
         levels: number of levels L.
 
@@ -40,7 +40,7 @@ def karras_levels(sigma_min: NoiseLevel, sigma_max: NoiseLevel, levels: Count, r
     """Noise levels evenly spaced in sigma^(1 / rho), both ends included (Karras et al., NeurIPS 2022, Eq. 5).
 
     Args:
-        sigma_min, sigma_max: smallest and largest noise level, in units of the data range.
+        sigma_min, sigma_max: smallest and largest noise level, in pixel units of the model.
         levels: number of levels; a single one is `sigma_max`.
         rho: exponent, the larger the finer the steps at small levels. The paper has 7; 1 is even in sigma, inf in log sigma.
 

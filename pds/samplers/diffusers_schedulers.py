@@ -47,7 +47,7 @@ class SchedulerLevel(NamedTuple):
     Attributes:
         scheduler: a scheduler with its timesteps set and no step taken. A scheduler has state, so each call takes a copy.
         timestep: the scheduler's name of the iteration.
-        sigma: of the state before it, in units of the data range.
+        sigma: of the state before it, in pixel units of the model.
         below: of the state after it; 0 at the end, unless the options say otherwise.
     """
 

@@ -60,7 +60,7 @@ class EDM(FlowSteps, KarrasLevelsSampler):
         order: 1, Euler; 2, Heun.
         S_churn: noise to add over all iterations. 0, the paper's default, is the deterministic sampler. It draws nothing, and
             leaves noise on the images of VE networks.
-        S_min: smallest noise level at which noise is added, in units of the data range.
+        S_min: smallest noise level at which noise is added, in pixel units of the model.
         S_max: largest noise level at which noise is added, in the same units. sigma^ may pass the process's largest level,
             unless S_max is that level over sqrt(2) or less.
         S_noise: standard deviation of z. A value a little above 1 (the paper: up to 1.007) corrects networks that denoise too

@@ -80,10 +80,10 @@ class PreconditionedSDE(KarrasLevelsSampler):
         eta: strength of the Langevin half. 0 is the probability flow, without noise; 1 without a filter is the reverse SDE. The
             defaults of eta and rho were chosen for the whole walk at 20 evaluations on the shipped VE network; a shorter walk
             measured better. The command line also takes auto, a first guess for the network.
-        eta_from: smallest noise level at which eta acts, in units of the data range; below it eta is 0.
+        eta_from: smallest noise level at which eta acts, in pixel units of the model; below it eta is 0.
         eta_to: largest noise level at which eta acts, in the same units; above it eta is 0.
         slope: factor on W. 1 is of second order; a larger factor carries the slope further than a straight line.
-        start: largest noise level of the walk, in units of the data range; inf for that of the process. A smaller one needs
+        start: largest noise level of the walk, in pixel units of the model; inf for that of the process. A smaller one needs
             the statistics of the data.
         end: noise level of the step to 0, in the same units; 0 for the smallest of the process.
         prior_norm: "drawn" as z, or "exact": z / |z| sqrt(d), so that no image starts with more noise than another.

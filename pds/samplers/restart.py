@@ -22,7 +22,7 @@ class RestartLevel(NamedTuple):
     """The noise levels of one iteration.
 
     Attributes:
-        sigma: where it starts, in units of the data range.
+        sigma: where it starts, in pixel units of the model.
         below: where it ends, 0 for the last.
         raised_from: the level before noise is added at its start; `sigma` where none is.
     """
@@ -47,7 +47,7 @@ class Restart(FlowSteps, Sampler[list[RestartLevel]]):
         order: 2, Heun; 1, Euler.
         restarts: K, the number of restarts; each takes one draw.
         steps: steps of each way back.
-        low, high: noise levels that a restart begins and ends at, in units of the data range.
+        low, high: noise levels that a restart begins and ends at, in pixel units of the model.
     """
 
     source: ClassVar[str] = "Xu et al., NeurIPS 2023, Algorithm 1"

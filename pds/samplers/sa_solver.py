@@ -34,7 +34,7 @@ class SASolver(KarrasLevelsSampler):
             steps that have enough history.
         corrector_order: evaluations that the corrector uses, the new one among them; 0 leaves the corrector out.
         tau: strength of the noise; 0 is the probability flow, 1 the reverse SDE.
-        tau_from, tau_to: tau acts in steps that end between these noise levels, in units of the data range; elsewhere it is 0.
+        tau_from, tau_to: tau acts in steps that end between these noise levels, in pixel units of the model; elsewhere it is 0.
     """
 
     source: ClassVar[str] = "Xue et al., NeurIPS 2023, Algorithm 1"

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     """The noise levels of one iteration.
 
     Attributes:
-        sigma: where it starts, in units of the data range.
+        sigma: where it starts, in pixel units of the model.
         below: where it ends, 0 for the last.
     """
 

@@ -25,6 +25,7 @@ from pds.evaluation.excess_noise import (
     noise_in,
     noise_response,
 )
+from pds.lab.config import build
 from pds.lab.diagnosis import show_excess_noise
 from pds.models.ncsnpp import ncsnpp
 from pds.moments import measured_moments
@@ -162,6 +163,12 @@ def test_the_command(tmp_path):
     picture = (tmp_path / "outputs" / "excess_noise.svg").read_text()
     assert all(label in picture for label in ("T = 6, vanilla", "T = 12, PDS α=10"))
     assert "PDS α=1.66667 / PDS α=5 / PDS α=10, sampled" in result.stdout
+
+
+@pytest.mark.parametrize("model", ["own", "ncsn_small", "ncsnpp"])
+def test_the_command_follows_a_predictor_alone_for_every_model(model):
+    sampler = build(composed(f"model={model}", config="excess_noise").sampler)
+    assert isinstance(sampler, PredictorCorrector) and sampler.corrector is None
 
 
 @pytest.mark.parametrize(

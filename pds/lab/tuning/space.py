@@ -248,7 +248,7 @@ def _varied(name: str, about: Mapping[str, Any], cfg: DictConfig, model: Model) 
 
 
 def _cut(tried: Search, model: Model) -> Search | None:
-    """The ends of noise levels in units of the data range, within those of the process; None where nothing is between them."""
+    """The ends of noise levels in pixel units of the model, within those of the process; None where nothing is between them."""
     if not tried.level:
         return tried
     (black, white), ladder = model.data_range, model.process.ladder
