@@ -275,15 +275,21 @@ def test_a_network_that_predicts_no_noise_has_no_diagnosis(value):
         pds.diagnose(made, torch.rand(4, *SHAPE), (25,))
 
 
-@pytest.mark.parametrize(("name", "picture", "lines"), [("sample", "pds", 2), ("your_network", "your_network", 1)])
-def test_an_example_is_a_whole_program(tmp_path, monkeypatch, name, picture, lines):
+@pytest.mark.parametrize(
+    ("name", "page", "picture", "side", "lines"),
+    [
+        ("sample", "README.md", "pds", 28, 2),
+        ("your_network", "README.md", "your_network", 32, 1),
+        ("walk", "docs/why.md", "walk", 28, 1),
+    ],
+)
+def test_an_example_is_a_whole_program(tmp_path, monkeypatch, name, page, picture, side, lines):
     root = Path(__file__).parents[1]
     code = (root / "experiments" / "examples" / f"{name}.py").read_text()
-    assert f"```python\n{code}```" in (root / "README.md").read_text()
-    small = re.sub(r"(PredictorCorrector|EDM)\(\d+", r"\1(2", code).replace("images=16", "images=2")
+    assert f"```python\n{code}```" in (root / page).read_text()
+    small = re.sub(r"(PredictorCorrector|EDM|PreconditionedSDE)\(\d+", r"\1(2", code).replace("images=16", "images=2")
     assert small != code
     monkeypatch.chdir(tmp_path)
     exec(small, {"__name__": "example"})
-    side = {"sample": 28, "your_network": 32}[name]
     with Image.open(f"{picture}.png") as shown:  # a pixel is a square of 2
         assert shown.size == (2 * (2 * side + 2) + 2, lines * (2 * side + 2) + 2)

@@ -94,7 +94,8 @@ def wrap(
             does.
         process: the forward process that it was trained on.
         shape: (C, H, W) of its images.
-        data_range: pixel values of black and white that it was trained on, such as (0, 1) or (-1, 1).
+        data_range: pixel values of black and white that it was trained on, such as (0, 1) or (-1, 1). Noise levels have the
+            same units: a level of a network on [-1, 1] is twice that of one on [0, 1].
         label: its noise label: "sigma" (in units of `data_range`), "log_sigma/4" (EDM's c_noise), "t" (from 0 to 1), "999t"
             ([SDE]), "Nt-1" (DDPM; N of the process), or a function of the (batch,) float64 sigma. None takes the label of
             published networks of the process: sigma (VE), 999 t (VP, sub-VP), N t - 1 (a chain of N levels).
