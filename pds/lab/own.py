@@ -40,7 +40,7 @@ def own(
         predicts: the quantity that it returns: the score, the noise, v or the clean image (data); see `pds.wrap`.
         process: the forward process that it was trained on.
         shape: (C, H, W) of its images.
-        data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1]. Noise levels have the same units.
+        data_range: pixel values of black and white that it was trained on, as [0,1] or [-1,1]. Noise levels have these units.
         label: its noise label: sigma, log_sigma/4, t, 999t or Nt-1; null for the label of its process.
         classes: number of its classes; it is then called as (x, label, labels). 0 for none.
         no_class: the label of an image without a class; null for a network without an unconditional score.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -56,7 +57,7 @@ def reproduce(arguments: list[str]) -> None:
                 fitted(f"{path}.{name}", values[name], kind)  # a reference may stand for a value of any type
     group = f"tables/{names[0]}{'_small' if config['small'] else ''}"
     folder = group_folder(config["outputs"], group)
-    table, points = plan(config, runs, command_line(["experiments/reproduce.py", *arguments]))
+    table, points = plan(config, runs, command_line([sys.argv[0], *arguments]))
     if points:  # a command that is refused leaves the table of an earlier one alone
         with initialize_config_dir(str(CONF), version_base="1.3"):
             grammar.require_known(compose("run", [*points[0], *engine]))

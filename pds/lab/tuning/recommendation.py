@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -154,7 +155,7 @@ def _line(setting: MeasuredSetting) -> dict[str, Any]:
 
 def sampling_command(file: Path, budget: int) -> str:
     """The command that samples with the recommendation for a budget."""
-    return command_line(["experiments/run.py", f"recommendation={file}", f"budget={budget}"])
+    return command_line([str(Path(sys.argv[0]).with_name("run.py")), f"recommendation={file}", f"budget={budget}"])
 
 
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,7 +89,7 @@ def tune(arguments: list[str]) -> None:
         config = resolved(compose("tune", ours))
         space = config["space"] or {}
         _require_kinds([name for name, kind in space.items() if kind is None], ours)
-        command = command_line(["experiments/tune.py", *arguments])
+        command = command_line([sys.argv[0], *arguments])
         searching = [a for a in arguments if part_of(a) in OURS and part_of(a) not in (*LIMITS, "budgets")]
         Tuning(settings(Tune, config), space, list(runs.values()), command, searching).run()
 
