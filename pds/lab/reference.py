@@ -125,11 +125,12 @@ def help_text(program: str, arguments: Sequence[str]) -> str:
 def help_of(program: str, arguments: Sequence[str]) -> str:
     """The text of `--help`: the options of the groups named in `arguments`; without one, the program's options and all
     choices."""
-    kind, groups, _ = PROGRAMS[program]
+    kind, groups, more = PROGRAMS[program]
     chosen = [argument.partition("=")[0] for argument in arguments if argument.partition("=")[0] in GROUPS]
     if not chosen:
-        parts = [inspect.getdoc(kind).split("\n\n")[0], _option_lines("", kind, {})]  # type: ignore[union-attr]
-        parts += [f"{group}: {', '.join(choices_of(group))}" for group in groups]
+        parts = [inspect.getdoc(kind).partition("\n\nAttributes:")[0], _option_lines("", kind, {})]  # type: ignore[union-attr]
+        optional = [key for key in more if choices_of(key)]
+        parts += [f"{group}: {', '.join(choices_of(group))}" for group in (*groups, *optional)]
         return "\n\n".join([*parts, "GROUP=CHOICE --help shows the options of a choice, --list GROUP shows the choices."])
     cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
     return "\n\n".join(text for group in chosen for text in _nodes(group.replace("/", "."), cfg))

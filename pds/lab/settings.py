@@ -51,7 +51,7 @@ class Precision(Machine):
 @options
 class Run(Precision):
     """Sampling: python experiments/run.py [group=choice ...] [key=value ...]; -m sweeps over comma-separated values.
-    recommendation=PATH budget=N stands for the settings that tune.py found.
+    experiment=NAME stands for a named setting (--list experiment), recommendation=PATH budget=N for those that tune.py found.
 
     Attributes:
         group: name of a group of runs that are compared, outputs/<group>/<run>, with one report; "runs", or the sweep's name.
@@ -134,6 +134,7 @@ class ExcessNoise(Machine):
 @options
 class Reproduce:
     """The papers' tables and figures: python experiments/reproduce.py table=... [small=true] [key=value ...].
+    Other keys are overrides of every run, such as device=cuda batch_size=128 tracker=none.
 
     Attributes:
         small: the table's small form, on what this repository ships, in minutes on 2 CPU cores.

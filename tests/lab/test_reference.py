@@ -47,7 +47,9 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
     assert "table" in help_text("reproduce", ["--help"]) and "seeds=" in help_text("reproduce", ["--help"])
     everything = help_text("run", ["--help"])
     assert "images=256" in everything
-    assert "solenoid: fft, none, shift" in everything
+    assert "solenoid: fft, none, shift" in everything and "guidance: classifier" in everything
+    assert "few_steps_parts" in help_text("reproduce", ["--help"])
+    assert "Other keys are overrides" in help_text("tune", ["--help"])
 
 
 def test_the_version_is_that_of_this_package():
