@@ -83,7 +83,8 @@ def train(cfg: DictConfig) -> None:
         save_network(model.score, ema, weights, config, trainer.iterations)
         write_json(folder.path / "result.json", {"seconds": seconds, **provenance(device)})
         folder.status("done")
-        log.info("averaged weights in %s; sample them with model.checkpoint=%s", weights, weights)
+        next_use = "samples them, or trains on from them under another name"
+        log.info("averaged weights in %s; model.checkpoint=%s %s", weights, weights, next_use)
 
 
 def _recorded(folder: RunFolder) -> Collection[str]:
