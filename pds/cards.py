@@ -188,7 +188,7 @@ def _of_ours(path: Path) -> Model:
     kind, process = options.pop("kind", None), options.pop("process", None)
     if kind is None:
         problem = f"is missing, and {path} does not say which published network it is: give one of {', '.join(CARDS)}"
-        raise OptionError("card", problem)
+        raise OptionError("card", f"{problem}; a network of your own is made first, then loaded and given to wrap")
     if not isinstance(kind, str) or kind not in MAKERS:
         raise PDSError(f"{path} is of a network that is not this library's ({kind}): make it, load its weights, and wrap it")
     options.pop("checkpoint", None)

@@ -198,8 +198,8 @@ class ClassifierFree:
         if self.scale != 1 and not model.unconditional:
             raise OptionError(
                 "scale",
-                f"must be 1 for {model.title}, got {self.scale:g}: it was always shown its labels in training, and has no "
-                "unconditional score",
+                f"must be 1 for {model.title}, got {self.scale:g}: it has no unconditional score. A network of "
+                "your own has one if it is given no_class",
             )
 
     def __call__(self, score: Labelled, labels: Tensor, classes: int) -> Score:

@@ -28,7 +28,7 @@ from pds.data.images import from_range, to_uint8
 from pds.errors import PDSError, first_line, out_of_memory
 from pds.models.scores import Model
 from pds.noise import ImageNoise
-from pds.preconditioning.preconditioner import Preconditioner
+from pds.preconditioning.preconditioner import Identity, Preconditioner
 from pds.processes.forward import Process
 from pds.progress import progress_bar
 from pds.samplers.sampler import Callback, Sampler, no_callback
@@ -235,14 +235,16 @@ class ImageSampler:
         x = self.sampler.prior(noise, self.process, self.preconditioner)
 
         asked: list[tuple[Callable[[], bool], str]] = []
+        filtered = " (take smaller or more steps)"
+        if not isinstance(self.preconditioner, Identity):
+            filtered = " for this filter and solenoid (take smaller or more steps, a weaker filter or a lower omega)"
 
         def require_finite() -> None:
             while asked:
                 finite, when = asked.pop()
                 if not finite():
                     raise DivergedError(
-                        f"image values are not finite after {when}: the step is too large for this filter and solenoid (take "
-                        "smaller or more steps, a weaker filter or a lower omega) or the weights are broken"
+                        f"image values are not finite after {when}: the step is too large{filtered} or the weights are broken"
                     )
 
         def watch(iteration: int, sigma: float, x: Tensor) -> None:

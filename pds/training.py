@@ -179,7 +179,7 @@ class Trainer:
         check_labels(images, classes)
         self.check(images, classes)
         score = score.moved(device).train()
-        layout = getattr(getattr(score, "network", None), "memory_format", torch.contiguous_format)
+        layout = getattr(getattr(score, "network", None), "pds_memory_format", torch.contiguous_format)
         parameters = dict(score.named_parameters())
         optimizer = torch.optim.Adam(parameters.values(), lr=self.learning_rate)
         ema = {name: p.detach().clone() for name, p in parameters.items()}

@@ -226,14 +226,20 @@ def test_each_row_of_a_grid_begins_a_line():
     assert pds.grid(white[:1]).size == (2 * 2 + 8, 2 * 2 + 8)
 
 
+def test_a_grid_shows_channels_that_are_no_colours_beside_each_other():
+    images = torch.arange(4, dtype=torch.uint8).mul(60).reshape(1, 4, 1, 1).expand(2, 4, 3, 3)
+    shown = np.asarray(pds.grid(images, columns=1, scale=1))
+    assert shown.shape == (2 * (3 + 2) + 2, 4 * 3 + 4)
+    assert shown[2:5, 2:14].tolist() == [[value for value in (0, 60, 120, 180) for _ in range(3)]] * 3
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ((), "at least one tensor"),
         ((torch.zeros(4, 4, dtype=torch.uint8),), "at least one tensor of"),
-        ((torch.zeros(1, 1, 4, 4),), r"uint8 images of one shape, grey or RGB, got \(1, 1, 4, 4\) float32"),
+        ((torch.zeros(1, 1, 4, 4),), r"uint8 images of one shape, got \(1, 1, 4, 4\) float32"),
         ((torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)), "one shape"),
-        ((torch.zeros(1, 2, 4, 4, dtype=torch.uint8),), "grey or RGB"),
     ],
 )
 def test_a_grid_of_what_are_no_images(rows, message):

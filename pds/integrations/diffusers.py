@@ -82,6 +82,8 @@ class Filtered:
 
     def _preconditioner(self, x: Tensor) -> Preconditioner:
         """P for images like x, kept until their shape or device changes: a scheduler learns both from the samples."""
+        if x.ndim != 4 and not isinstance(self._filter, NoFilter):
+            raise PDSError(f"a filter takes samples of the shape (batch, C, H, W), got {tuple(x.shape)}")
         wanted = (tuple(x.shape[1:]), x.device)
         if self._built is None or self._built[0] != wanted:
             P = build_preconditioner(self._filter, NoSolenoid(), wanted[0], lambda: self._statistics, x.device)
@@ -463,9 +465,15 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         Raises:
             OptionError: two levels are equal. With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
         """
+        if num_inference_steps is not None:
+            fitted("num_inference_steps", num_inference_steps, Count)
         super().set_timesteps(num_inference_steps, *args, **kwargs)
         if not (self.sigmas.diff() < 0).all():
-            fix = "give fewer steps, or timestep_spacing='trailing' for as many steps as levels of training"
+            if num_inference_steps is None:
+                raise OptionError("timesteps", "must descend: two of them are equal, or one is above the one before it")
+            trailing = self.config.timestep_spacing == "trailing"
+            fix = "give fewer steps"
+            fix += "" if trailing else ", or timestep_spacing='trailing' for as many steps as levels of training"
             problem = f"is {len(self.timesteps)}, and two of these steps have one noise level"
             raise OptionError("num_inference_steps", f"{problem}: {fix}")
 

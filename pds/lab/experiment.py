@@ -36,7 +36,7 @@ from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
-from pds.pictures import image_grid
+from pds.pictures import image_grid, visible
 from pds.preconditioning.filters import Filter
 from pds.preconditioning.preconditioner import Identity, build_preconditioner
 from pds.preconditioning.solenoids import Solenoid
@@ -349,7 +349,7 @@ def sample_and_measure(
         metrics_file.append({"images_done": cfg.images, **result["metrics"]})
         write_json(folder.path / "result.json", result)
         folder.status("done")
-        mirror(tracked, folder.path, result, collected.first)
+        mirror(tracked, folder.path, result, list(visible(torch.from_numpy(np.stack(collected.first))).numpy()))
 
 
 def take_from_others(experiment: Experiment, config: dict[str, Any], folder: RunFolder, todo: list[Shard]) -> None:

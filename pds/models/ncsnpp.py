@@ -272,7 +272,7 @@ class NCSNpp(nn.Module):
             of the noise level. EDM's `SongUNet` does the same (Karras et al., NeurIPS 2022).
     """
 
-    memory_format: ClassVar = torch.channels_last
+    pds_memory_format: ClassVar = torch.channels_last
 
     sigmas: Tensor
     taps: Tensor | None

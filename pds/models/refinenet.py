@@ -229,7 +229,7 @@ class DilatedRefineNet(nn.Module):
         rescale: map images from [0, 1] to [-1, 1] before the first convolution; off for models of logits.
     """
 
-    memory_format: ClassVar = torch.channels_last
+    pds_memory_format: ClassVar = torch.channels_last
 
     def __init__(
         self,

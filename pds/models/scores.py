@@ -57,7 +57,7 @@ class NetworkScore(nn.Module):
     def moved(self, device: torch.device) -> Self:
         """This score, moved in place. Networks of this package are faster in channels_last; someone else's keeps its layout,
         which its code may rely on."""
-        kept = getattr(getattr(self, "network", None), "memory_format", torch.preserve_format)
+        kept = getattr(getattr(self, "network", None), "pds_memory_format", torch.preserve_format)
         return self.to(device, memory_format=kept)  # type: ignore[call-overload]
 
     def draw_sigma(self, count: int, generator: torch.Generator) -> Tensor:

@@ -40,7 +40,7 @@ SCHEDULER = {
 class _Network(nn.Module):
     """A `UNet2DModel` that returns its output alone."""
 
-    memory_format: ClassVar = torch.channels_last
+    pds_memory_format: ClassVar = torch.channels_last
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class _WithClasses(nn.Module):
         elif (labels < 0).any():
             problem = "is missing, and an image has no class: give the label that stands for none"
             raise OptionError("no_class", problem)
-        output: Tensor = self.network(x, label, labels)
+        output: Tensor = self.network(x, label, labels.clone())  # a network may change them in place
         return output
 
 

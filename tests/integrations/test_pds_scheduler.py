@@ -293,6 +293,11 @@ def test_what_it_cannot_take_the_place_of_is_refused(other, theirs, given, messa
 
 def test_as_many_steps_as_levels_of_training_need_a_spacing_that_has_them():
     scheduler = PDSScheduler(num_train_timesteps=20)
+    for wrong in (0, -3, 2.5):
+        with pytest.raises(PDSError, match=f"num_inference_steps must be a whole number from 1 to .*, got {wrong}"):
+            scheduler.set_timesteps(wrong)
+    with pytest.raises(PDSError, match="timesteps must descend: two of them are equal, or one is above the one before it"):
+        scheduler.set_timesteps(timesteps=[5, 9])
     scheduler.set_timesteps(19)
     with pytest.raises(PDSError, match=r"num_inference_steps is 20, and two of these steps have one noise level: give fewer"):
         scheduler.set_timesteps(20)
@@ -351,3 +356,10 @@ def test_statistics_of_latents_are_of_the_pipelines_own_vae(tmp_path):
     assert not calls
     pipe.scheduler = PDSScheduler.from_config(DDIMScheduler().config, alpha=2.0, statistics=str(tmp_path / "latents.npz"))
     assert of_dit(pipe).shape == (2, 8, 8, 3) and calls
+
+
+def test_a_filter_refuses_samples_that_are_no_batch_of_images():
+    scheduler = PDSScheduler(r=0.2, lam=0.9)
+    scheduler.set_timesteps(4)
+    with pytest.raises(PDSError, match=r"a filter takes samples of the shape \(batch, C, H, W\), got \(1, 4, 8, 6, 6\)"):
+        scheduler.scale_model_input(torch.zeros(1, 4, 8, 6, 6), 999)

@@ -105,6 +105,20 @@ def test_a_network_of_ones_own_is_sampled_from_the_command_line(network):
             assert np.array_equal(shard["images"], pds.sample(model, sampler, images=4).images.numpy())
 
 
+def test_latents_are_sampled_and_shown(network):
+    (network / "mynet.py").write_text(
+        "from torch import nn\n\nclass Tiny(nn.Identity):\n    def forward(self, x, s):\n        return 0 * x\n"
+    )
+    given = overrides(network, **{"model.checkpoint": "null", "model.shape": "[4,200,4]"})
+    rest = ["sampler=edm", "sampler.iterations=2", "debug=tiny", "metric=none", "images=2", f"outputs={network}/out"]
+    done = command("run.py", *given, *rest)
+    assert done.returncode == 0, done.stderr
+    (grid,) = (network / "out" / "debug").glob("*/grid.png")
+    with Image.open(grid) as shown:
+        assert shown.size[0] >= 2 * 4 * 4  # the channels lie beside each other
+    assert "data:image" in (network / "out" / "debug" / "report.html").read_text()
+
+
 def test_a_mask_need_not_be_finite(network):
     masked = CODE.replace("from torch import nn", "import torch\nfrom torch import nn")
     masked = masked.replace("super().__init__()", "super().__init__(); self.register_buffer('mask', -torch.ones(2) / 0)")

@@ -243,6 +243,27 @@ def test_labels_that_the_network_does_not_know_are_refused_at_once(classes, no_c
         wrap(Classed(), **GIVEN, classes=classes, no_class=no_class)
 
 
+class Counting(Classed):
+    def forward(self, x, label, labels):
+        labels += 1  # 0 is reserved
+        return super().forward(x, label, labels)
+
+
+def test_a_network_that_changes_its_labels_in_place_is_shown_the_same_class_at_each_step():
+    model = wrap(Counting(), **GIVEN, classes=3)
+    labels = torch.zeros(1, dtype=torch.int64)
+    model.score(torch.zeros(1, *SHAPE), torch.ones(1), labels)
+    assert labels.tolist() == [0]
+
+
+class Formatted(Tiny):
+    memory_format = "channels_last"  # its own attribute
+
+
+def test_the_attributes_of_a_network_are_its_own():
+    assert pds.sample(wrap(Formatted(), **GIVEN), pds.EDM(2), images=1).images.shape == (1, *SHAPE)
+
+
 def test_the_largest_labels_that_the_network_knows_are_taken():
     assert wrap(Classed(), **GIVEN, classes=4).classes == 4
     assert wrap(Classed(), **GIVEN, classes=3, no_class=3).unconditional

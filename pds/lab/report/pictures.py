@@ -12,7 +12,7 @@ from PIL import Image
 
 from pds.files import Array, read_bytes, read_npz
 from pds.lab.report.runs import Run
-from pds.pictures import GAP, image_grid
+from pds.pictures import GAP, image_grid, visible
 
 _LONGEST = 1600  # side of a grid on the page, in pixels; larger grids are scaled down, and their files stay as they are
 _FEW_PIXELS = 32  # images up to this side are shown pixel by pixel, and their strips are kept exactly
@@ -54,10 +54,14 @@ def strip_of(run: Run) -> Picture | None:
     images = read_npz(
         path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True, most=1 << 40
     )["images"]
+    images = visible(torch.from_numpy(images)).numpy()
     n, _, *sides = images.shape
     if max(sides) > _STRIP_SIDE:
         size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))
-        tiles = [Image.fromarray(tile.transpose(1, 2, 0).squeeze()).resize(size, Image.Resampling.LANCZOS) for tile in images]
+        tiles = [
+            Image.fromarray(tile[0] if len(tile) == 1 else tile.transpose(1, 2, 0)).resize(size, Image.Resampling.LANCZOS)
+            for tile in images
+        ]
         images = np.stack([np.atleast_3d(np.asarray(tile)).transpose(2, 0, 1) for tile in tiles])
     row = image_grid(torch.from_numpy(images), n)
     return _picture(row, (row.width - GAP, row.height), max(sides) <= _FEW_PIXELS, 100 * n // _STRIP_IMAGES)
