@@ -255,7 +255,12 @@ REFUSED = {
         "guidance must be left out: .* takes no classes",
     ),
     "guidance alone": (model(), None, ClassifierFree(3.0), "labels is missing, and guidance is towards a class"),
-    "no branch": (model(no_class=None), [0], ClassifierFree(3.0), "scale must be 1 for .*, got 3: it has no unconditional score. A network of your own"),
+    "no branch": (
+        model(no_class=None),
+        [0],
+        ClassifierFree(3.0),
+        "scale must be 1 for .*, got 3: it has no unconditional score. A network of your own",
+    ),
     "another classifier": (model(), [0], ClassifierGuidance(network, 5), "classes must be 3, the classes of .*, got 5"),
 }
 
