@@ -463,7 +463,8 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         """Choose the noise levels of a walk, as diffusers does.
 
         Raises:
-            OptionError: two levels are equal. With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
+            OptionError: the number of steps is no whole number above 0, `timesteps` do not descend, or two levels are equal.
+                With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
         """
         if num_inference_steps is not None:
             fitted("num_inference_steps", num_inference_steps, Count)
