@@ -23,11 +23,10 @@ from pds.lab import grammar, reference
 from pds.lab.config import CONF
 from pds.lab.logs import show_lines
 from pds.lab.schema import register
-from pds.lab.terminal import show, steady_streams
+from pds.lab.terminal import EXPERIMENTS, show, steady_streams
 
 log = logging.getLogger(__name__)
 
-PLUGINS = CONF.parent / "experiments"
 """Has hydra_plugins in it."""
 
 Work = Callable[[list[str]], object]
@@ -110,8 +109,8 @@ def leads() -> bool:
 def prepare() -> None:
     """Register our schema and our sweeper with Hydra, whatever folder the script was started from."""
     register()
-    if str(PLUGINS) not in sys.path:
-        sys.path.append(str(PLUGINS))
+    if str(EXPERIMENTS) not in sys.path:
+        sys.path.append(str(EXPERIMENTS))
 
 
 def configured(name: str, job: Callable[[DictConfig], object]) -> Work:

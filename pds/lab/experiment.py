@@ -30,7 +30,7 @@ from pds.lab.logs import log_file, spared, traced
 from pds.lab.report import format_table, read_runs, write_report
 from pds.lab.runs import RunFolder, fingerprint, group_folder, provenance, read_result, samples_digest
 from pds.lab.settings import Run, settings
-from pds.lab.terminal import show
+from pds.lab.terminal import script, show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
 from pds.models.safetensors_files import state_digest
 from pds.models.scores import Model, for_sampling
@@ -226,7 +226,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             try:
                 # The group of a sweep has the sweep's name; a point that is run alone needs this name.
                 here = [f"group={cfg.group}"] if in_sweep and not any(o.startswith("group=") for o in overrides) else []
-                command = ["experiments/run.py", *(o for o in overrides if not o.startswith("sweep.")), *here]
+                command = [script("run.py"), *(o for o in overrides if not o.startswith("sweep.")), *here]
                 sample_and_measure(cfg, config, experiment, folder, todo, processes, command)
             except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue requeues the job
                 # On a full disk these fail as well: keep the original error.

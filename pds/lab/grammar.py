@@ -91,8 +91,10 @@ def quoted(override: str) -> str | None:
 
 
 def typed(override: str) -> str:
-    """The override as it was meant: a value that needs quotes only for its letters gets them, and a table that takes any key
-    gets a new one.
+    """The override as it was meant.
+
+    A value that needs quotes only for its letters gets them. So does a name or a path that Hydra would read as a number:
+    group=2024_01 would become 202401. A table that takes any key gets a new one.
 
     Raises:
         PDSError: it sets an empty table, or a group to a list. Hydra would add nothing to what is there, and say nothing.
@@ -105,7 +107,11 @@ def typed(override: str) -> str:
         raise PDSError(f"{key}={{}} changes nothing: leave it out, or give a name or values, as in {key}={{option:value}}")
     if OPEN.match(override):
         override = f"++{override}"
-    if override.isascii() or not equals or set(value) & set("=,()[]{}'\"\\"):
+    if not equals or set(value) & set("=()[]{}'\"\\"):
+        return override
+    if key.lstrip("+") in _texts():
+        return f"{key}={','.join(map(_text, value.split(',')))}"
+    if override.isascii() or "," in value:
         return override
     try:
         OverridesParser.create().parse_override(override)
@@ -113,6 +119,21 @@ def typed(override: str) -> str:
         fix = quoted(override)
         return override if fix is None else shlex.split(fix)[0]
     return override
+
+
+def _texts() -> Collection[str]:
+    from pds.lab.schema import texts  # which imports this module
+
+    return texts()
+
+
+def _text(value: str) -> str:
+    """The value of a name or a path, in quotes where Hydra would read something else."""
+    try:
+        read = OverridesParser.create().parse_override(f"name={value}").value()
+    except HydraException:
+        return value if value.isascii() else f'"{value}"'
+    return value if read is None or str(read) == value else f'"{value}"'
 
 
 def _as_in(override: str) -> str:

@@ -259,6 +259,20 @@ def fields_of(
     return made
 
 
+@functools.cache
+def texts() -> frozenset[str]:
+    """The keys that hold a name or a path in every program and every choice of their group."""
+    places: list[tuple[str, Any]] = [("", program) for program, *_ in PROGRAMS.values()]
+    places += [
+        (f"{group.removeprefix('schema/').replace('/', '.')}.", kind) for group in CHOICES for kind in CHOICES[group].values()
+    ]
+    kinds: dict[str, set[Any]] = {}
+    for prefix, choice in places:
+        for name, option in options_of(choice.target if isinstance(choice, PartialTarget) else choice).items():
+            kinds.setdefault(f"{prefix}{name}", set()).add(typed(option.annotation) if is_plain(option.annotation) else Any)
+    return frozenset(name for name, found in kinds.items() if found <= {str, str | None})
+
+
 def parts_of(target: Callable[..., Any], group: str) -> list[Any]:
     """The default choices of a node's options that are objects with groups of their own."""
     chosen: list[Any] = []

@@ -14,6 +14,7 @@ from typing import TextIO, cast
 
 from pds.errors import escaped
 
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
@@ -73,9 +74,14 @@ def show(text: str) -> None:
 
 def command_line(words: Sequence[str]) -> str:
     """A script and its arguments as a command for a shell in this folder, by the interpreter that runs now."""
-    python = Path(sys.executable)
-    if not sys.executable or shutil.which("python") == sys.executable:
-        python = Path("python")
-    elif python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python), *words])
+    named = not sys.executable or shutil.which("python") == sys.executable
+    return shlex.join(["python" if named else _from_here(Path(sys.executable)), *words])
+
+
+def script(name: str) -> str:
+    """The path of a script of experiments/, for a command in this folder."""
+    return _from_here(EXPERIMENTS / name)
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -325,6 +325,15 @@ def test_letters_beyond_ascii_need_no_quotes(seed):
         assert grammar.typed(left) == left
 
 
+@pytest.mark.parametrize("name", ["1.10", "2024_01_06", "007", "1e3", "+5", "true", "NaN", "0x10", "12"])
+def test_names_that_look_like_numbers_stay_as_they_are(name):
+    cfg = composed(*(grammar.typed(f"{key}={name}") for key in ("group", "outputs", "dataset.statistics_file")))
+    assert (cfg.group, cfg.outputs, cfg.dataset.statistics_file) == (name, name, name)
+    swept = OverridesParser.create().parse_override(grammar.typed(f"group={name},a"))
+    assert [composed(f"group={value}").group for value in swept.sweep_string_iterator()] == [name, "a"]
+    assert grammar.typed(f"sampler.eta={name}") == f"sampler.eta={name}"
+
+
 class BegunError(Exception):
     """A sweep came to its points."""
 

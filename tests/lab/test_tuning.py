@@ -3,6 +3,7 @@ sentence."""
 
 import contextlib
 import functools
+import json
 import math
 import os
 import shlex
@@ -231,6 +232,20 @@ def test_run_composes_a_recommendation(found):
     for budget, said in wrong.items():
         refused = command("run.py", *take, *filter(None, [budget]))
         assert refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_all_files_of_a_search_are_in_one_group(gaussian, tmp_path):
+    name = "2024_01_06"
+    done = command(
+        "tune.py", *gaussian, *SIZES, *ETA, "trials=1", "leaders=1", "budgets=[6]", f"group={name}", f"outputs={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    one = next(tmp_path.glob("*/*/result.json"))
+    again = shlex.split(json.loads(one.read_text())["command"])
+    assert again[1] == "experiments/run.py"
+    done = command("run.py", *again[2:], "tracker=none")
+    assert done.returncode == 0 and "is done already" in done.stderr, done.stderr
 
 
 def test_answers_for_other_budgets_stay_and_those_of_another_search_are_not_mixed(tmp_path):

@@ -14,7 +14,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from pds.lab.report.page import or_message, write_html
 from pds.lab.report.pictures import Picture, grid_of
 from pds.lab.report.runs import Run
-from pds.lab.tuning.recommendation import FILE, Answer, MeasuredSetting
+from pds.lab.tuning.recommendation import FILE, Answer, MeasuredSetting, sampling_command
 from pds.lab.tuning.study import Study
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_page(folder: Path, about: Mapping[str, Any], studies: Mapping[int, Stu
     page = {
         "title": f"Search for a sampler: {folder.name}",
         **about,
-        "recommendation": folder / FILE,
+        "sampling": sampling_command(folder / FILE, next(iter(answers))),
         "answers": answers,
         "sides": {budget: _sides(answer) for budget, answer in answers.items()},
         "chart": _chart(studies),

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from pds.lab import grammar
 from pds.lab.cli import Work
 from pds.lab.runs import says_where
 from pds.lab.tables import key
-from pds.lab.terminal import command_line
+from pds.lab.terminal import command_line, script
 from pds.options import Range, options
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ def _line(setting: MeasuredSetting) -> dict[str, Any]:
 
 def sampling_command(file: Path, budget: int) -> str:
     """The command that samples with the recommendation for a budget."""
-    return command_line([str(Path(sys.argv[0]).with_name("run.py")), f"recommendation={file}", f"budget={budget}"])
+    return command_line([script("run.py"), f"recommendation={file}", f"budget={budget}"])
 
 
 def write(folder: Path, common: Sequence[str], metric: str | None, answers: Mapping[int, Answer], command: str) -> Path:

@@ -41,7 +41,7 @@ from pds.lab.report.runs import grouped
 from pds.lab.runs import essence, group_folder, says_where
 from pds.lab.settings import Run, Tune, settings
 from pds.lab.tables import key
-from pds.lab.terminal import command_line, show
+from pds.lab.terminal import command_line, script, show
 from pds.lab.text import markdown_table
 from pds.lab.tuning.page import write_page
 from pds.lab.tuning.recommendation import Answer, MeasuredSetting, earlier, from_anywhere, sampling_command, write
@@ -154,12 +154,10 @@ class Tuning:
         return [*([f"sampler={self._model.hydra.runtime.choices['sampler']}"] if of_cld else DEFAULT), *kept]
 
     @cached_property
-    def group(self) -> str:
-        """The group of all its runs."""
-        named = next((o.partition("=")[2] for o in self.given if key(o) == "group"), None)
-        if named is not None:
-            return named
-        return f"tune/{self._model.hydra.runtime.choices['model']}"
+    def in_group(self) -> str:
+        """The override that names the group of all its runs."""
+        named = next((o for o in self.given if key(o) == "group"), None)
+        return named or f"group=tune/{self._model.hydra.runtime.choices['model']}"
 
     @cached_property
     def _model(self) -> DictConfig:
@@ -175,7 +173,7 @@ class Tuning:
 
     @functools.cache  # noqa: B019  # a process has one search; its few choices take long to compose
     def _chosen(self, *choices: str) -> DictConfig:
-        return compose("run", list({key(o): o for o in [*self.common, f"group={self.group}", *choices]}.values()))
+        return compose("run", list({key(o): o for o in [*self.common, self.in_group, *choices]}.values()))
 
     @cached_property
     def like(self) -> Experiment:
@@ -203,7 +201,8 @@ class Tuning:
     @cached_property
     def folder(self) -> Path:
         """The folder of the group."""
-        return group_folder(self.composed(self.default).outputs, self.group)
+        cfg = self.composed(self.default)
+        return group_folder(cfg.outputs, cfg.group)
 
     def run(self) -> None:
         """Search and answer."""
@@ -445,7 +444,7 @@ class Tuning:
         cfg = self.composed(overrides)
         cfg.images, cfg.seed, cfg.shard_size = images, seed, self._first
         named = [override for override in [*self.common, *here] if not key(override).startswith("tracker")]
-        command = ["experiments/run.py", *named, f"group={self.group}"]
+        command = [script("run.py"), *named, self.in_group]
         # Two trials may be one setting.
         digest = json_digest({"overrides": named})
         with locked(self.folder / "locks" / f"run-{digest}"), quieter("pds.generation", "pds.lab.experiment"):
