@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pds.errors import PDSError
-from pds.lab.cli import start
+from pds.lab.cli import Failed, sentence, start, tell
 from pds.lab.report import overview, write_report
 from pds.lab.terminal import show
 
@@ -17,8 +17,16 @@ def report(arguments: list[str]) -> None:
         return
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise PDSError("name the folders of groups: python experiments/report.py outputs/quickstart")
+    wrong = False
     for folder in map(Path, arguments):
-        show(f"{overview(folder)}\nreport  {write_report(folder)}")
+        try:
+            show(overview(folder))
+            show(f"report  {write_report(folder)}")
+        except (PDSError, OSError) as error:  # the other folders are shown
+            tell(error, sentence(error))
+            wrong = True
+    if wrong:
+        raise Failed
 
 
 if __name__ == "__main__":

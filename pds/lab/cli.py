@@ -27,8 +27,6 @@ from pds.lab.terminal import EXPERIMENTS, show, steady_streams
 
 log = logging.getLogger(__name__)
 
-"""Has hydra_plugins in it."""
-
 Work = Callable[[list[str]], object]
 """The work of a script, given the arguments of its command line."""
 

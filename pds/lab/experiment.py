@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from pds.conditioning import Guidance, labels_of
 from pds.data.dataset import Dataset
-from pds.errors import OptionError, PDSError
+from pds.errors import OptionError, PDSError, UnwritableError
 from pds.evaluation.measures import class_accuracy
 from pds.evaluation.panel import Panel, exact_name
 from pds.files import Array, atomic_path, json_digest, write_json
@@ -210,7 +210,9 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             folder.claim(config)
             done = folder.result() is not None
             started(folder.path.name, done)
-            opened.enter_context(log_file(folder.path / "run.log"))
+            # A finished run is also reported from where nothing can be written.
+            with contextlib.suppress(*(UnwritableError,) * done):
+                opened.enter_context(log_file(folder.path / "run.log"))
             return done
 
         done = processes.broadcast(begin)
@@ -221,7 +223,8 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             return
         if done:
             log.info("%s is done already", folder.path)
-            folder.status("done")
+            with contextlib.suppress(UnwritableError):
+                folder.status("done")
         else:
             try:
                 # The group of a sweep has the sweep's name; a point that is run alone needs this name.

@@ -127,9 +127,12 @@ class Points:
             old = known.get(point.digest, point)
             self.write(replace(point, seconds=old.seconds, ended=old.ended))
 
-    def planned(self, overrides: Sequence[str], swept: Collection[str] = ()) -> Point:
-        """The point of a command line, as it was announced; arguments as in `Point.of`."""
-        point = Point.of(overrides, swept)
+    def planned(self, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
+        """The point of a command line, as it was announced; arguments as in `Point.of`.
+
+        Its file is gone where another sweep over the same keys was announced. Then it has these values.
+        """
+        point = Point.of(overrides, swept, **values)
         return next((other for other in self.read() if other.digest == point.digest), point)
 
     @contextlib.contextmanager

@@ -168,7 +168,7 @@ def run_point(cfg: DictConfig, overrides: list[str]) -> None:
         return
     folder = group_folder(cfg.outputs, cfg.group)
     points = Points(folder)
-    point = points.planned(overrides, cfg.sweep.where)
+    point = points.planned(overrides, cfg.sweep.where, number=cfg.sweep.number, sweep=cfg.sweep.name, work=_work(cfg))
     log.info("%s: %s", title, point.title)
     with going_on(title), contextlib.ExitStack() as opened:
         with Processes.join().together():

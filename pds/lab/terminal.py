@@ -15,6 +15,7 @@ from typing import TextIO, cast
 from pds.errors import escaped
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+"""The scripts; hydra_plugins is beside them."""
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 

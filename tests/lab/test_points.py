@@ -80,6 +80,18 @@ def test_what_becomes_of_points(tmp_path):
     assert len(points.read()) == 6
 
 
+def test_a_point_that_another_sweep_over_its_keys_removed_comes_back_as_it_was(tmp_path):
+    points, about = Points(tmp_path), {"number": 2, "sweep": "seed", "work": 8.0}
+    first, second = Point.of(["seed=0"], number=1, sweep="seed", work=8.0), Point.of(["seed=1"], **about)
+    points.plan([first, second])
+    points.plan([Point.of(["seed=7"], number=1, sweep="seed")])
+    assert second not in points.read()
+    with points.running(points.planned(["seed=1"], **about)):
+        pass
+    (back,) = (point for point in points.read() if point.overrides == ("seed=1",))
+    assert (back.number, back.sweep, back.work, back.state) == (2, "seed", 8.0, "done")
+
+
 def test_points_come_in_the_order_of_the_sweep(tmp_path):
     points = Points(tmp_path)
     points.plan([Point.of(["seed=9"], number=1), Point.of(["seed=1"], number=2)])

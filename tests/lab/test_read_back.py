@@ -223,6 +223,23 @@ def test_a_log_that_is_no_file_is_refused_at_once(tmp_path, opened):
     assert (tmp_path / "file").read_text() == "kept\n"
 
 
+def test_what_is_finished_is_shown_from_where_nothing_can_be_written(tmp_path, monkeypatch):
+    tiny = ["images=2", "sampler.iterations=2", "tracker=none", "metric=none", f"outputs={tmp_path}", "group=g"]
+    assert command("run.py", *tiny).returncode == 0
+
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pds.files.os.replace", read_only)
+    monkeypatch.setattr("pds.lab.logs.logging.FileHandler", read_only)
+    done = command("run.py", *tiny)
+    assert done.returncode == 0 and "is done already" in done.stderr and "NFE" in done.stdout, done.stderr
+    told = command("report.py", str(tmp_path / "g"), str(tmp_path / "nothing"), str(tmp_path / "g"))
+    assert told.returncode == 1 and "Traceback" not in told.stderr
+    assert told.stdout.count("NFE") == 2
+    assert [f"error: {word}" in told.stderr for word in ("cannot write", "no runs in")] == [True, True]
+
+
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, sweep):
     (tmp_path / "file").write_text("kept")
