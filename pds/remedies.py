@@ -301,8 +301,7 @@ def _statistics(model: Model, dataset: Dataset | None) -> DatasetStatistics:
         fix = "give dataclasses.replace(model, statistics=pds.statistics(folder of images))"
         raise PDSError(f"this remedy needs the statistics of the images that {model.title} was trained on: {fix}")
     known = model.statistics or dataset.statistics  # type: ignore[union-attr]
-    if known.shape != tuple(model.shape):
-        raise PDSError(f"the statistics are of images of the shape {known.shape}, and {model.title} has {tuple(model.shape)}")
+    known.require_shape(model.shape, model.title)
     return known
 
 

@@ -269,6 +269,11 @@ def test_diagnosis_of_a_network_that_sees_excess_noise_and_of_one_that_does_not(
     assert str(found[1]).splitlines()[0].split() == ["T", "sigma", "k", "least", "gain", "alpha"]
     with pytest.raises(pds.PDSError, match=r"shape \(1, 32, 32\) of the model's"):
         pds.diagnose(pds.wrap(seeing, **about), images[..., 1:])
+    other = dataclasses.replace(
+        pds.wrap(seeing, **about), statistics=dataset_statistics(ArrayImages("x", "all", images[..., :8].numpy()), 8)
+    )
+    with pytest.raises(pds.PDSError, match=r"statistics are of images of the shape \(1, 32, 8\), and .* has \(1, 32, 32\)"):
+        pds.diagnose(other, images)
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])

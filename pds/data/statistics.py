@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,11 @@ class DatasetStatistics:
         """(C, H, W)."""
         channels, height, width = self.power.shape
         return channels, height, width
+
+    def require_shape(self, shape: Sequence[int], whose: str) -> None:
+        """Raise a `PDSError` if they are of images of another shape than (C, H, W), which is that of `whose`."""
+        if self.shape != tuple(shape):
+            raise PDSError(f"the statistics are of images of the shape {self.shape}, and {whose} has {tuple(shape)}")
 
     def gaussian(self, data_range: tuple[float, float] = (0.0, 1.0)) -> StationaryGaussian:
         """The Gaussian law with this mean and this power spectrum, in units of a data range (black, white)."""

@@ -72,8 +72,9 @@ def show_excess_noise(cfg: DictConfig) -> None:
         _row(cells)
         tracks += followed
     show(
-        "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run; alpha for"
-        "\nit: that of the weakest statistics filter that has it. inf, none: no gain up to 8 does, take more iterations."
+        "\nLeast gain: the least 1 / R^2 there with which the noise is below twice its level at the end of the run, or below"
+        "\n1.1 times what an exact score leaves; alpha for it: that of the weakest statistics filter that has it. inf, none: no"
+        "\ngain up to 8 does, take more iterations."
     )
     picture = user_path(cfg.outputs) / "excess_noise.svg"
     write_text(picture, _drawn(tracks))

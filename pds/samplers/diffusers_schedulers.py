@@ -9,12 +9,12 @@ are the ladder of the process, given as `trained_betas`: beta_i = 1 - abar_i / a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import field
+from dataclasses import field, replace
 from importlib import metadata
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ from pds.options import fitted, options, options_of
 from pds.preconditioning.preconditioner import Preconditioner
 from pds.processes.forward import Process
 from pds.samplers.sampler import Sampler, Steps, Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pds.data.statistics import DatasetStatistics
 
 TITLES = {
     "DDIMScheduler": "DDIM",
@@ -57,6 +62,13 @@ class SchedulerLevel(NamedTuple):
     below: float
 
 
+class DataRange(NamedTuple):
+    """The pixel values of black and white in a model; a plain pair would be an option."""
+
+    black: float
+    white: float
+
+
 @options
 class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
     """A scheduler of diffusers, run by its own `set_timesteps` and `step`.
@@ -73,6 +85,7 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         options: options of its constructor; the others keep their defaults. By default DDIM and DDPM clip the image that they
             predict to [-1, 1] (`clip_sample`), which is wrong for data in [0, 1]. Both do not start at the largest sigma
             (`timestep_spacing`).
+        data_range: of the model, from `with_statistics`.
     """
 
     source: ClassVar[str] = (
@@ -82,6 +95,12 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
 
     scheduler: Literal["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
     options: Mapping[str, Any] = field(default_factory=dict)
+    data_range: DataRange | None = field(default=None, compare=False)
+
+    def with_statistics(
+        self, statistics: Callable[[], DatasetStatistics], data_range: tuple[float, float], process: Process
+    ) -> Self:
+        return replace(self, data_range=DataRange(*data_range))
 
     @property
     def stochastic(self) -> bool:
@@ -152,9 +171,15 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         return make
 
     def check(self, levels: list[SchedulerLevel], preconditioner: Preconditioner) -> list[str]:
-        """Say when DDIM's steps do not meet."""
+        """Say when DDIM's steps do not meet, and when a scheduler clips the data."""
         doubts = super().check(levels, preconditioner)
-        N = levels[0].scheduler.config.num_train_timesteps
+        config = levels[0].scheduler.config
+        N, clip = config.num_train_timesteps, config.clip_sample_range if config.get("clip_sample") else math.inf
+        if self.data_range and max(map(abs, self.data_range)) > clip:
+            doubts.append(
+                f"{self.title} clips each predicted image to [{-clip:g}, {clip:g}], and the data of the model are in "
+                f"[{self.data_range.black:g}, {self.data_range.white:g}]: switch its clip_sample off"
+            )
         # DDIM steps N // T timesteps down, whether or not the next timestep is there.
         stride = N // len(levels)
         if self.scheduler == "DDIMScheduler" and any(a.timestep - b.timestep != stride for a, b in pairwise(levels)):

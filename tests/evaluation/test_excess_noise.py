@@ -32,7 +32,7 @@ from pds.moments import measured_moments
 from pds.noise import ImageNoise
 from pds.preconditioning.preconditioner import FourierPreconditioner
 from pds.processes.critically_damped import CriticallyDamped
-from pds.processes.forward import VarianceExploding, VariancePreserving
+from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.predictor_corrector import Ancestral, EulerMaruyama, PredictorCorrector, ReverseDiffusion
 
 SHAPE = (1, 32, 32)
@@ -112,6 +112,21 @@ def test_without_a_filter_what_is_not_seen_grows_and_the_derived_gain_bounds_it(
         assert least_gain(levels, exact) == 1
     few = PredictorCorrector(8, ReverseDiffusion(), None).levels(VE)
     assert least_gain(few, response) == math.inf
+
+
+def test_noise_that_an_exact_score_leaves_as_well_needs_no_filter():
+    # The last steps of sub-VP leave more than twice the noise of their level.
+    levels = PredictorCorrector(100, ReverseDiffusion(), None).levels(SubVariancePreserving())
+    exact = NoiseResponse((0.01, 100.0), (1.0, 2.0), ((1.0, 2.0), (1.0, 2.0)))
+    unseen = NoiseResponse((0.01, 100.0), (1.0, 2.0), ((1.0, 1.0), (1.0, 1.0)))
+    assert list(excess_noise(levels, exact))[-1] > 5
+    assert (least_gain(levels, exact), least_gain(levels, unseen)) == (1, math.inf)
+
+
+@pytest.mark.parametrize("size", [(1, 32), (32, 3)])
+def test_images_without_high_frequencies_are_refused(size):
+    with pytest.raises(PDSError, match=rf"images of {size[0]} x {size[1]} have no such modes"):
+        highest_frequencies(size)
 
 
 def test_the_highest_frequencies_of_white_noise_and_of_a_wave():

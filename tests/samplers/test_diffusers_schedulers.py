@@ -281,6 +281,19 @@ def test_values_of_another_type_than_the_scheduler_states_are_refused():
     assert tried > 50
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "UniPCMultistepScheduler"])
+def test_data_that_a_scheduler_clips_are_told(name):
+    def told(data_range, **options):
+        sampler = DiffusersScheduler(20, name, {"timestep_spacing": "trailing", **options})
+        sampler = sampler.with_statistics(lambda: pytest.fail("statistics are slow to make"), data_range, VP)
+        return [doubt for doubt in sampler.check(sampler.levels(VP), Identity()) if "clip_sample" in doubt]
+
+    clips = name != "UniPCMultistepScheduler"
+    assert len(told((0, 255))) == len(told((-1.5, 0.5))) == clips
+    assert told((-1, 1)) == told((0, 1)) == []
+    assert not clips or (told((0, 255), clip_sample=False), told((-2, 2), clip_sample_range=2.0)) == ([], [])
+
+
 @pytest.mark.parametrize(("T", "doubts"), [(20, 0), (30, 1)])
 def test_steps_that_do_not_meet_are_told(T, doubts):
     for name in ("DDIMScheduler", "DDPMScheduler"):
