@@ -33,6 +33,7 @@ EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknow
 # The fixes for options that have no key of their own.
 CHOSEN = {"shape": "choose images of that shape", "process.kind": "choose that process"}
 LEVELS = "sigmas"  # name of the buffer of noise levels in networks
+GATHERED = ("running_mean", "running_var")  # buffers that training fills; others come from the constructor
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,8 @@ def _checked_state(network: nn.Module, weights: _Weights, path: str | Path) -> d
         if name not in weights.state:
             if name in parameters:
                 raise refused(f"no parameter {name} {tuple(value.shape)}")
+            if name.endswith(GATHERED):
+                raise refused(f"no {name} {tuple(value.shape)}, which training gathers (a whole state_dict has it)")
             continue
         found = weights.state[name]
         if not isinstance(found, Tensor):

@@ -114,6 +114,19 @@ def test_a_buffer_that_no_file_has_stays(tmp_path):
     assert torch.equal(network.sigmas, levels)
 
 
+def test_statistics_that_training_gathers_must_be_in_the_file(tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    whole, parameters = network.state_dict(), dict(network.named_parameters())
+    whole["1.running_mean"] = torch.ones(2)
+    torch.save({"ema": parameters}, tmp_path / "c.pth")
+    with refused(network, r"has no 1\.running_mean \(2,\), which training gathers \(a whole state_dict has it\)"):
+        load_weights(network, tmp_path / "c.pth")
+    # An average of the parameters alone takes them from the other weights of its file.
+    torch.save({"ema": parameters, "model": whole}, tmp_path / "c.pth")
+    load_weights(network, tmp_path / "c.pth")
+    assert torch.equal(network[1].running_mean, torch.ones(2))
+
+
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
