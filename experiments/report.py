@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from pds.errors import PDSError
-from pds.lab.cli import Failed, sentence, start, tell
+from pds.lab.cli import Failed, documented, sentence, start, tell
 from pds.lab.report import overview, write_report
 from pds.lab.terminal import show
 
 
 def report(arguments: list[str]) -> None:
     """Show the table of each folder given and write its report.html."""
-    if {"--help", "-h"} & {*arguments}:
-        show(__doc__)
-        return
     if not arguments or any(argument.startswith("-") for argument in arguments):
         raise PDSError("name the folders of groups: python experiments/report.py outputs/quickstart")
     wrong = False
@@ -30,4 +27,4 @@ def report(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(report)
+    start(documented(report, __doc__))

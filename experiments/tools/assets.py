@@ -13,7 +13,7 @@ from pds.data.statistics import dataset_statistics
 from pds.errors import PDSError
 from pds.evaluation.classifier_training import build_assets
 from pds.files import pin
-from pds.lab.cli import start
+from pds.lab.cli import documented, start
 from pds.models.classifier import DigitClassifier, ObjectClassifier
 
 DATA = {"mnist": (mnist, DigitClassifier), "cifar10_jpeg": (cifar10_jpeg, ObjectClassifier)}
@@ -34,4 +34,4 @@ def assets(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(assets)
+    start(documented(assets, __doc__))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pds.errors import MissingError, PDSError
-from pds.lab.cli import start
+from pds.lab.cli import documented, start
 
 
 def latents(arguments: list[str]) -> None:
@@ -26,4 +26,4 @@ def latents(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(latents)
+    start(documented(latents, __doc__))

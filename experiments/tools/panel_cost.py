@@ -16,7 +16,7 @@ from pds.errors import PDSError
 from pds.evaluation.frechet import FeatureStatistics
 from pds.evaluation.panel import NEIGHBOURS, Name, Panel
 from pds.evaluation.reference import Reference
-from pds.lab.cli import start
+from pds.lab.cli import documented, start
 
 GROUPS: tuple[tuple[Name, ...], ...] = (("fid",), ("fid_infinity",), ("inception_score",), ("kid",), NEIGHBOURS)
 CLASSES = 1000
@@ -57,4 +57,4 @@ def cost(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(cost)
+    start(documented(cost, __doc__))

@@ -9,8 +9,8 @@ load.
 
 from __future__ import annotations
 
-from pds.lab.cli import start
+from pds.lab.cli import documented, start
 from pds.lab.published import load_published
 
 if __name__ == "__main__":
-    start(load_published)
+    start(documented(load_published, __doc__))

@@ -6,7 +6,7 @@ python experiments/tools/reference.py
 from __future__ import annotations
 
 from pds.errors import PDSError
-from pds.lab.cli import prepare, start
+from pds.lab.cli import documented, prepare, start
 from pds.lab.config import CONF
 from pds.lab.reference import page
 
@@ -20,4 +20,4 @@ def write(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(write)
+    start(documented(write, __doc__))

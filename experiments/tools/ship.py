@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pds.errors import PDSError
-from pds.lab.cli import start
+from pds.lab.cli import documented, start
 from pds.lab.train import ship
 
 
@@ -20,4 +20,4 @@ def shipped(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(shipped)
+    start(documented(shipped, __doc__))

@@ -51,6 +51,18 @@ def start(work: Work) -> NoReturn:
     sys.exit(status(work, sys.argv[1:]))
 
 
+def documented(work: Work, text: str | None) -> Work:
+    """The work of a script without options, which answers --help by a text."""
+
+    def answered(arguments: list[str]) -> None:
+        if {"--help", "-h"} & {*arguments}:
+            show((text or "").strip())
+        else:
+            work(arguments)
+
+    return answered
+
+
 def status(work: Work, arguments: list[str]) -> int:
     """The exit status of some work; its failure is reported."""
     show_lines()

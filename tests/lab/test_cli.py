@@ -477,6 +477,11 @@ def test_scripts_without_options_answer_and_refuse():
         (["report.py", "--help"], 0, "python experiments/report.py outputs/quickstart"),
         (["report.py"], 1, "error: name the folders of groups"),
         (["report.py", "--open"], 1, "error: name the folders of groups"),
+        *(
+            ([f"tools/{name}.py", "-h"], 0, f"python experiments/tools/{name}.py")
+            for name in ("assets", "latents", "reference", "ship")
+        ),
+        *(([f"tools/{name}.py", "--help"], 0, f"experiments/tools/{name}.py") for name in ("published", "panel_cost")),
         (["tools/reference.py", "x"], 1, "error: reference.py takes no arguments, got x"),
     ):
         done = command(*given)
