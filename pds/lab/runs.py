@@ -222,8 +222,8 @@ class RunFolder:
                         return cls(file.parent)
         return own
 
-    def claim(self, config: dict[str, Any]) -> None:
-        """Make the folder this configuration's, or find that it is.
+    def claim(self, config: dict[str, Any], key: str = "group") -> None:
+        """Make the folder this configuration's, or find that it is; `key` is the option that names it.
 
         Raises:
             PDSError: it belongs to another configuration (the message has the first key that differs) or cannot be written.
@@ -237,8 +237,8 @@ class RunFolder:
             if different is not None:
                 was, due = (escaped(str(identity(whole).get(different, "its default")), 80) for whole in (found, config))
                 raise PDSError(
-                    f"{self.path} holds a run with {escaped(different, 80)}={was}, not {due}: delete that folder or give this "
-                    "run another name, group or outputs"
+                    f"{self.path} holds a run with {escaped(different, 80)}={was}, not {due}: delete that folder or give "
+                    f"another {key}, or other outputs"
                 )
             return
         with atomic_path(file) as temporary:
@@ -322,9 +322,9 @@ def read_result(folder: Path, keys: Mapping[str, Any] = RESULT) -> dict[str, Any
     file, what, fix = folder / "result.json", "the result of this run", "run the same command again"
     with reading(file, what, fix):
         result = read_json(file, keys, what, fix)
-        if result.get("name", folder.name) != folder.name:
-            raise ValueError(f"it is of {shown(result['name'])}")
-        return result
+    if result.get("name", folder.name) != folder.name:
+        raise DamagedError(f"{file} is of the run {shown(result['name'])}: give its folder this name again, or delete it")
+    return result
 
 
 @remembered

@@ -63,7 +63,7 @@ def train(cfg: DictConfig) -> None:
     config["fingerprint"] = {"weights": model.checkpoint and model.checkpoint.sha256, "code": code, "images": seen}
     if "images" not in _recorded(folder):  # a training of an older version goes on
         config["fingerprint"].pop("images")
-    folder.claim(config)
+    folder.claim(config, "name")
     weights = folder.path / f"{cfg.name}.safetensors"
     if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)

@@ -21,7 +21,6 @@ from pds.lab.text import FLOOR, MISSING, is_number, rounded, with_error
 from pds.options import fitted
 
 STATES = ("done", "failed", "damaged", "skipped")
-
 _NEEDED = ("name", "label", "vanilla", "sampler", "iterations", "nfe", "images", "seconds", "seed", "model", "metrics", "floor")
 """A result has these keys; older versions wrote no others."""
 _BY_MEASURE = {"errors": dict[str, float], "left_out": dict[str, list[float]]} | {
@@ -255,7 +254,8 @@ def _read_run(folder: Path) -> Run:
         if os.path.exists(folder / "config.yaml"):
             config = read_config(folder / "config.yaml")
         fix = "delete its folder and run its command again"
-        status = read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
+        alone = not os.path.exists(folder / "status.json")  # a result tells by itself that its run is done
+        status = {"state": "done"} if alone else read_json(folder / "status.json", {"state": str}, "the status of a run", fix)
         if status["state"] == "done":
             result, kinds = read_result(folder, {key: RESULT[key] for key in _NEEDED}), RESULT | _BY_MEASURE
             with reading(folder / "result.json", "the result of a run", fix):

@@ -1,6 +1,7 @@
 """Runs are read in any state: ordered and told apart, and a damaged one hides no other."""
 
 import json
+import shutil
 
 import pytest
 from made_runs import METRIC, NOTHING, edit, statistics, write_run
@@ -134,6 +135,15 @@ DAMAGES = {
         for content in (b"", b"[]", b'{"state": 3}', b"{}", b'{"state": "done"', b"[" * 100_000)
     },
 }
+
+
+def test_copied_folders_say_what_mends_them_and_a_result_needs_no_status(tmp_path):
+    run = write_run(tmp_path, 3.0, label="one")
+    shutil.copytree(run, tmp_path / "copy")
+    (run / "status.json").unlink()
+    whole, copied = read_runs(tmp_path)
+    assert (whole.label, whole.state, copied.state) == ("one", "done", "damaged")
+    assert "is of the run 'run-0': give its folder this name again, or delete it" in copied.message
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
