@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pds.data.folder import ImageFolder
 from pds.data.images import ImageSource, random_flip, to_range, to_unit
 from pds.errors import OptionError, PDSError
 from pds.files import atomic_path, reading
@@ -132,7 +133,7 @@ class Trainer:
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
 
     def check(self, images: ImageSource, classes: int = 0) -> None:
-        """Read a batch, so that unsuitable images are refused at once.
+        """Read a batch, and the header of every file of a folder, so that unsuitable images are refused at once.
 
         Raises:
             PDSError: there are fewer images than a batch, an image cannot be read, or label_dropout is given without labels.
@@ -145,6 +146,8 @@ class Trainer:
                 f"must be at most {len(images)}, the images of {images.name} {images.split}, got {self.batch_size}",
             )
         images.read(range(self.batch_size))
+        if isinstance(images, ImageFolder):
+            images.check_headers()
 
     def fit(
         self,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -33,15 +36,28 @@ def decoded(file: bytes, channels: int, size: tuple[int, int] | None = None) -> 
     Raises:
         PDSError: a phrase that goes on from the image's name, as in "is animated (12 frames): ...".
     """
+    with _opened(io.BytesIO(file), size) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
+        _check_size(image, size, turned=True)
+        return _converted(image, channels)
+
+
+def check_header(file: BinaryIO, size: tuple[int, int] | None) -> None:
+    """Refuse what `decoded` refuses, as far as the first bytes of a file tell; arguments and errors as there."""
+    with _opened(file, size):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, size: tuple[int, int] | None) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet; any error of the block becomes a phrase that goes on from its name."""
     try:
-        with Image.open(io.BytesIO(file), formats=tuple(FORMATS)) as opened:
+        with Image.open(file, formats=tuple(FORMATS)) as opened:
             _check_size(opened, size)
             if (frames := getattr(opened, "n_frames", 1)) > 1:
                 raise PDSError(f"is animated ({frames} frames): keep one frame, or remove it")
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-            _check_size(image, size, turned=True)
-            return _converted(image, channels)
+            yield opened
     except PDSError:
         raise
     except UnidentifiedImageError:

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, decoded, decoded_anew
+from pds.data.decoding import FORMATS, MOST_BYTES, SUFFIXES, check_header, decoded, decoded_anew
 from pds.errors import MissingError, OptionError, PDSError
-from pds.files import read_bytes, user_path
+from pds.files import open_regular, read_bytes, user_path
 from pds.options import Shape, checked
 
 THREADS = min(8, os.cpu_count() or 1)
@@ -168,6 +168,24 @@ class ImageFolder(EncodedImages):
 
     def place(self, i: int) -> str:
         return str(self.root / self.paths[i])
+
+    def check_headers(self) -> None:
+        """Refuse the first image that cannot be read or has another size, as far as the headers of the files tell.
+
+        This takes seconds for 100,000 images. A training would meet the image after hours.
+        """
+        size = None if self.preprocess else (self.shape[1], self.shape[2])
+
+        def check(i: int) -> None:
+            with open_regular(self.root / self.paths[i], MOST_BYTES) as file:
+                try:
+                    check_header(file, size)
+                except PDSError as refusal:
+                    raise PDSError(f"{self.place(i)} {refusal}") from None
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(check, range(len(self))):
+                pass
 
 
 def folder_of_images(root: str | Path) -> ImageFolder:

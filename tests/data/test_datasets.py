@@ -20,6 +20,7 @@ from pds.data.dataset import Dataset
 from pds.data.folder import ImageFolder
 from pds.data.mnist import mnist, read_idx
 from pds.errors import OptionError, PDSError
+from pds.training import Trainer
 
 
 def idx(array):
@@ -168,6 +169,18 @@ def test_folders_of_images(tmp_path):
         ImageFolder(tmp_path, (3, 6, 4)).read([1])
     with pytest.raises(PDSError, match="does not exist"):
         ImageFolder(tmp_path / "no", (3, 6, 4))
+    # Training looks at every file before it begins; cropping takes images of any size.
+    (tmp_path / "c.png").unlink()
+    Trainer(batch_size=2, iterations=1).check(ImageFolder(tmp_path, (3, 6, 4)))
+    Image.new("RGB", (9, 9)).save(tmp_path / "z.png")
+    with pytest.raises(PDSError, match=r"z\.png is 9x9, the data set is 6x4: remove or replace it"):
+        Trainer(batch_size=2, iterations=1).check(ImageFolder(tmp_path, (3, 6, 4)))
+    cropped = ImageFolder(tmp_path, (3, 4, 4), preprocess=lambda image: np.asarray(image)[:4, :4])
+    Trainer(batch_size=2, iterations=1).check(cropped)
+    (tmp_path / "z.png").write_bytes(b"")
+    with pytest.raises(PDSError, match=r"z\.png is no PNG, "):
+        Trainer(batch_size=2, iterations=1).check(cropped)
+    (tmp_path / "z.png").unlink()
     with pytest.raises(PDSError, match="holds no images"):
         (tmp_path / "empty").mkdir()
         ImageFolder(tmp_path / "empty", (3, 6, 4))
