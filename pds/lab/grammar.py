@@ -191,6 +191,8 @@ def _refused(error: ConfigCompositionException) -> str:
     if found := re.match(r"Ambiguous value for argument '(.*?)'\n", text, re.DOTALL):
         given = found[1]
         return f"{given} has several values: add -m to try each, or quote a value with a comma in it{_as_in(given)}"
+    if found := re.match(r"You must specify '(.*?)', e\.g(?:.*\nAvailable options:\n(.*))?", text, re.DOTALL):
+        return f"{found[1]} is not given: choose one of {', '.join((found[2] or '').split())}"
     if found := re.match(r"Sweep parameters '(.*)' requires --multirun", text, re.DOTALL):
         return without_values(found[1]) if "interval(" in found[1] else f"{found[1]} has several values: add -m to try each"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):

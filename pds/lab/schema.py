@@ -44,6 +44,7 @@ from pds.options import Search, options_of
 from pds.preconditioning.filters import NoFilter, ParametricFilter, statistics_filter
 from pds.preconditioning.solenoids import FourierSolenoid, NoSolenoid, ShiftSolenoid
 from pds.processes.critically_damped import CriticallyDamped
+from pds.processes.discrete import discrete_vp
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
 from pds.remedies import band_correction, epsilon_scaling, level_shift, seen_noise, time_shift
@@ -98,7 +99,12 @@ CHOICES: dict[str, dict[str, Callable[..., Any] | PartialTarget]] = {
         "own": own,
     },
     "schema/model/process": {"ve": VarianceExploding},
-    "model/process": {"vp": VariancePreserving, "sub_vp": SubVariancePreserving, "cld": CriticallyDamped},
+    "model/process": {
+        "vp": VariancePreserving,
+        "sub_vp": SubVariancePreserving,
+        "discrete_vp": discrete_vp,
+        "cld": CriticallyDamped,
+    },
     "schema/dataset": {
         "dataset": Dataset,
         "scenes": form_of_dataset,

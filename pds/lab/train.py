@@ -47,8 +47,9 @@ def train(cfg: DictConfig) -> None:
         trainer: Trainer = build(cfg.trainer)
     of_edm = model.checkpoint is not None and model.checkpoint.layout == "EDM"
     if of_edm or isinstance(model.process, DiscreteVariancePreserving):
-        whose = "EDM" if of_edm else "diffusers"
-        raise PDSError(f"networks of {whose} are read, not trained here: choose model=ncsn, ncsnv2, ncsnpp or ddpmpp")
+        whose = "EDM" if of_edm else "a chain of given levels"
+        fix = "choose model=ncsn, ncsnv2, ncsnpp or ddpmpp, or model/process=vp for your own"
+        raise PDSError(f"networks of {whose} are read, not trained here: {fix}")
     if trainer.compile:
         require_compiler("trainer.compile")
     images = dataset.images

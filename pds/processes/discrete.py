@@ -43,6 +43,20 @@ def beta_schedule(schedule: BetaSchedule, beta_start: OneBeta, beta_end: OneBeta
     return tuple((roots**power).tolist())
 
 
+@checked
+def discrete_vp(
+    schedule: BetaSchedule = "linear", beta_start: OneBeta = 1e-4, beta_end: OneBeta = 0.02, levels: Levels = 1000
+) -> DiscreteVariancePreserving:
+    """VP of N given levels, by the name of their schedule: DDPM's own, unless another is given.
+
+    Args:
+        schedule: as in `beta_schedule`.
+        beta_start, beta_end: first and last beta; the cosine has no use for them.
+        levels: N.
+    """
+    return DiscreteVariancePreserving(beta_schedule(schedule, beta_start, beta_end, levels))
+
+
 @options
 class DiscreteVariancePreserving(BetaProcess):
     """VP of N given levels: abar_i = prod_{j <= i} (1 - beta_j), sigma_i = sqrt(1 / abar_i - 1), i = 0, ..., N - 1.

@@ -189,7 +189,8 @@ def test_every_choice_composes(groups):
     assert all(choices.values())
     for row in itertools.zip_longest(*choices.values()):
         chosen = [f"{group}={choice}" for group, choice in zip(choices, row, strict=True) if choice]
-        OmegaConf.to_container(composed(*beside, *chosen), resolve=False)
+        asked = ["model/process=ve"] if "model=own" in chosen else []
+        OmegaConf.to_container(composed(*beside, *chosen, *asked), resolve=False)
 
 
 def test_the_paper_row_is_what_it_says():

@@ -221,11 +221,14 @@ def test_a_module_and_its_arguments(network, monkeypatch):
 
 def test_the_sampler_is_that_of_the_model_or_the_predictor_corrector():
     assert composed("model=ncsn_small").sampler._target_ == "pds.samplers.annealed_langevin.AnnealedLangevin"
-    assert build(composed("model=own").sampler) == DEFAULT
-    assert composed("model=own").sampler == composed("model=own", "sampler=predictor_corrector").sampler
+    assert build(composed("model=own", "model/process=ve").sampler) == DEFAULT
+    assert (
+        composed("model=own", "model/process=ve").sampler
+        == composed("model=own", "model/process=ve", "sampler=predictor_corrector").sampler
+    )
     for model in ("cld", "cld_small"):
         assert composed(f"model={model}").sampler == composed("sampler=sscs").sampler
-    assert composed("model=own", "sampler=edm").sampler._target_ == "pds.samplers.edm.EDM"
+    assert composed("model=own", "model/process=ve", "sampler=edm").sampler._target_ == "pds.samplers.edm.EDM"
 
 
 OFFERED = ("model/process", "filter", "solenoid", "sampler", "sampler/schedule", "sampler/predictor", "sampler/corrector")
@@ -281,6 +284,24 @@ def test_the_data_range_is_asked_for(network):
     done = command("run.py", *without, f"outputs={network}/out")
     assert done.returncode == 1
     assert "model.data_range has no value: give model.data_range=..." in done.stderr
+
+
+def test_the_process_is_asked_for(network):
+    without = [override for override in overrides(network) if not override.startswith("model/process")]
+    done = command("run.py", *without, f"outputs={network}/out")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: model/process is not given: choose one of cld, discrete_vp, sub_vp, ve, vp\n",
+    )
+
+
+def test_a_chain_of_named_betas_is_that_of_the_library(network):
+    given = overrides(network, **{"model/process": "discrete_vp", "model.checkpoint": "null"})
+    assert build(composed(*given).model).process == pds.DiscreteVariancePreserving(
+        pds.beta_schedule("linear", 1e-4, 0.02, 1000)
+    )
+    cosine = build(composed(*given, "model.process.schedule=squaredcos_cap_v2", "model.process.levels=50").model)
+    assert cosine.process == pds.DiscreteVariancePreserving(pds.beta_schedule("squaredcos_cap_v2", 1e-4, 0.02, 50))
 
 
 def test_a_file_that_is_too_large_for_code_is_not_read(tmp_path):

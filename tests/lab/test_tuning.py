@@ -111,7 +111,7 @@ def gaussian(tmp_path_factory):
         patch.syspath_prepend(folder)
         model = [f"model.make={folder}/exact_gaussian.py:Exact", "model.predicts=data", "model.data_range=[0,1]"]
         levels = ["model.process.sigma_min=0.01", "model.process.sigma_max=4", "dataset.shape=[1,4,4]"]
-        yield ["model=own", *model, *levels, "metric=none", "metric._target_=exact_gaussian.pixels"]
+        yield ["model=own", "model/process=ve", *model, *levels, "metric=none", "metric._target_=exact_gaussian.pixels"]
 
 
 @pytest.fixture(scope="module")

@@ -51,17 +51,14 @@ def strip_of(run: Run) -> Picture | None:
     path = run.folder / "samples" / "shard-00000.npz"
     if not path.exists():
         return None
-    images = read_npz(
-        path, SHARD, "a shard", "delete it and run its command again", rows=_STRIP_IMAGES, others=True, most=1 << 40
-    )["images"]
+    fix = "delete it and run its command again"
+    images = read_npz(path, SHARD, "a shard", fix, rows=_STRIP_IMAGES, others=True, most=1 << 40)["images"]
     images = visible(torch.from_numpy(images)).numpy()
     n, _, *sides = images.shape
     if max(sides) > _STRIP_SIDE:
         size = tuple(max(1, round(side * _STRIP_SIDE / max(sides))) for side in reversed(sides))
-        tiles = [
-            Image.fromarray(tile[0] if len(tile) == 1 else tile.transpose(1, 2, 0)).resize(size, Image.Resampling.LANCZOS)
-            for tile in images
-        ]
+        pixels = (tile[0] if len(tile) == 1 else tile.transpose(1, 2, 0) for tile in images)
+        tiles = [Image.fromarray(one).resize(size, Image.Resampling.LANCZOS) for one in pixels]
         images = np.stack([np.atleast_3d(np.asarray(tile)).transpose(2, 0, 1) for tile in tiles])
     row = image_grid(torch.from_numpy(images), n)
     return _picture(row, (row.width - GAP, row.height), max(sides) <= _FEW_PIXELS, 100 * n // _STRIP_IMAGES)

@@ -68,8 +68,9 @@ class Run:
 
     @property
     def weights(self) -> str:
-        """The weights file as it was given; empty for a network without one."""
-        return str((self.result.get("checkpoint") or {}).get("file") or "")
+        """The weights file as it was given, with 8 digits of its hash, and of that of the code of an own network."""
+        file = (self.result.get("checkpoint") or {}).get("file") or ""
+        return " ".join(filter(None, [str(file), *(digest[:8] for digest in self.kind[1:3])]))
 
     def blocks(self, measure: str) -> list[float]:
         """Return a measure without each block of images in turn; empty if it is not known."""
@@ -85,10 +86,10 @@ class Run:
         return dotted(self.config, {"sweep"}) if self.config else dict(map(_override, self.overrides))
 
     @property
-    def kind(self) -> tuple[Any, ...]:
-        """Model, weights and reference; only runs with equal ones may be compared."""
+    def kind(self) -> tuple[str, str, str, str]:
+        """Model, weights, code beside them and reference; only runs with equal ones may be compared."""
         weights = self.flat.get("fingerprint.weights") or (self.result.get("checkpoint") or {}).get("sha256")
-        return self.model, str(weights), self.reference
+        return self.model, str(weights or ""), str(self.flat.get("fingerprint.beside_weights") or ""), self.reference
 
     @property
     def reference(self) -> str:
@@ -161,7 +162,7 @@ class Runs:
 
     @cached_property
     def several_weights(self) -> bool:
-        """Whether runs of one model have different weights files, so that its name does not tell them apart."""
+        """Whether runs of one model have different weights or code, so that its name does not tell them apart."""
         return len({(run.model, run.weights) for run in self.done}) > len(self.models)
 
     @cached_property

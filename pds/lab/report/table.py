@@ -14,7 +14,7 @@ from pds.errors import PDSError
 from pds.evaluation.panel import better, long_name, parts
 from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point
-from pds.lab.report.runs import Run, Runs, grouped, read_runs
+from pds.lab.report.runs import Run, Runs, differing, grouped, read_runs
 from pds.lab.report.settings import Comparable, Line, Number, Setting, one_a_seed
 from pds.lab.text import FLOOR, MISSING, csv_table, markdown_table, rounded, sentence, significant, with_decimals_of, write_text
 
@@ -50,15 +50,16 @@ def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def plain_columns(done: Runs, *more: str) -> dict[str, list[str]]:
-    """Return the plain columns of finished runs; model and weights only where there are several, the keys `more` where they
-    differ."""
+    """Return the plain columns of finished runs; those of the model, its options and weights, and `more`, where they differ."""
     heads = ["sampler", "T", "NFE", *(key for key in more if done.common(key) is None), "images"]
     if len(done.models) > 1:
         heads.insert(0, "model")
     columns = {head: [str(run.result[FACTS.get(head, head)]) for run in done] for head in heads}
-    if done.several_weights:
-        columns = {"weights": [run.weights for run in done], **columns}
-    return {**columns, "seconds": rounded(run.number("seconds") for run in done)}
+    within = [differing(alike) for alike in grouped((run.model, run.values) for run in done).values()]
+    options = dict.fromkeys(key for keys in within for key in keys if key.startswith("model."))
+    told = {key.removeprefix("model."): [str(run.values.get(key, MISSING)) for run in done] for key in options}
+    weights = {"weights": [run.weights for run in done]} if done.several_weights else {}
+    return {**told, **weights, **columns, "seconds": rounded(run.number("seconds") for run in done)}
 
 
 def timing(runs: Runs) -> str:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from made_runs import METRIC, NOTHING, edit, statistics, write_run
 
 from pds.errors import PDSError
@@ -49,11 +50,33 @@ def test_weights_of_one_model_are_told_apart_in_the_table_and_in_the_summary(tmp
     assert "| first.pt " in format_table(read_runs(tmp_path))
     write_report(tmp_path)
     head, *rows = (line.split(",") for line in (tmp_path / "summary.csv").read_text().splitlines())
-    assert {row[head.index("weights")] for row in rows} == {"first.pt", "second.pt"}
+    assert {row[head.index("weights")] for row in rows} == {"first.pt w", "second.pt w"}
     other = tmp_path / "other"
     for model in ("A", "B"):
         edit(write_run(other, 10.0, model=model), checkpoint={"file": model, "sha256": model})
     assert "weights" not in format_table(read_runs(other))
+
+
+def test_runs_of_one_network_before_and_after_a_change_of_its_code_or_its_options_never_mix(tmp_path):
+    config = yaml.safe_load((write_run(tmp_path, 2.0) / "config.yaml").read_text())
+
+    def changed(distance, seed, width, **facts):
+        node = config | {
+            "model": config["model"] | {"width": width},
+            "seed": seed,
+            "fingerprint": config["fingerprint"] | facts,
+        }
+        write_run(tmp_path, distance, seed=seed, config=node)
+
+    changed(6.0, 1, 16, beside_weights="11112222")
+    changed(6.2, 2, 16, beside_weights="11112222")
+    changed(9.0, 1, 8)
+    runs = read_runs(tmp_path)
+    assert [len(runs.repeats(run)) for run in runs] == [1, 2, 2, 1]
+    head, _, *rows = (line.split() for line in format_table(runs).splitlines())
+    assert head[1:6] == ["run", "|", "width", "|", "weights"]
+    assert [row[3] for row in rows[:4]] == ["16", "16", "16", "8"]
+    assert sum("11112222" in row for row in rows) == 2
 
 
 def test_a_table_has_a_column_a_metric_and_the_floor_last(tmp_path):
