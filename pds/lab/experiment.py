@@ -234,7 +234,7 @@ def run(cfg: DictConfig, overrides: list[str], started: Callable[[str, bool], No
             except (Exception, KeyboardInterrupt) as error:  # not SystemExit: a queue requeues the job
                 # On a full disk these fail as well: keep the original error.
                 with contextlib.suppress(Exception):
-                    folder.status("failed", str(error) or type(error).__name__)
+                    folder.failed(str(error) or type(error).__name__)
                     if not in_sweep:
                         write_report(folder.path.parent)
                 raise
@@ -307,7 +307,7 @@ def measured(
             sample_and_measure(cfg, config, experiment, folder, todo, Processes(), command)
         except (Exception, KeyboardInterrupt) as error:
             with contextlib.suppress(Exception):
-                folder.status("skipped" if isinstance(error, StoppedError) else "failed", str(error) or type(error).__name__)
+                folder.failed(str(error) or type(error).__name__, "skipped" if isinstance(error, StoppedError) else "failed")
             raise
     return read_result(folder.path)
 

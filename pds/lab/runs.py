@@ -60,8 +60,10 @@ PLACE = {
 }
 # How images are measured.
 MEASURING = {"metric", "dataset.reference", "fingerprint.reference", "fingerprint.seen"}
+# Facts of a fingerprint that settings share: `Run.kind` tells networks apart, and a filter follows from its options.
+SHARED = {f"fingerprint.{name}" for name in ("weights", "beside_weights", "filters")}
 # Also ignored when settings are told apart: names, the seed of a repeat, and keys whose effect other keys show.
-ASIDE = PLACE | MEASURING | {"name", "published", "seed", "shard_size", "fingerprint", "filter.reference"}
+ASIDE = PLACE | MEASURING | SHARED | {"name", "published", "seed", "shard_size", "filter.reference"}
 # Keys that a configuration computes from T. They count only if one T has several values.
 OF_T = ("sampler.end", "filter.iterations")
 
@@ -268,6 +270,11 @@ class RunFolder:
     def status(self, state: str, message: str = "") -> None:
         """Write the state of the run: "running", "failed" (with the message) or "done"."""
         write_json(self.path / "status.json", {"state": state, "message": message, "pid": os.getpid(), "host": platform.node()})
+
+    def failed(self, message: str, state: str = "failed") -> None:
+        """Write that the run failed, unless its result is there: then only a tracker was left to finish."""
+        if self.result() is None:
+            self.status(state, message)
 
     def result(self, keys: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The result of a finished run, else None; a log line reports a damaged one. `keys` as in `read_result`."""

@@ -23,7 +23,7 @@ from pds.lab.logs import log_file, traced
 from pds.lab.runs import RunFolder, group_folder, identity, provenance, read_config
 from pds.lab.settings import Train, settings
 from pds.lab.tracking import MetricsFile
-from pds.models.safetensors_files import as_configuration, save_weights
+from pds.models.safetensors_files import as_configuration, read_safetensors, save_weights
 from pds.models.scores import NetworkScore
 from pds.options import Range, fitted, shown
 from pds.processes.discrete import DiscreteVariancePreserving
@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> None:
         config["fingerprint"].pop("images")
     folder.claim(config, "name")
     weights = folder.path / f"{cfg.name}.safetensors"
-    if weights.exists() and folder.result({"seconds": float, "device": str}) is not None:
+    if _is_whole(weights) and folder.result({"seconds": float, "device": str}) is not None:
         log.info("%s is done already", weights)
         return
     metrics = MetricsFile(folder.path / "metrics.jsonl")
@@ -86,6 +86,18 @@ def train(cfg: DictConfig) -> None:
         folder.status("done")
         next_use = "samples them, or trains on from them under another name"
         log.info("averaged weights in %s; model.checkpoint=%s %s", weights, weights, next_use)
+
+
+def _is_whole(weights: Path) -> bool:
+    """Whether the weights of a finished training are there; damaged ones are written again from its last state."""
+    if not weights.exists():
+        return False
+    try:
+        read_safetensors(weights)
+    except PDSError as error:
+        log.warning("%s; it is written again", error)
+        return False
+    return True
 
 
 def _recorded(folder: RunFolder) -> Collection[str]:

@@ -24,10 +24,11 @@ from pds.errors import PDSError
 from pds.evaluation.features import ClassifierFeatures
 from pds.files import ASSETS
 from pds.generation import ImageSampler
-from pds.lab.cli import sentence
+from pds.lab.cli import STOPPED, sentence
 from pds.lab.experiment import Experiment, run
 from pds.lab.moments import make_moments
 from pds.lab.points import Points
+from pds.lab.report import read_runs
 from pds.lab.runs import RunFolder, run_name
 from pds.lab.terminal import command_line
 from pds.lab.train import train
@@ -294,6 +295,17 @@ def test_the_tracker_mirrors_the_run(tmp_path):
     assert [len(row) for row in record["table"][1]] == [len(record["table"][0])]
 
 
+def test_a_finished_run_stays_done_when_its_tracker_is_interrupted(tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pds.lab.experiment.mirror", interrupted)
+    tiny = ["images=2", "sampler.iterations=2", "tracker=none", "metric=none", f"outputs={tmp_path}", "group=g"]
+    assert command("run.py", *tiny).returncode == STOPPED
+    (run,) = read_runs(tmp_path / "g")
+    assert run.state == "done" and run.result["images"] == 2
+
+
 def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
     folder = tmp_path / "stripes"
     folder.mkdir()
@@ -306,10 +318,11 @@ def test_training_from_the_command_line_makes_weights_that_sample(tmp_path):
     weights = tmp_path / "train" / "tiny" / "tiny.safetensors"
     assert "is done already" in command("train.py", *data, *fast).stderr
     written = load_file(weights)
-    weights.unlink()
-    assert command("train.py", *data, *fast).returncode == 0
-    again = load_file(weights)
-    assert all(torch.equal(again[name], value) for name, value in written.items()), "from the last state"
+    for spoil in (weights.unlink, lambda: weights.write_bytes(b""), lambda: weights.write_bytes(weights.read_bytes()[:-9])):
+        spoil()
+        assert command("train.py", *data, *fast).returncode == 0
+        again = load_file(weights)
+        assert all(torch.equal(again[name], value) for name, value in written.items()), "from the last state"
     refused = command("train.py", *data, *fast, "trainer.iterations=4").stderr
     assert "holds a run with" in refused and "give another name, or other outputs" in refused
     # Other images are another training. One of a version that did not record its images goes on.

@@ -196,6 +196,9 @@ def test_another_choice_of_a_group_leaves_nothing_of_the_recommended_one(tmp_pat
     assert told == ["model=own", "filter=statistics", "metric=none", "sampler=edm", "filter.alpha=5"]
     replaced = "sampler=preconditioned_sde sampler.eta=2 filter.alpha=3"
     assert caplog.messages == [f"the command replaces a part of the recommendation, which was measured as a whole: {replaced}"]
+    caplog.clear()
+    work([f"recommendation={tmp_path}/recommendation.yaml", "budget=6", 'filter.alpha="3"', "metric.features='x.py:f'"])
+    assert caplog.messages == []
 
 
 def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeypatch):
@@ -212,6 +215,9 @@ def test_files_of_a_recommendation_are_found_from_every_folder(tmp_path, monkeyp
         (folder / name).mkdir()
     assert from_anywhere("model.checkpoint=asset:w.pt") == "model.checkpoint=asset:w.pt"
     assert from_anywhere("model.predicts=data") == "model.predicts=data"
+    (folder / "l.txt").touch()
+    (labels,) = OverridesParser.create().parse_overrides([from_anywhere("labels=l.txt")])
+    assert labels.value() == f"{folder}/l.txt" and from_anywhere("labels=uniform") == "labels=uniform"
     (root,) = OverridesParser.create().parse_overrides([from_anywhere("dataset.source.root=data")])
     assert root.value() == f"{folder}/data"
 

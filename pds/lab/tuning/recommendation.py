@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from pds.errors import PDSError, escaped
 from pds.evaluation.measures import BLOCKS, Comparison, compared
 from pds.files import atomic_path, read_yaml, user_path
@@ -122,7 +124,7 @@ def from_anywhere(override: str) -> str:
     name, _, value = override.partition("=")
     file, colon, part = value.strip("'\"").partition(":")
     there = Path(file).is_file() or (says_where(override) and not colon and Path(file).is_dir())
-    if not file or "." not in name or not there:
+    if not file or not there or not ("." in name or name.lstrip("+") == "labels"):
         return override
     whole = f"{name}={Path(file).resolve()}{colon}{part}"
     return shlex.split(grammar.quoted(whole) or whole)[0]
@@ -194,6 +196,11 @@ def overrides_of(path: Path, budget: str) -> list[str]:
     return [*found["common"], *run]
 
 
+def _meaning(override: str) -> tuple[str, str]:
+    """Key and value, with quotes or without."""
+    return key(override), str(OverridesParser.create().parse_override(override).value())
+
+
 def recommended(work: Work) -> Work:
     """The work of run.py, with recommendation=PATH budget=N replaced by their overrides."""
 
@@ -209,7 +216,8 @@ def recommended(work: Work) -> Work:
         found = overrides_of(user_path(given["recommendation"]), given["budget"])
         # Another choice of a group leaves nothing of the recommended one.
         kept = [override for override in found if not own & {key(override), re.split("[./]", key(override))[0]}]
-        replaced = [o for o in found if o not in [*kept, *rest] and not says_where(o) and not key(o).startswith("metric")]
+        same = set(map(_meaning, [*kept, *(override for override in rest if "=" in override)]))
+        replaced = [o for o in found if _meaning(o) not in same and not says_where(o) and not key(o).startswith("metric")]
         if replaced:
             told = "the command replaces a part of the recommendation, which was measured as a whole: %s"
             log.warning(told, " ".join(replaced))

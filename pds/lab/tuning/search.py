@@ -213,6 +213,9 @@ class Tuning:
             earlier(self.folder, self.recorded, None)
             self._answers({budget: functools.partial(self._guess, budget) for budget in budgets})
             return
+        if self.like.sample.sampler.mixes_batch and self.like.batch_size > self._first:
+            fix = "it changes the images of this sampler, and a trial begins with a quarter of its images"
+            raise OptionError("batch_size", f"must be at most {self._first}: {fix}")
         if "fid" not in self.metric.measures:
             raise OptionError("metric.measures", "must have fid, which a search minimises")
         kinds = {budget: self._kinds(budget) for budget in budgets}
@@ -232,7 +235,8 @@ class Tuning:
     def recorded(self) -> list[str]:
         """The overrides of every run that a recommendation has: without the places of files and the tracker."""
         kept = [o for o in self.common if not says_where(o) or ("." in key(o) and not key(o).startswith("tracker"))]
-        return list(map(from_anywhere, kept))
+        of_batch = [f"batch_size={self.like.batch_size}"] * self.like.sample.sampler.mixes_batch
+        return [*map(from_anywhere, kept), *of_batch]
 
     def _answers(self, asked: Mapping[int, Callable[[], Answer]]) -> None:
         """Find and tell the answer of each budget; one without an answer hides no other."""

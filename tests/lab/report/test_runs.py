@@ -10,7 +10,7 @@ from made_runs import METRIC, NOTHING, edit, statistics, write_run
 from pds.errors import PDSError
 from pds.lab.points import Point, Points
 from pds.lab.report import format_table, overview, read_runs, write_report
-from pds.lab.report.runs import differing
+from pds.lab.report.runs import Runs, differing
 
 
 def test_models_stay_together_and_failures_come_last(tmp_path):
@@ -73,6 +73,11 @@ def test_runs_of_one_network_before_and_after_a_change_of_its_code_or_its_option
     changed(9.0, 1, 8)
     runs = read_runs(tmp_path)
     assert [len(runs.repeats(run)) for run in runs] == [1, 2, 2, 1]
+    for facts in ({"labels": "0" * 16}, {"labels": "1" * 16}, {"batch": "2"}, {"batch": "8"}):
+        other = tmp_path / "other" / str(facts)
+        write_run(other, 1.0, config=config | {"fingerprint": config["fingerprint"] | facts})
+    alike = Runs(tuple(run for folder in (tmp_path / "other").iterdir() for run in read_runs(folder)))
+    assert [len(alike.repeats(run)) for run in alike] == [1, 1, 1, 1]
     head, _, *rows = (line.split() for line in format_table(runs).splitlines())
     assert head[1:6] == ["run", "|", "width", "|", "weights"]
     assert [row[3] for row in rows[:4]] == ["16", "16", "16", "8"]
