@@ -138,8 +138,8 @@ class ClassifierGuided:
 
 
 def within(sigma: Tensor, interval: Sequence[float], inside: float, outside: float) -> Tensor:
-    """(batch,) `inside` for low < sigma <= high, else `outside`."""
-    low, high = interval
+    """(batch,) `inside` for low < sigma <= high, up to the rounding of sigma, else `outside`."""
+    low, high = (bound * (1 + 1e-6) for bound in interval)
     return torch.where((sigma > low) & (sigma <= high), inside, outside)
 
 

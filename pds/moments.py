@@ -19,11 +19,12 @@ from pds.data.statistics import choose_images
 from pds.errors import OptionError, PDSError
 from pds.files import json_digest, locate, read_json, reading, write_json
 from pds.models.checkpoints import Checkpoint
-from pds.models.scores import Model
+from pds.models.scores import Model, in_evaluation_mode
 from pds.noise import ImageNoise
 from pds.options import Positive, Range
 from pds.processes.forward import noise_range
 from pds.progress import progress_bar
+from pds.remedies import without_remedy
 from pds.score import NoiseMoments, Score, score_at
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,14 @@ def moments_file(checkpoint: Checkpoint) -> Path:
 
 
 def moments_beside(checkpoint: Checkpoint) -> NoiseMoments | None:
-    """The moments that travel with a weights file, if there are any; a `PDSError` if they are of other weights."""
+    """The moments that travel with a weights file, if there are any of the same choice of weights; a `PDSError` if they are of
+    another file."""
     path = moments_file(checkpoint)
     if not path.is_file():
         return None
     moments = read_moments(locate(path))
+    if moments.provenance.get("averaged", True) != (checkpoint.ema is not False):
+        return None  # a file may have both
     if moments.provenance.get("weights") != checkpoint.sha256:
         raise PDSError(
             f"{path} was measured with other weights than {checkpoint.path.name}: delete it, or make it again with "
@@ -111,7 +115,8 @@ def measure(
 def measured_moments(
     model: Model, dataset: Dataset, training_images: int, device: torch.device, batch_size: int
 ) -> NoiseMoments:
-    """The moments of a model over the noise levels of its process, measured now; arguments as in `noise_moments`.
+    """The moments of a model without its remedies over the noise levels of its process, measured now; arguments as in
+    `noise_moments`.
 
     They are kept within the bounds of the paper's Theorem 2. The variance of the noise given x, 1 - Gamma, lies between 0 and
     ((white - black) / (2 sigma))². A larger one would need data outside the data range.
@@ -125,7 +130,9 @@ def measured_moments(
     log.info("measuring the noise moments of %s on %d images of %s, once", model.title, training_images, images.name)
     sigmas = np.geomspace(*noise_range(model.process), LEVELS)
     read = lambda indices: to_range(to_unit(images.read(indices)), model.data_range)  # noqa: E731
-    values = measure(model.score, read, choose_images(images, training_images, SEED), sigmas.tolist(), device, batch_size)
+    chosen, score = choose_images(images, training_images, SEED), without_remedy(model.score)
+    with in_evaluation_mode(score):
+        values = measure(score, read, chosen, sigmas.tolist(), device, batch_size)
     if not np.isfinite(values).all():
         raise PDSError(f"the noise that {model.title} predicts is not finite: its weights are broken")
     largest = np.minimum(1, ((white - black) / (2 * sigmas)) ** 2)
@@ -166,8 +173,10 @@ def noise_moments(
 def _facts(model: Model, dataset: Dataset, training_images: int) -> dict[str, Any]:
     """Return the facts that moments depend on, of those known without the files of the data set."""
     process = model.process
-    beside = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
+    beside: dict[str, Any] = {"beside_weights": json_digest(model.beside_weights)} if model.beside_weights else {}
     smallest, largest = noise_range(process)
+    if model.checkpoint and model.checkpoint.ema is False:
+        beside["averaged"] = False
     return beside | {
         "weights": model.checkpoint and model.checkpoint.sha256,
         "process": f"{process.title}, {process.levels} levels, sigma {smallest:.6g} to {largest:.6g}",

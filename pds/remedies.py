@@ -72,6 +72,19 @@ class EpsilonScaling(Remedy):
         return s / self.scale
 
 
+def without_remedy(score: NetworkScore) -> NetworkScore:
+    """The score of the network itself."""
+    while isinstance(score, Remedy):
+        score = score.score
+    return score
+
+
+def _trained(shifted: Tensor, sigma: Tensor, levels: tuple[float, float]) -> Tensor:
+    """The shifted levels cut to those of the training. A sampler's own level passes whatever it is."""
+    lowest, largest = levels
+    return shifted.clamp(sigma.clamp(max=lowest), sigma.clamp(min=largest))
+
+
 class TimeShift(Remedy):
     """The network gets the noise level that the variance of the state's pixels shows: Li et al., *Alleviating Exposure Bias in
     Diffusion Models through Sampling with Shifted Time Steps*, ICLR 2024.
@@ -85,11 +98,19 @@ class TimeShift(Remedy):
         data_variance: v, in squared pixel units of the model.
         window: largest distance of sigma' from sigma, as a part of sigma; 0 changes nothing.
         cutoff: below this sigma nothing is shifted: there the variance of single images hides that of the noise.
+        levels: smallest and largest noise level of the process, in pixel units of the model.
     """
 
-    def __init__(self, score: NetworkScore, data_variance: float, window: float, cutoff: float) -> None:
+    def __init__(
+        self,
+        score: NetworkScore,
+        data_variance: float,
+        window: float,
+        cutoff: float,
+        levels: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
         super().__init__(score)
-        self.data_variance, self.window, self.cutoff = data_variance, window, cutoff
+        self.data_variance, self.window, self.cutoff, self.levels = data_variance, window, cutoff, levels
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -99,7 +120,7 @@ class TimeShift(Remedy):
         variance = x.flatten(2).double().var(2).mean(1)
         found = (variance - self.data_variance).clamp(min=0).sqrt().to(sigma.dtype)
         shifted = found.clamp(sigma * (1 - self.window), sigma * (1 + self.window))
-        given = torch.where(sigma >= self.cutoff, shifted, sigma)
+        given = _trained(torch.where(sigma >= self.cutoff, shifted, sigma), sigma, self.levels)
         s: Tensor = self.score(x, given, *labels)
         return s * (given / sigma)[:, None, None, None]
 
@@ -129,9 +150,8 @@ class LevelShift(Remedy):
         self.scale, self.bounds, self.levels = scale, bounds, levels
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
-        (lowest, largest), shifted = self.levels, self.scale * sigma
-        # A sampler's own level passes whatever it is, so a scale of 1 changes nothing.
-        given = shifted.clamp(sigma.clamp(max=lowest), sigma.clamp(min=largest))
+        shifted = self.scale * sigma
+        given = _trained(shifted, sigma, self.levels)
         factor = torch.where(given == shifted, self.scale, given / sigma)
         s: Tensor = factor[:, None, None, None] * self.score(x, given, *labels)
         if self.bounds is None:
@@ -244,7 +264,7 @@ def time_shift(
     moment = statistics.power.double() / math.prod(model.shape[1:])  # E|F x|^2, and its mean without DC is that variance
     moment[:, 0, 0] = 0
     data_variance = (white - black) ** 2 * moment.mean().item()
-    return replace(model, score=TimeShift(model.score, data_variance, window, cutoff))
+    return replace(model, score=TimeShift(model.score, data_variance, window, cutoff, noise_range(model.process)))
 
 
 @checked

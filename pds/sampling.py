@@ -25,6 +25,7 @@ from pds.preconditioning.filters import Filter, NoFilter
 from pds.preconditioning.preconditioner import build_preconditioner
 from pds.preconditioning.solenoids import NoSolenoid, Solenoid
 from pds.progress import progress_bar
+from pds.remedies import Remedy
 from pds.samplers.predictor_corrector import PredictorCorrector
 from pds.samplers.sampler import Callback, Sampler, no_callback
 from pds.score import NoiseMoments
@@ -99,6 +100,10 @@ def sample(
         return known
 
     def moments(count: int) -> NoiseMoments:
+        if isinstance(model.score, Remedy):
+            doubts.append("the noise moments are of the network without the remedy")
+        if labels is not None:
+            doubts.append("the noise moments are of the network without a class, and the images have classes")
         found = None if model.checkpoint is None else moments_beside(model.checkpoint)
         if found is None or found.provenance.get("images") != count:
             problem = (
@@ -107,10 +112,11 @@ def sample(
             raise OptionError("sampler", f"{problem}: give its moments, from pds.moments.noise_moments")
         return found
 
+    doubts = list[str]()
     sampler = sampler.with_moments(moments).with_statistics(required, model.data_range, model.process)
     P = build_preconditioner(filter or NoFilter(), solenoid or NoSolenoid(), model.shape, required, place)
     steps = sampler.levels(model.process)
-    doubts = sampler.check(steps, P)
+    doubts += sampler.check(steps, P)
     for doubt in doubts:
         log.warning(doubt)
     score = for_sampling(model.score, place)

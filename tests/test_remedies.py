@@ -82,6 +82,14 @@ def test_time_shift_tells_the_level_that_the_state_shows_within_its_window(k, ex
     assert torch.equal(shifted(x / 40, sigma / 40), Exact()(x / 40, sigma / 40))  # below the cutoff
 
 
+def test_no_remedy_tells_a_level_beyond_the_training():
+    inner = Exact()
+    x, sigma = state(1.4, 20.0)
+    for remedy in (TimeShift(inner, 0.0, 0.5, 0.0, (0.1, 21.0)), LevelShift(inner, 1.4, None, (0.1, 21.0))):
+        remedy(x, sigma)
+        assert inner.told.tolist() == pytest.approx([21.0] * 6)
+
+
 def test_time_shift_takes_the_colour_of_an_image_for_no_noise():
     """Reds and blues: flat images, so each channel has no variance of its own."""
     colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.2, 0.9]]).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE)

@@ -15,8 +15,11 @@ from conftest import GaussianTarget, natural_power
 from PIL import Image
 
 import pds
-from pds.data.images import ArrayImages
+from pds.data.images import ArrayImages, as_uint8
 from pds.data.statistics import dataset_statistics
+from pds.evaluation.denoising import denoising_errors
+from pds.evaluation.excess_noise import response_of
+from pds.evaluation.first_guess import look_at
 
 SHAPE = (1, 8, 8)
 VE = pds.VarianceExploding(0.01, 20.0, 100)
@@ -61,6 +64,25 @@ def test_a_network_in_training_is_sampled_in_evaluation_mode_and_goes_on_in_trai
     assert torch.equal(first, second)
     assert not network[0].running_mean.any()
     assert all(module.training for module in network)
+
+
+def test_networks_that_a_function_calls_and_all_that_looks_at_a_network_are_in_evaluation_mode():
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1), torch.nn.Dropout(0.5))
+    images = torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0))
+    known = pds.statistics(images)
+    looks = (
+        lambda model: pds.sample(model, pds.EDM(3), images=4).images.float(),
+        lambda model: response_of(model, as_uint8(images)).values,
+        lambda model: [error.network for error in denoising_errors(model, as_uint8(images), known)],
+        lambda model: look_at(model, 3).response.values,
+    )
+    for given in (Alone(network), lambda x, sigma: network(x / 20)):
+        model = pds.wrap(given, predicts="noise", process=VE, shape=SHAPE, data_range=(0, 1))
+        network.train()
+        for look in looks:
+            assert torch.equal(*(torch.as_tensor(look(model)) for _ in range(2)))
+        assert not network[0].running_mean.any()
+        assert all(module.training for module in network)
 
 
 class Alone(torch.nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from pds.data.images import to_range, to_unit
 from pds.data.statistics import DatasetStatistics
 from pds.gaussian import StationaryGaussian
-from pds.models.scores import Model
+from pds.models.scores import Model, in_evaluation_mode
 from pds.noise import ImageNoise
 from pds.processes.forward import noise_range
 from pds.remedies import LevelShift, SeenNoise
@@ -72,4 +72,5 @@ def denoising_errors(model: Model, images: Tensor, statistics: DatasetStatistics
 
     smallest, largest = noise_range(model.process)
     sigmas = np.geomspace(largest, smallest, LEVELS).tolist()
-    return [DenoisingError(sigma, *(error(score, sigma) for score in scores)) for sigma in sigmas]
+    with in_evaluation_mode(model.score):
+        return [DenoisingError(sigma, *(error(score, sigma) for score in scores)) for sigma in sigmas]

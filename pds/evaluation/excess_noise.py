@@ -294,7 +294,8 @@ def response_of(model: Model, images: Tensor, seed: int = 0) -> NoiseResponse:
     """
     model.require_unconditional("the noise that a network predicts is measured")
     x = to_range(to_unit(images).to(model.device), model.data_range)
-    return noise_response(model.score, x, np.geomspace(*noise_range(model.process), LEVELS).tolist(), seed)
+    with in_evaluation_mode(model.score):
+        return noise_response(model.score, x, np.geomspace(*noise_range(model.process), LEVELS).tolist(), seed)
 
 
 @checked
@@ -328,8 +329,7 @@ def diagnose(
     statistics.require_shape(model.shape, model.title)
     modes = highest_frequencies(model.shape[1:])
     variance = statistics.gaussian(model.data_range).power[:, modes].mean().item()
-    with in_evaluation_mode(model.score):
-        response = response_of(model, images, seed)
+    response = response_of(model, images, seed)
     require_noise(response, "a diagnosis")
     excess = []
     for T in iterations:

@@ -30,7 +30,7 @@ from pds.evaluation.excess_noise import (
     require_noise,
     response_of,
 )
-from pds.models.scores import Model
+from pds.models.scores import Model, in_evaluation_mode
 from pds.noise import ImageNoise
 from pds.options import Count, checked
 from pds.preconditioning.filters import StatisticsFilter
@@ -111,7 +111,8 @@ def look_at(model: Model, iterations: Count, seed: int = 0) -> Look:
         raise PDSError(f"a first guess needs at least 2 iterations, got {iterations}: give sampler and filter their values")
     noise = ImageNoise(seed, torch.arange(count, device=model.device), model.shape)
     x = sampler.prior(noise, model.process, Identity())
-    x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)
+    with in_evaluation_mode(model.score):
+        x = sampler(model.score, x, sampler.levels(model.process), Identity(), noise)
     if not x.isfinite().all():
         raise PDSError("a first guess samples images, and these are not finite: the weights are broken, or T is too small")
     images = to_uint8(from_range(x, model.data_range)).cpu()

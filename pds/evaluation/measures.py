@@ -222,7 +222,7 @@ def _centred(of: Sequence[np.ndarray], around: np.ndarray, device: str) -> list[
     centre = around.mean(0, dtype=np.float64)
     return [
         torch.from_numpy((features - centre.astype(features.dtype)).astype(np.float32, copy=False)).to(device)
-        for features in of
+        for features in (each if np.issubdtype(each.dtype, np.floating) else each.astype(np.float64) for each in of)
     ]
 
 

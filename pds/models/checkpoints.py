@@ -33,7 +33,8 @@ EMA = {True: "EMA weights", False: "no EMA weights", None: "EMA or not is unknow
 # The fixes for options that have no key of their own.
 CHOSEN = {"shape": "choose images of that shape", "process.kind": "choose that process"}
 LEVELS = "sigmas"  # name of the buffer of noise levels in networks
-GATHERED = ("running_mean", "running_var")  # buffers that training fills; others come from the constructor
+# Buffers that training fills, of normalisations of a batch and of a spectrum; others come from the constructor.
+GATHERED = ("running_mean", "running_var", "weight_u", "weight_v", "._u", "._v")
 
 
 @dataclass(frozen=True)

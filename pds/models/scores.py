@@ -82,8 +82,10 @@ class NetworkScore(nn.Module):
 class LadderScore(NetworkScore):
     """A network that takes the index of a noise level, as a score.
 
+    Between two levels the noise e that it predicts at the nearest one gives the score -e / sigma.
+
     Args:
-        network: `network(x, label)` with int64 labels, 0 = the largest level, returning the score itself.
+        network: `network(x, label)` with int64 labels, 0 = the largest level, returning the score of that level.
         sigmas: (L,) descending noise levels the network was trained on, in pixel units of the model.
     """
 
@@ -104,8 +106,12 @@ class LadderScore(NetworkScore):
         return self.sigmas.cpu()[torch.randint(len(self.sigmas), (count,), generator=generator)]
 
     def forward(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
-        output: Tensor = self.network(x, self.label(sigma), *labels)
-        return output.float()
+        label = self.label(sigma)
+        output: Tensor = self.network(x, label, *labels)
+        ratio = self.sigmas[label] / sigma.double()
+        # At a level, up to its rounding in float32, the score is the network's own output to the bit.
+        ratio = torch.where((ratio - 1).abs() < 1e-6, 1.0, ratio)
+        return output.float() * ratio.float()[:, None, None, None]
 
 
 Labeller = Callable[[Tensor, Tensor, Process], Tensor]
@@ -258,20 +264,32 @@ class Bfloat16Score:
 
 
 @contextlib.contextmanager
-def evaluating() -> Iterator[None]:
-    """Put every module that runs inside the block into evaluation mode, permanently. A wrapped function does not reveal its
-    modules beforehand."""
-    thread = threading.get_ident()
+def evaluating() -> Iterator[list[nn.Module]]:
+    """Put every module that runs inside the block into evaluation mode, permanently, and list them. A wrapped function does not
+    reveal its modules beforehand."""
+    thread, settled = threading.get_ident(), list[nn.Module]()
 
     def settle(module: nn.Module, arguments: Any) -> None:
         if module.training and threading.get_ident() == thread:
+            settled.extend(part for part in module.modules() if part.training)
             module.eval()
 
     hook = register_module_forward_pre_hook(settle)
     try:
-        yield
+        yield settled
     finally:
         hook.remove()
+
+
+class FunctionNetwork(nn.Module):
+    """A function as a network. It may call modules that nobody sees before."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, label: Tensor, *labels: Tensor) -> Tensor:
+        return self.function(x, label, *labels)
 
 
 @contextlib.contextmanager
@@ -279,8 +297,14 @@ def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Keep a network in evaluation mode: no dropout, fixed batch normalisation. Its modes are restored at the end."""
     training = [module for module in network.modules() if module.training]
     network.eval()
+    # Looking at each call costs time, so only functions pay it.
+    hidden = any(isinstance(module, FunctionNetwork) for module in network.modules())
     try:
-        yield
+        with evaluating() if hidden else contextlib.nullcontext(list[nn.Module]()) as met:
+            try:
+                yield
+            finally:
+                training += met
     finally:
         for module in training:
             module.training = True

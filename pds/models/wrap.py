@@ -12,6 +12,7 @@ from pds.errors import OptionError, PDSError, first_line
 from pds.models.scores import (
     Classes,
     DataPrediction,
+    FunctionNetwork,
     Model,
     NoisePrediction,
     Prediction,
@@ -33,17 +34,6 @@ PREDICTIONS: dict[Predicts, type[Prediction]] = {
     "v": VelocityPrediction,
     "data": DataPrediction,
 }
-
-
-class _Function(nn.Module):
-    """A function as a network."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor, label: Tensor, *labels: Tensor) -> Tensor:
-        return self.function(x, label, *labels)
 
 
 class _WithClasses(nn.Module):
@@ -118,7 +108,7 @@ def wrap(
         raise OptionError("process", "must be one of images: pds.load reads the networks of CLD, which see a velocity as well")
     channels, height, width = shape
     name = type(network).__name__ if isinstance(network, nn.Module) else getattr(network, "__name__", "network")
-    module: nn.Module = network if isinstance(network, nn.Module) else _Function(network)
+    module: nn.Module = network if isinstance(network, nn.Module) else FunctionNetwork(network)
     module = _WithClasses(module, no_class) if classes else module
     score = PREDICTIONS[predicts](module.eval(), process, process.label if label is None else label)
     # The largest labels: an embedding of fewer classes knows the smallest.

@@ -163,6 +163,8 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         if unknown := sorted(self.options.keys() - choices):
             taken = ", ".join(sorted(choices))
             raise OptionError(f"options.{unknown[0]}", f"is no option of {self.scheduler} here, which takes {taken}")
+        if str(variance := self.options.get("variance_type")).startswith("learned"):
+            raise OptionError("options.variance_type", f"must be fixed, got {variance}: a score has no variance")
         for name, value in self.options.items():
             # diffusers takes any value: a text is true, and not a number is a number.
             fitted(
@@ -174,12 +176,13 @@ class DiffusersScheduler(Sampler[list[SchedulerLevel]]):
         """Say when DDIM's steps do not meet, and when a scheduler clips the data."""
         doubts = super().check(levels, preconditioner)
         config = levels[0].scheduler.config
-        N, clip = config.num_train_timesteps, config.clip_sample_range if config.get("clip_sample") else math.inf
-        if self.data_range and max(map(abs, self.data_range)) > clip:
-            doubts.append(
-                f"{self.title} clips each predicted image to [{-clip:g}, {clip:g}], and the data of the model are in "
-                f"[{self.data_range.black:g}, {self.data_range.white:g}]: switch its clip_sample off"
-            )
+        N, limits = config.num_train_timesteps, {"clip_sample": config.get("clip_sample_range", 1.0), "thresholding": 1.0}
+        for option, most in limits.items():
+            if config.get(option) and self.data_range and max(map(abs, self.data_range)) > most:
+                doubts.append(
+                    f"{self.title} clips each predicted image to [{-most:g}, {most:g}], and the data of the model are in "
+                    f"[{self.data_range.black:g}, {self.data_range.white:g}]: switch its {option} off"
+                )
         # DDIM steps N // T timesteps down, whether or not the next timestep is there.
         stride = N // len(levels)
         if self.scheduler == "DDIMScheduler" and any(a.timestep - b.timestep != stride for a, b in pairwise(levels)):

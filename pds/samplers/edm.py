@@ -11,7 +11,7 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.options import Count, Range, options
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, between
 
 MOST_CHURN = math.sqrt(2) - 1  # gamma: an iteration adds at most as much noise as there is
 
@@ -95,7 +95,7 @@ class EDM(FlowSteps, KarrasLevelsSampler):
 
     def churned(self, sigma: float) -> float:
         """sigma^: the noise level that an iteration from `sigma` starts at."""
-        gamma = min(self.S_churn / self.iterations, MOST_CHURN) if self.S_min <= sigma <= self.S_max else 0.0
+        gamma = min(self.S_churn / self.iterations, MOST_CHURN) if between(sigma, self.S_min, self.S_max) else 0.0
         return (1 + gamma) * sigma
 
     def walk(self, x: Tensor, task: Task[list[Interval]]) -> Steps:

@@ -19,7 +19,7 @@ from pds.preconditioning.preconditioner import Preconditioner, Spectrum, spectru
 from pds.processes.forward import Process, noise_range
 from pds.processes.ladders import Rho, karras_levels
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, intervals
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, between, intervals
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -191,7 +191,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
         filter."""
         spectrum = spectrum_of(preconditioner, self.title)
         doubts = []
-        acts = self.eta and any(self.eta_from <= sigma <= self.eta_to for sigma, _ in levels)
+        acts = self.eta and any(between(sigma, self.eta_from, self.eta_to) for sigma, _ in levels)
         if not acts and isinstance(spectrum.gain, Tensor):
             doubts.append("the filter changes nothing: it acts on the Langevin half of the equation, which eta leaves out here")
         if not isinstance(spectrum.turn, Tensor):
@@ -209,7 +209,7 @@ class PreconditionedSDE(KarrasLevelsSampler):
 
     def step(self, before: float | None, sigma: float, below: float, spectrum: Spectrum) -> Step:
         """The coefficients of a step from `sigma` to `below`; `before` is the level of the evaluation before."""
-        g = self.eta * spectrum.gain if self.eta and self.eta_from <= sigma <= self.eta_to else 0.0
+        g = self.eta * spectrum.gain if self.eta and between(sigma, self.eta_from, self.eta_to) else 0.0
         c: Any = 1 + g if isinstance(spectrum.turn, float) and not spectrum.turn else 1 + g + 1j * spectrum.turn
         if below == 0:
             return Step(0.0, None, 0.0)

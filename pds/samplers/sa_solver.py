@@ -13,7 +13,7 @@ from torch import Tensor
 from pds.errors import OptionError
 from pds.options import Count, Range, options
 from pds.samplers.sampler import Steps, Task
-from pds.samplers.sigma_space import Interval, KarrasLevelsSampler
+from pds.samplers.sigma_space import Interval, KarrasLevelsSampler, between
 
 
 @options
@@ -84,7 +84,7 @@ class SASolver(KarrasLevelsSampler):
             yield sigma, predicted
 
     def _tau(self, below: float, last: bool) -> float:
-        return self.tau if not last and self.tau_from <= below <= self.tau_to else 0.0
+        return self.tau if not last and between(below, self.tau_from, self.tau_to) else 0.0
 
     def _step(
         self,

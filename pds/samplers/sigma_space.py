@@ -29,6 +29,11 @@ class Interval(NamedTuple):
     below: float
 
 
+def between(sigma: float, low: float, high: float) -> bool:
+    """Whether a noise level is in [low, high], up to its rounding: the first of a grid may be above the largest."""
+    return low * (1 - 1e-9) <= sigma <= high * (1 + 1e-9)
+
+
 def intervals(levels: Tensor) -> list[Interval]:
     """The intervals from each of (T,) descending noise levels to the next, and from the last to 0."""
     sigmas = levels.tolist()

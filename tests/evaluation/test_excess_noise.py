@@ -182,7 +182,8 @@ def test_the_command(tmp_path):
 
 @pytest.mark.parametrize("model", ["own", "ncsn_small", "ncsnpp"])
 def test_the_command_follows_a_predictor_alone_for_every_model(model):
-    sampler = build(composed(f"model={model}", config="excess_noise").sampler)
+    process = ["model/process=ve"] if model == "own" else []
+    sampler = build(composed(f"model={model}", *process, config="excess_noise").sampler)
     assert isinstance(sampler, PredictorCorrector) and sampler.corrector is None
 
 

@@ -157,3 +157,9 @@ def test_the_accuracy_of_a_class_is_the_share_of_its_own_samples():
     logits = np.eye(4)[[0, 0, 1, 2, 1, 0]]
     labels = np.array([0, 1, 1, 2, 2, 0])
     assert class_accuracy(logits, labels) == [1.0, 0.5, 0.5, None]
+
+
+def test_whole_numbers_are_features_like_any_other():
+    a, b = (np.random.RandomState(i).randint(0, 256, (60, 8)) for i in (0, 1))
+    for kind in ("uint8", "int64", "float16"):
+        assert manifold(a.astype(kind), b.astype(kind)) == manifold(a.astype("f4"), b.astype("f4"))

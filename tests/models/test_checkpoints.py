@@ -121,6 +121,10 @@ def test_statistics_that_training_gathers_must_be_in_the_file(tmp_path):
     torch.save({"ema": parameters}, tmp_path / "c.pth")
     with refused(network, r"has no 1\.running_mean \(2,\), which training gathers \(a whole state_dict has it\)"):
         load_weights(network, tmp_path / "c.pth")
+    spectral = torch.nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(1, 2, 3)))
+    torch.save(dict(spectral.named_parameters()), tmp_path / "s.pth")
+    with refused(spectral, r"has no 0\.parametrizations\.weight\.0\._u \(2,\), which training gathers"):
+        load_weights(spectral, tmp_path / "s.pth")
     # An average of the parameters alone takes them from the other weights of its file.
     torch.save({"ema": parameters, "model": whole}, tmp_path / "c.pth")
     load_weights(network, tmp_path / "c.pth")

@@ -28,6 +28,28 @@ def inputs(batch):
     return x, torch.full((batch,), 0.7)
 
 
+class Told(nn.Module):
+    """-x / sigma² of the levels of a ladder."""
+
+    def __init__(self, sigmas):
+        super().__init__()
+        self.sigmas = sigmas
+
+    def forward(self, x, label):
+        return -x / self.sigmas[label].float()[:, None, None, None]
+
+
+def test_between_two_levels_of_a_ladder_the_noise_is_that_of_the_nearest():
+    sigmas = torch.tensor([8.0, 2.0, 0.7]).double()
+    score = LadderScore(Told(sigmas), sigmas)  # predicts the noise x
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([8.0, 5.0, 1.3, 0.35])
+    torch.testing.assert_close(score(x, sigma), -x / sigma[:, None, None, None])
+    # A level in single precision gives the output of the network to the bit.
+    level = sigmas[2].float().expand(4)
+    assert torch.equal(score(x, level), score.network(x, torch.full((4,), 2)))
+
+
 def test_bfloat16_is_the_score_rounded():
     score, (x, sigma) = small_score(), inputs(5)
     exact, rounded = score(x, sigma), for_sampling(score, CPU, bf16=True)(x, sigma)

@@ -15,10 +15,20 @@ from pds.errors import MissingError, PDSError
 from pds.files import ASSETS, sha256
 from pds.models.checkpoints import Checkpoint
 from pds.models.scores import Model
-from pds.moments import LEVELS, measure, measured_moments, moments_file, noise_moments, read_moments, write_moments
+from pds.moments import (
+    LEVELS,
+    measure,
+    measured_moments,
+    moments_beside,
+    moments_file,
+    noise_moments,
+    read_moments,
+    write_moments,
+)
 from pds.noise import ImageNoise
 from pds.processes.forward import VarianceExploding, VariancePreserving
 from pds.processes.schedules import LearningRates, ProcessTimes
+from pds.remedies import EpsilonScaling
 from pds.samplers.accelerated import DDIM
 from pds.samplers.analytic import AnalyticDDIM
 from pds.score import CountedScore, NoiseMoments
@@ -179,11 +189,20 @@ def test_they_are_measured_once_and_anew_for_anything_else(tmp_path, monkeypatch
         assert noise_moments(other, images, count, CPU).provenance != first.provenance
         assert other.score.images == count * LEVELS
         assert len(list((tmp_path / "cache").rglob("*.json"))) == number
+    # The weights of the last iteration in the same file are another network, and a remedy is none.
+    raw = dataclasses.replace(net, score=Scaled(), checkpoint=dataclasses.replace(net.checkpoint, ema=False))
+    assert noise_moments(raw, dataset(), 5, CPU).provenance != first.provenance
+    assert raw.score.images == 5 * LEVELS
+    remedied = dataclasses.replace(net, checkpoint=None, score=EpsilonScaling(net.score, 2.0))
+    assert noise_moments(remedied, dataset(), 5, CPU).values == first.values
+    write_moments(moments_file(net.checkpoint), first)
+    assert moments_beside(net.checkpoint) == first and moments_beside(raw.checkpoint) is None
+    moments_file(net.checkpoint).unlink()
     random = model(tmp_path, weights=None)
     for calls in (1, 2):
         noise_moments(random, dataset(), 5, CPU)
         assert random.score.images == calls * 5 * LEVELS
-    assert len(list((tmp_path / "cache").rglob("*.json"))) == 6
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 7
     with pytest.raises(PDSError, match=r"training_images must be at most 6, the images of noise train"):
         noise_moments(net, dataset(), 7, CPU)
 

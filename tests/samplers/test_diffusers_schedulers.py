@@ -244,6 +244,7 @@ def test_what_it_refuses(monkeypatch):
         ((20, "DDIMScheduler", {"beta_end": 1}), "options.beta_end is no option"),
         ((20, "DDIMScheduler", {"clip_sample": "maybe"}), "options.clip_sample must be true or false, got 'maybe'"),
         ((20, "DDIMScheduler", {"timestep_spacing": "even"}), "options.timestep_spacing must be one of .*, got 'even'"),
+        ((20, "DPMSolverMultistepScheduler", {"variance_type": "learned"}), "options.variance_type must be fixed, got learned"),
         ((20, "DDIMScheduler", {"steps_offset": 90}), "does not take.*out of bounds"),
         ((31, "DDIMScheduler", UNCLIPPED), "31 of the 400 noise levels.*; use 30 or"),  # timestep -1
         ((31, "UniPCMultistepScheduler", {"timestep_spacing": "trailing"}), "31 of the 400.*; use 30 or"),
@@ -286,11 +287,12 @@ def test_data_that_a_scheduler_clips_are_told(name):
     def told(data_range, **options):
         sampler = DiffusersScheduler(20, name, {"timestep_spacing": "trailing", **options})
         sampler = sampler.with_statistics(lambda: pytest.fail("statistics are slow to make"), data_range, VP)
-        return [doubt for doubt in sampler.check(sampler.levels(VP), Identity()) if "clip_sample" in doubt]
+        return [doubt for doubt in sampler.check(sampler.levels(VP), Identity()) if " clips " in doubt]
 
     clips = name != "UniPCMultistepScheduler"
     assert len(told((0, 255))) == len(told((-1.5, 0.5))) == clips
     assert told((-1, 1)) == told((0, 1)) == []
+    assert len(told((0, 255), **({"thresholding": True} | ({"clip_sample": False} if clips else {})))) == 1
     assert not clips or (told((0, 255), clip_sample=False), told((-2, 2), clip_sample_range=2.0)) == ([], [])
 
 

@@ -1,17 +1,20 @@
 """Euler and Heun against the exact recursion of Algorithm 2, a fine solution, and DDIM's step."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import natural_power
 from samplers.exact import SIZE, MixtureTarget, ddim, exact_moments, measured_orders
 
+from pds.conditioning import within
 from pds.errors import OptionError
 from pds.noise import ImageNoise
-from pds.preconditioning.preconditioner import Identity
+from pds.preconditioning.preconditioner import Identity, Spectrum
 from pds.processes.forward import SubVariancePreserving, VarianceExploding, VariancePreserving
 from pds.samplers.edm import EDM
+from pds.samplers.preconditioned_sde import PreconditionedSDE
 
 VE, VP = VarianceExploding(0.05, 4.0, 100), VariancePreserving(0.1, 12.0, 100)
 SUB_VP = SubVariancePreserving(0.1, 12.0, 100)
@@ -77,3 +80,16 @@ def test_euler_is_ddim():
 def test_an_empty_interval_of_churn_is_refused():
     with pytest.raises(OptionError, match="S_min must be at most S_max, got 2 and 1"):
         EDM(4, S_min=2.0, S_max=1.0)
+
+
+@pytest.mark.parametrize("largest", [10.0, 90.0, 348.0])
+def test_an_upper_limit_at_the_largest_level_leaves_out_no_step(largest):
+    """The first level of a grid is the largest of the process up to rounding."""
+    (first, _), *_ = EDM(8).levels(VarianceExploding(0.02, largest, 100))
+    assert EDM(8, S_churn=4.0, S_max=largest).churned(first) > first
+    sampler = PreconditionedSDE(8, eta_to=largest)
+    assert sampler.step(None, first, first / 2, Spectrum(1.0, 0.0)) == replace(sampler, eta_to=math.inf).step(
+        None, first, first / 2, Spectrum(1.0, 0.0)
+    )
+    w = within(torch.tensor([first]), (0.1, largest), 3.0, 1.0)
+    assert w.item() == 3.0
