@@ -244,7 +244,8 @@ class Excess:
         sigma: noise level at which the data begin to show in these frequencies.
         k: noise in these frequencies at this level, in units of the level's own, without a filter.
         least_gain: from `least_gain`: the gain 1 / R^2 that keeps k below 2 at the end; inf if no gain up to 8 does.
-        alpha: alpha of the weakest `StatisticsFilter` with this gain; inf if no filter is needed, nan if none is enough.
+        alpha: alpha of the weakest `StatisticsFilter` with this gain; inf if the network
+            sees the excess, though a filter may still help; nan if none is enough.
     """
 
     iterations: int
@@ -306,7 +307,7 @@ def diagnose(
     predictor: Predictor = ReverseDiffusion(),
     seed: Seed = 0,
 ) -> Diagnosis:
-    """Find out whether a network sees excess noise, and how strong a filter it needs at each T.
+    """Find out whether a network sees excess noise, and the filter that removes what it does not see at each T.
 
     This takes 35 evaluations an image.
 

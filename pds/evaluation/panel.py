@@ -119,7 +119,7 @@ class Seen:
         if outside.split == training.split or outside.fingerprint == training.fingerprint:
             raise PDSError(
                 f"memorisation needs images outside the training set, and {outside.name} {outside.split} belongs to it, "
-                "as do the held-out images of a reference: give the data set's test images"
+                "as do the held-out images of a reference: give a data set that has test images, or leave memorisation out"
             )
         seen, new = describe(training), describe(outside)
         assert seen.kept is not None and new.kept is not None  # as asked for

@@ -123,6 +123,10 @@ def _require_followed(model: Model, dataset: Dataset, sampler: object, filter: F
             "excess noise is followed through the steps of a predictor: set sampler=predictor_corrector sampler/corrector=none "
             "and one of sampler/predictor=reverse_diffusion, ancestral, euler_maruyama"
         )
+    if tuple(dataset.shape) != tuple(model.shape):
+        given, size = ([*map(int, shape)] for shape in (dataset.shape, model.shape))
+        fix = f"give the images that it was trained on, as in dataset=folder dataset.source.root=FOLDER dataset.shape={size}"
+        raise PDSError(f"the data set has images of the shape {given}, and the model of {size}: {fix}")
     if model.checkpoint is None:
         raise PDSError("model.checkpoint=null has random weights, which do not see noise: give a weights file")
     if filter.space(model.shape, lambda: dataset.statistics) is not None:

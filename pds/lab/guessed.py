@@ -23,7 +23,7 @@ def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictCo
     An alpha with a published reference stays auto: it follows T (`statistics_filter`).
 
     Raises:
-        OptionError: there is no guess for this sampler, no filter is needed, or none is enough.
+        OptionError: there is no guess for this sampler, the network sees its excess noise, or no filter is enough.
     """
     sampler_node, filter_node, found = cfg.sampler, cfg.filter, dict[str, str]()
     of_eta, of_alpha = _guessed(cfg)
@@ -50,8 +50,9 @@ def settled(cfg: DictConfig, model: Model, device: torch.device) -> tuple[DictCo
         else:
             alpha = guess_alpha(model, look, sampler.levels(model.process))
         if not math.isfinite(alpha):
-            said = "no filter is needed" if alpha == math.inf else "no filter removes the noise of so few iterations"
-            raise OptionError("filter.alpha", f"must be a number, or filter=none: by the first guess {said}")
+            seen = "the network sees its excess noise, so the first guess has no filter, and one may still help"
+            said = seen if alpha == math.inf else "no filter removes the noise of so few iterations"
+            raise OptionError("filter.alpha", f"must be a number, or filter=none: {said}")
         found["filter.alpha"] = f"{alpha:.3g}"
         filter_node = _with(cfg.filter, "alpha", float(found["filter.alpha"]))
     return sampler_node, filter_node, found

@@ -60,7 +60,7 @@ class ParametricFilter:
     whether that index is DC or the highest frequency. `region` names the three readings by where lambda acts.
 
     Attributes:
-        r: radius in units of H; at 0.5 the disc reaches the corners of a square plane.
+        r: the radius is sqrt(2) r H; at 0.5 the disc reaches the corners of a square plane.
         lam: lambda. P divides by it: below 1 the coordinates where it acts move faster, above 1 slower.
         region: "outside_low": the disc is around DC (as printed, spectrum shifted). "outside_high": the disc is around the
             highest frequency (as printed, FFT layout). "inside_high": lambda acts inside that disc, as the text on Fig. 7
@@ -153,7 +153,8 @@ def statistics_filter(
     level. The filter cancels it with 1/R^2 - 1, which falls as 1/alpha.
 
     Args:
-        alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto".
+        alpha: a number, the smaller the stronger (R tends to 1 as it grows), or "auto". Where none was published, the command
+            line takes the first guess for the network in its place (`pds.evaluation.first_guess`).
         pixels: the space filter A: none, released (the authors' code) or paper ([ECCV] Eqs. 24-25).
         iterations: T, which auto follows.
         reference: "alpha", a good value at "iterations" iterations; both null if none is known.

@@ -311,7 +311,8 @@ class PredictorCorrector(Sampler[list[Level]]):
             v = (1 + predicted * (level.linear - level.weight / level.std**2)) ** 2 * v + predicted * level.noise**2
             v = min(v, 1e200)
         gain, left = max(predicted, corrected), v**0.5 / levels[-1].std
-        return amplified_noise(len(levels), gain, left, "use more iterations, a weaker filter or a smaller snr")
+        ways = "more iterations, a weaker filter or a smaller snr" if self.corrector else "more iterations or a weaker filter"
+        return amplified_noise(len(levels), gain, left, f"use {ways}")
 
     def _filtered(self, part: Predictor | Corrector | None, preconditioner: Preconditioner) -> Preconditioner:
         ignored = self.precondition == "published" and part is not None and not part.published_with_filter
