@@ -192,7 +192,7 @@ def test_the_command_follows_a_predictor_alone_for_every_model(model):
     [
         ("sampler/corrector=langevin", "set sampler=predictor_corrector sampler/corrector=none"),
         ("model.checkpoint=null", "random weights, which do not see noise"),
-        ("model.shape=[1,16,16] model.checkpoint=null", "of the shape [1, 28, 28], and the model of [1, 16, 16]: give the images"),
+        ("model.shape=[1,16,16] model.checkpoint=null", "shape [1, 28, 28], and the model of [1, 16, 16]: give the images"),
         ("filter.pixels=released", "set filter.pixels=none"),
         ("sampler/predictor=ancestral sampler.precondition=published", "does not filter ancestral steps: set filter=none"),
         ("iterations=[6,1]", "iterations must be a list of 1 to 100 whole numbers from 2 to 1000000, got [6, 1]"),
