@@ -319,6 +319,11 @@ class _Prior:
 
 VP = (*(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name != "EDMEulerScheduler"), "PDSScheduler")
 WEIGHTS = {"midpoint": "midpoint", "heun": "exact"}
+CHAIN = {
+    *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
+    "prediction_type",
+}
+"""What a scheduler says of its network."""
 
 
 class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
@@ -438,6 +443,9 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
     ) -> Any:
         """This scheduler from the configuration of another; what is given goes before it.
 
+        The chain is the other's, also where its values are the defaults of its class. Other options that the other left at its
+        defaults take those of this class, as diffusers has it.
+
         Raises:
             PDSError: the other is no scheduler of VP networks.
             OptionError: an option is given that this scheduler does not have.
@@ -457,6 +465,8 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
         # diffusers lets what the other states hide what this scheduler gives its parent.
         config = {key: value for key, value in config.items() if key not in ("algorithm_type", "final_sigmas_type")}
+        # diffusers drops the values that are the other's defaults, and those of the chain hold for the network.
+        config["_use_default_values"] = [key for key in config.get("_use_default_values", ()) if key not in CHAIN]
         return super().from_config(config, return_unused_kwargs, **order | kwargs)
 
     def set_timesteps(self, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> None:

@@ -310,6 +310,14 @@ def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):
         PDSScheduler.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DDIM"])
+def test_the_chain_is_the_others_also_where_that_has_its_defaults(name):
+    theirs = getattr(diffusers, f"{name}Scheduler")()
+    assert torch.equal(PDSScheduler.from_config(theirs.config).betas, theirs.betas)
+    given = PDSScheduler.from_config(theirs.config, beta_start=0.001).config
+    assert (given.beta_start, given.beta_end, given.timestep_spacing) == (0.001, theirs.config.beta_end, "linspace")
+
+
 def test_the_third_order_of_others_becomes_the_second():
     assert PDSScheduler.from_config(DPMSolverMultistepScheduler(solver_order=3).config).config.solver_order == 2
 
