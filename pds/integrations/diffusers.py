@@ -28,6 +28,7 @@ from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
 from pds.data.statistics import DatasetStatistics, choose_images
 from pds.errors import OptionError, PDSError
+from pds.models.unet2d import beside_its_betas
 from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner, spectrum_of
@@ -447,7 +448,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         defaults take those of this class, as diffusers has it.
 
         Raises:
-            PDSError: the other is no scheduler of VP networks.
+            PDSError: the other is no scheduler of VP networks, or its labels or levels are not those of its betas.
             OptionError: an option is given that this scheduler does not have.
         """
         if not return_unused_kwargs:
@@ -461,6 +462,8 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
                 f"{name} is {'for a flow-matching network' if flow else 'not for VP networks'}: give that of a network which "
                 "predicts noise, v or the image, as DDPM, DDIM, PNDM, Euler, DPM-Solver and UniPC are"
             )
+        if option := beside_its_betas(config):
+            raise PDSError(f"{name} has {option}: give that of a network whose labels are the levels of its betas")
         # The third order of diffusers has no meaning here.
         order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
         # diffusers lets what the other states hide what this scheduler gives its parent.

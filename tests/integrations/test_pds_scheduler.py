@@ -266,6 +266,18 @@ REFUSED = {
     ),
     "VE": (diffusers.ScoreSdeVeScheduler, {}, {}, "this scheduler is not for VP networks"),
     "EDM": (diffusers.EDMEulerScheduler, {}, {}, "this scheduler is not for VP networks"),
+    "labels of EDM": (
+        diffusers.EulerDiscreteScheduler,
+        {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+        {},
+        "this scheduler has timestep_type=continuous: give that of a network whose labels are the levels of its betas",
+    ),
+    "shifted chain": (
+        diffusers.CogVideoXDDIMScheduler,
+        {},
+        {},
+        "this scheduler has snr_shift_scale=3.0: give that of a network",
+    ),
     "prediction": (DDPMScheduler, {}, {"prediction_type": "x"}, "prediction_type must be epsilon, v_prediction or sample"),
     "order": (DDPMScheduler, {}, {"solver_order": 3}, "solver_order must be one of 1, 2, got 3"),
     "schedule": (DDPMScheduler, {"beta_schedule": "sigmoid"}, {}, "beta_schedule must be one of linear, .*give trained_betas"),
