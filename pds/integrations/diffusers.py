@@ -345,7 +345,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             use_lu_lambdas, lambda_min_clipped, timestep_spacing, steps_offset, rescale_betas_zero_snr: as diffusers has them.
         solver_order: 1 or 2.
         solver_type: weight of the second order: "midpoint", or "heun", which is exact for a linear D.
-        eta: strength of the Langevin half, for precondition="half" alone; 0 is the probability flow.
+        eta: strength of the Langevin half, for precondition="half" alone; 0, without a filter, is the probability flow.
         precondition: "half" or "whole".
         alpha: filter from statistics, see `StatisticsFilter`; needs `statistics`.
         statistics: path of a file that `DatasetStatistics.save` wrote, of the shape of the samples: of images, or of
@@ -435,6 +435,10 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         weight = WEIGHTS.get(self.config.solver_type, "midpoint")
         self._sampler = PreconditionedSDE(2, order=fitted("solver_order", solver_order, Literal[1, 2]), weight=weight, eta=eta)
         self._choose(statistics, {"alpha": alpha}, {"r": r, "lam": lam, "region": region})
+        if eta == 0 and not isinstance(self._filter, NoFilter):
+            raise OptionError(
+                "eta", "must be above 0 with a filter, got 0: the filter acts on the Langevin half, which eta=0 leaves out"
+            )
         if precondition == "whole" and not isinstance(self._filter, NoFilter):
             self.init_noise_sigma = _Prior(self, 1.0)  # type: ignore[assignment]
 

@@ -284,6 +284,12 @@ REFUSED = {
     "betas": (DDPMScheduler, {}, {"beta_end": 2.0}, "the betas must be above 0 and at most 1, and these go from 0.0001 to 2"),
     "eta": (DDPMScheduler, {}, {"eta": math.nan}, "eta must be a number from 0 to 1000, got nan"),
     "eta of PDS": (DDPMScheduler, {}, {"precondition": "whole", "eta": 2.0}, "eta must be 1 with precondition=whole"),
+    "eta without a Langevin half": (
+        DDPMScheduler,
+        {},
+        {"eta": 0, "r": 0.2, "lam": 0.5},
+        "eta must be above 0 with a filter, got 0: the filter acts on the Langevin half, which eta=0 leaves out",
+    ),
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
     "misspelt": (DDPMScheduler, {}, {"alhpa": 5.0}, "alhpa is no option of PDSScheduler: give alpha, or one of"),
     "half a filter": (DDPMScheduler, {}, {"alpha": 2.0}, "a filter from statistics needs alpha and statistics"),
