@@ -480,12 +480,21 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         """Choose the noise levels of a walk, as diffusers does.
 
         Raises:
-            OptionError: the number of steps is no whole number above 0, `timesteps` do not descend, or two levels are equal.
-                With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
+            OptionError: the number of steps is no whole number above 0, a timestep is no level of training, `timesteps` do not
+                descend, or two levels are equal. With "linspace" spacing diffusers rounds T + 1 points to the levels of
+                training.
         """
         if num_inference_steps is not None:
             fitted("num_inference_steps", num_inference_steps, Count)
         super().set_timesteps(num_inference_steps, *args, **kwargs)
+        last = len(self.betas) - 1
+        outside = next((t for t in self.timesteps.tolist() if not 0 <= t <= last), None)
+        if outside is not None and num_inference_steps is None:
+            raise OptionError("timesteps", f"must be from 0 to {last}, the levels of training, got {outside}")
+        if outside is not None:
+            problem = f"is {num_inference_steps}, and one of these steps is at {outside}, not from 0 to {last}"
+            fix = ", or a smaller steps_offset" if self.config.timestep_spacing == "leading" else ""
+            raise OptionError("num_inference_steps", f"{problem}: give another number{fix}")
         if not (self.sigmas.diff() < 0).all():
             if num_inference_steps is None:
                 raise OptionError("timesteps", "must descend: two of them are equal, or one is above the one before it")

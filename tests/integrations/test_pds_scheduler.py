@@ -316,10 +316,22 @@ def test_as_many_steps_as_levels_of_training_need_a_spacing_that_has_them():
             scheduler.set_timesteps(wrong)
     with pytest.raises(PDSError, match="timesteps must descend: two of them are equal, or one is above the one before it"):
         scheduler.set_timesteps(timesteps=[5, 9])
+    for wrong in ([20, 5, 1], [9, 5, -1]):
+        with pytest.raises(PDSError, match="timesteps must be from 0 to 19, the levels of training, got"):
+            scheduler.set_timesteps(timesteps=wrong)
+    scheduler.set_timesteps(timesteps=[19, 5, 0])
     scheduler.set_timesteps(19)
     with pytest.raises(PDSError, match=r"num_inference_steps is 20, and two of these steps have one noise level: give fewer"):
         scheduler.set_timesteps(20)
     PDSScheduler(num_train_timesteps=20, timestep_spacing="trailing").set_timesteps(20)
+    leading = {"timestep_spacing": "leading", "steps_offset": 100}
+    # diffusers rounds the first of these to a 62nd step.
+    for given, most, steps, outside in (({"timestep_spacing": "trailing"}, 62, 61, -1), (leading, 8, 9, 1000)):
+        scheduler = PDSScheduler(**given)
+        scheduler.set_timesteps(most)
+        says = f"num_inference_steps is {steps}, and one of these steps is at {outside}, not from 0 to 999: give another number"
+        with pytest.raises(PDSError, match=says):
+            scheduler.set_timesteps(steps)
 
 
 def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):
