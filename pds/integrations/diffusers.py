@@ -504,6 +504,15 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             problem = f"is {len(self.timesteps)}, and two of these steps have one noise level"
             raise OptionError("num_inference_steps", f"{problem}: {fix}")
 
+    def index_for_timestep(self, timestep: Tensor | int, schedule_timesteps: Tensor | None = None) -> int:
+        """The place of a timestep, asked for where the pipeline has set no begin index: 0 for the first of `timesteps`.
+
+        Karras levels and others may have equal timesteps after rounding. diffusers then takes the second, and would begin there
+        and run beyond the last.
+        """
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        return 0 if schedule[0] == timestep else super().index_for_timestep(timestep, schedule)
+
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The sample itself; a filter of another shape is refused here, before the network is called."""
         self._preconditioner(sample)

@@ -334,6 +334,22 @@ def test_as_many_steps_as_levels_of_training_need_a_spacing_that_has_them():
             scheduler.set_timesteps(steps)
 
 
+@pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
+def test_a_walk_begins_at_its_first_level_though_the_next_has_the_same_timestep(levels):
+    scheduler = PDSScheduler(beta_schedule="squaredcos_cap_v2", **{f"use_{levels}_sigmas": True})
+    scheduler.set_timesteps(20)
+    first, second = scheduler.timesteps[:2]
+    assert first == second
+    x = torch.zeros(1, *SHAPE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+    assert scheduler.step_index == 20
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(1)  # as image-to-image pipelines do
+    scheduler.step(x, second, x)
+    assert scheduler.step_index == 2
+
+
 def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):
     diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
     with pytest.raises(PDSError, match="FlowMatchEulerDiscreteScheduler is for a flow-matching network"):
