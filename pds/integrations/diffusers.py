@@ -29,7 +29,7 @@ from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
 from pds.data.statistics import DatasetStatistics, choose_images
 from pds.errors import OptionError, PDSError
 from pds.models.unet2d import beside_its_betas
-from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
+from pds.options import MOST, Count, Length, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner, spectrum_of
 from pds.preconditioning.solenoids import NoSolenoid
@@ -320,6 +320,8 @@ class _Prior:
 
 VP = (*(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name != "EDMEulerScheduler"), "PDSScheduler")
 WEIGHTS = {"midpoint": "midpoint", "heun": "exact"}
+OTHER_KINDS = ("logrho", "bh1", "bh2")
+"""Values of solver_type that DEIS and UniPC have. diffusers reads them as midpoint."""
 CHAIN = {
     *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
     "prediction_type",
@@ -392,11 +394,27 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         lam: float | None = None,
         region: str | None = None,
     ) -> None:
-        if trained_betas is None and beta_schedule not in get_args(BetaSchedule):
+        fitted("num_train_timesteps", num_train_timesteps, Count)
+        if trained_betas is not None:
+            known_betas = len(fitted("trained_betas", trained_betas, Annotated[list[float], Length(1, MOST)]))
+            if num_train_timesteps > known_betas:
+                problem = f"must be at most {known_betas}, the number of trained_betas, got {num_train_timesteps}"
+                raise OptionError("num_train_timesteps", problem)
+        elif beta_schedule not in get_args(BetaSchedule):
             known = ", ".join(get_args(BetaSchedule))
             raise OptionError(
                 "beta_schedule", f"must be one of {known}, got {shown(beta_schedule)}: give trained_betas for others"
             )
+        elif beta_schedule != "squaredcos_cap_v2":
+            for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+                fitted(name, beta, Annotated[float, Range(above=0, high=1)])
+        fitted("timestep_spacing", timestep_spacing, Literal["linspace", "leading", "trailing"])
+        if solver_type not in (*WEIGHTS, *OTHER_KINDS):
+            raise OptionError("solver_type", f"must be {' or '.join(WEIGHTS)}, got {shown(solver_type)}")
+        kinds = {"karras": use_karras_sigmas, "exponential": use_exponential_sigmas, "beta": use_beta_sigmas}
+        chosen = [f"use_{kind}_sigmas" for kind, used in kinds.items() if used]
+        if len(chosen) > 1:
+            raise PDSError(f"{chosen[0]} and {chosen[1]} cannot both be true: give one of them")
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -431,7 +449,6 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             raise OptionError(
                 "eta", f"must be 1 with precondition=whole, got {shown(eta)}: the vanilla step is the reverse SDE's"
             )
-        # UniPC and DEIS call their own kinds otherwise, which diffusers reads as midpoint.
         weight = WEIGHTS.get(self.config.solver_type, "midpoint")
         self._sampler = PreconditionedSDE(2, order=fitted("solver_order", solver_order, Literal[1, 2]), weight=weight, eta=eta)
         self._choose(statistics, {"alpha": alpha}, {"r": r, "lam": lam, "region": region})
