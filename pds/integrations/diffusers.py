@@ -28,7 +28,8 @@ from pds.data.folder import folder_of_images
 from pds.data.images import ArrayImages, ImageSource, as_uint8, to_unit
 from pds.data.statistics import DatasetStatistics, choose_images
 from pds.errors import OptionError, PDSError
-from pds.options import MOST, Count, Range, Seed, checked, fitted, shown
+from pds.models.unet2d import beside_its_betas
+from pds.options import MOST, Count, Length, Range, Seed, checked, fitted, shown
 from pds.preconditioning.filters import Filter, NoFilter, ParametricFilter, StatisticsFilter
 from pds.preconditioning.preconditioner import Identity, Preconditioner, build_preconditioner, spectrum_of
 from pds.preconditioning.solenoids import NoSolenoid
@@ -319,6 +320,13 @@ class _Prior:
 
 VP = (*(scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name != "EDMEulerScheduler"), "PDSScheduler")
 WEIGHTS = {"midpoint": "midpoint", "heun": "exact"}
+OTHER_KINDS = ("logrho", "bh1", "bh2")
+"""Values of solver_type that DEIS and UniPC have. diffusers reads them as midpoint."""
+CHAIN = {
+    *("num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr"),
+    "prediction_type",
+}
+"""What a scheduler says of its network."""
 
 
 class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
@@ -339,7 +347,7 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             use_lu_lambdas, lambda_min_clipped, timestep_spacing, steps_offset, rescale_betas_zero_snr: as diffusers has them.
         solver_order: 1 or 2.
         solver_type: weight of the second order: "midpoint", or "heun", which is exact for a linear D.
-        eta: strength of the Langevin half, for precondition="half" alone; 0 is the probability flow.
+        eta: strength of the Langevin half, for precondition="half" alone; 0, without a filter, is the probability flow.
         precondition: "half" or "whole".
         alpha: filter from statistics, see `StatisticsFilter`; needs `statistics`.
         statistics: path of a file that `DatasetStatistics.save` wrote, of the shape of the samples: of images, or of
@@ -386,11 +394,27 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
         lam: float | None = None,
         region: str | None = None,
     ) -> None:
-        if trained_betas is None and beta_schedule not in get_args(BetaSchedule):
+        fitted("num_train_timesteps", num_train_timesteps, Count)
+        if trained_betas is not None:
+            known_betas = len(fitted("trained_betas", trained_betas, Annotated[list[float], Length(1, MOST)]))
+            if num_train_timesteps > known_betas:
+                problem = f"must be at most {known_betas}, the number of trained_betas, got {num_train_timesteps}"
+                raise OptionError("num_train_timesteps", problem)
+        elif beta_schedule not in get_args(BetaSchedule):
             known = ", ".join(get_args(BetaSchedule))
             raise OptionError(
                 "beta_schedule", f"must be one of {known}, got {shown(beta_schedule)}: give trained_betas for others"
             )
+        elif beta_schedule != "squaredcos_cap_v2":
+            for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+                fitted(name, beta, Annotated[float, Range(above=0, high=1)])
+        fitted("timestep_spacing", timestep_spacing, Literal["linspace", "leading", "trailing"])
+        if solver_type not in (*WEIGHTS, *OTHER_KINDS):
+            raise OptionError("solver_type", f"must be {' or '.join(WEIGHTS)}, got {shown(solver_type)}")
+        kinds = {"karras": use_karras_sigmas, "exponential": use_exponential_sigmas, "beta": use_beta_sigmas}
+        chosen = [f"use_{kind}_sigmas" for kind, used in kinds.items() if used]
+        if len(chosen) > 1:
+            raise PDSError(f"{chosen[0]} and {chosen[1]} cannot both be true: give one of them")
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -425,10 +449,13 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             raise OptionError(
                 "eta", f"must be 1 with precondition=whole, got {shown(eta)}: the vanilla step is the reverse SDE's"
             )
-        # UniPC and DEIS call their own kinds otherwise, which diffusers reads as midpoint.
         weight = WEIGHTS.get(self.config.solver_type, "midpoint")
         self._sampler = PreconditionedSDE(2, order=fitted("solver_order", solver_order, Literal[1, 2]), weight=weight, eta=eta)
         self._choose(statistics, {"alpha": alpha}, {"r": r, "lam": lam, "region": region})
+        if eta == 0 and not isinstance(self._filter, NoFilter):
+            raise OptionError(
+                "eta", "must be above 0 with a filter, got 0: the filter acts on the Langevin half, which eta=0 leaves out"
+            )
         if precondition == "whole" and not isinstance(self._filter, NoFilter):
             self.init_noise_sigma = _Prior(self, 1.0)  # type: ignore[assignment]
 
@@ -438,8 +465,11 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
     ) -> Any:
         """This scheduler from the configuration of another; what is given goes before it.
 
+        The chain is the other's, also where its values are the defaults of its class. Other options that the other left at its
+        defaults take those of this class, as diffusers has it.
+
         Raises:
-            PDSError: the other is no scheduler of VP networks.
+            PDSError: the other is no scheduler of VP networks, or its labels or levels are not those of its betas.
             OptionError: an option is given that this scheduler does not have.
         """
         if not return_unused_kwargs:
@@ -453,22 +483,35 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
                 f"{name} is {'for a flow-matching network' if flow else 'not for VP networks'}: give that of a network which "
                 "predicts noise, v or the image, as DDPM, DDIM, PNDM, Euler, DPM-Solver and UniPC are"
             )
+        if option := beside_its_betas(config):
+            raise PDSError(f"{name} has {option}: give that of a network whose labels are the levels of its betas")
         # The third order of diffusers has no meaning here.
         order = {"solver_order": min(2, config["solver_order"])} if isinstance(config.get("solver_order"), int) else {}
         # diffusers lets what the other states hide what this scheduler gives its parent.
         config = {key: value for key, value in config.items() if key not in ("algorithm_type", "final_sigmas_type")}
+        # diffusers drops the values that are the other's defaults, and those of the chain hold for the network.
+        config["_use_default_values"] = [key for key in config.get("_use_default_values", ()) if key not in CHAIN]
         return super().from_config(config, return_unused_kwargs, **order | kwargs)
 
     def set_timesteps(self, num_inference_steps: int | None = None, *args: Any, **kwargs: Any) -> None:
         """Choose the noise levels of a walk, as diffusers does.
 
         Raises:
-            OptionError: the number of steps is no whole number above 0, `timesteps` do not descend, or two levels are equal.
-                With "linspace" spacing diffusers rounds T + 1 points to the levels of training.
+            OptionError: the number of steps is no whole number above 0, a timestep is no level of training, `timesteps` do not
+                descend, or two levels are equal. With "linspace" spacing diffusers rounds T + 1 points to the levels of
+                training.
         """
         if num_inference_steps is not None:
             fitted("num_inference_steps", num_inference_steps, Count)
         super().set_timesteps(num_inference_steps, *args, **kwargs)
+        last = len(self.betas) - 1
+        outside = next((t for t in self.timesteps.tolist() if not 0 <= t <= last), None)
+        if outside is not None and num_inference_steps is None:
+            raise OptionError("timesteps", f"must be from 0 to {last}, the levels of training, got {outside}")
+        if outside is not None:
+            problem = f"is {num_inference_steps}, and one of these steps is at {outside}, not from 0 to {last}"
+            fix = ", or a smaller steps_offset" if self.config.timestep_spacing == "leading" else ""
+            raise OptionError("num_inference_steps", f"{problem}: give another number{fix}")
         if not (self.sigmas.diff() < 0).all():
             if num_inference_steps is None:
                 raise OptionError("timesteps", "must descend: two of them are equal, or one is above the one before it")
@@ -477,6 +520,15 @@ class PDSScheduler(Filtered, DPMSolverMultistepScheduler):
             fix += "" if trailing else ", or timestep_spacing='trailing' for as many steps as levels of training"
             problem = f"is {len(self.timesteps)}, and two of these steps have one noise level"
             raise OptionError("num_inference_steps", f"{problem}: {fix}")
+
+    def index_for_timestep(self, timestep: Tensor | int, schedule_timesteps: Tensor | None = None) -> int:
+        """The place of a timestep, asked for where the pipeline has set no begin index: 0 for the first of `timesteps`.
+
+        Karras levels and others may have equal timesteps after rounding. diffusers then takes the second, and would begin there
+        and run beyond the last.
+        """
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        return 0 if schedule[0] == timestep else super().index_for_timestep(timestep, schedule)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The sample itself; a filter of another shape is refused here, before the network is called."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -135,11 +135,11 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
         told: dict[str, Any] = {key: default if given[key] is None else given[key] for key, (_, default) in SCHEDULER.items()}
     else:
         source = "its scheduler_config.json"
-        if "beta_schedule" not in scheduler or scheduler.get("rescale_betas_zero_snr"):
-            what = "rescale_betas_zero_snr" if "beta_schedule" in scheduler else "no beta_schedule"
+        what = "no beta_schedule" if "beta_schedule" not in scheduler else beside_its_betas(scheduler)
+        if what or scheduler.get("rescale_betas_zero_snr"):
             raise PDSError(
-                f"{folder.unet} has a {scheduler.get('_class_name')} with {what}: only chains of finite noise levels, given by "
-                "their betas, can be sampled"
+                f"{folder.unet} has a {scheduler.get('_class_name')} with {what or 'rescale_betas_zero_snr'}: only chains of "
+                "finite noise levels, given and labelled by their betas, can be sampled"
             )
         told = {key: scheduler.get(name, default) for key, (name, default) in SCHEDULER.items()}
         if betas is not None:
@@ -169,6 +169,14 @@ def _chain(folder: DiffusersFolder, given: dict[str, Any]) -> tuple[DiscreteVari
         *(folder.unet, source, told["schedule"], process.betas[0], process.betas[-1], process.levels, prediction),
     )
     return process, prediction
+
+
+def beside_its_betas(scheduler: Mapping[str, Any]) -> str | None:
+    """The option of a scheduler's configuration that makes its noise levels or labels others than those of its betas."""
+    if scheduler.get("timestep_type") == "continuous":  # log(sigma) / 4 as the label, as in EDM
+        return "timestep_type=continuous"
+    shift = scheduler.get("snr_shift_scale")
+    return None if shift in (None, 1) else f"snr_shift_scale={shift}"
 
 
 def _build(folder: DiffusersFolder) -> nn.Module:

@@ -266,12 +266,64 @@ REFUSED = {
     ),
     "VE": (diffusers.ScoreSdeVeScheduler, {}, {}, "this scheduler is not for VP networks"),
     "EDM": (diffusers.EDMEulerScheduler, {}, {}, "this scheduler is not for VP networks"),
+    "labels of EDM": (
+        diffusers.EulerDiscreteScheduler,
+        {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+        {},
+        "this scheduler has timestep_type=continuous: give that of a network whose labels are the levels of its betas",
+    ),
+    "shifted chain": (
+        diffusers.CogVideoXDDIMScheduler,
+        {},
+        {},
+        "this scheduler has snr_shift_scale=3.0: give that of a network",
+    ),
     "prediction": (DDPMScheduler, {}, {"prediction_type": "x"}, "prediction_type must be epsilon, v_prediction or sample"),
     "order": (DDPMScheduler, {}, {"solver_order": 3}, "solver_order must be one of 1, 2, got 3"),
     "schedule": (DDPMScheduler, {"beta_schedule": "sigmoid"}, {}, "beta_schedule must be one of linear, .*give trained_betas"),
-    "betas": (DDPMScheduler, {}, {"beta_end": 2.0}, "the betas must be above 0 and at most 1, and these go from 0.0001 to 2"),
+    "beta": (DDPMScheduler, {}, {"beta_end": 2.0}, "beta_end must be a number above 0 and at most 1, got 2.0"),
+    "no beta": (DDPMScheduler, {}, {"beta_start": None}, "beta_start must be a number above 0 and at most 1, got None"),
+    "betas": (
+        DDPMScheduler,
+        {},
+        {"trained_betas": [0.1, 2.0], "num_train_timesteps": 2},
+        "the betas must be above 0 and at most 1, and these go from 0.1 to 2",
+    ),
+    "no betas": (DDPMScheduler, {}, {"trained_betas": []}, r"trained_betas must be a list of 1 to 1000000 numbers, got \[\]"),
+    "betas for some levels": (
+        DDPMScheduler,
+        {},
+        {"trained_betas": [0.1, 0.2]},
+        "num_train_timesteps must be at most 2, the number of trained_betas, got 1000",
+    ),
+    "no levels": (DDPMScheduler, {}, {"num_train_timesteps": 0}, "num_train_timesteps must be a whole number from 1 to"),
+    "half a level": (
+        DDPMScheduler,
+        {},
+        {"num_train_timesteps": 10.5},
+        "num_train_timesteps must be a whole number .* got 10.5",
+    ),
+    "weight": (DDPMScheduler, {}, {"solver_type": "exact"}, "solver_type must be midpoint or heun, got 'exact'"),
+    "spacing": (
+        DDPMScheduler,
+        {},
+        {"timestep_spacing": "foo"},
+        "timestep_spacing must be one of linspace, leading, trailing, got",
+    ),
+    "two kinds of levels": (
+        DDPMScheduler,
+        {},
+        {"use_karras_sigmas": True, "use_beta_sigmas": True},
+        "use_karras_sigmas and use_beta_sigmas cannot both be true: give one of them",
+    ),
     "eta": (DDPMScheduler, {}, {"eta": math.nan}, "eta must be a number from 0 to 1000, got nan"),
     "eta of PDS": (DDPMScheduler, {}, {"precondition": "whole", "eta": 2.0}, "eta must be 1 with precondition=whole"),
+    "eta without a Langevin half": (
+        DDPMScheduler,
+        {},
+        {"eta": 0, "r": 0.2, "lam": 0.5},
+        "eta must be above 0 with a filter, got 0: the filter acts on the Langevin half, which eta=0 leaves out",
+    ),
     "precondition": (DDPMScheduler, {}, {"precondition": "some"}, "precondition must be one of half, whole, got 'some'"),
     "misspelt": (DDPMScheduler, {}, {"alhpa": 5.0}, "alhpa is no option of PDSScheduler: give alpha, or one of"),
     "half a filter": (DDPMScheduler, {}, {"alpha": 2.0}, "a filter from statistics needs alpha and statistics"),
@@ -298,16 +350,52 @@ def test_as_many_steps_as_levels_of_training_need_a_spacing_that_has_them():
             scheduler.set_timesteps(wrong)
     with pytest.raises(PDSError, match="timesteps must descend: two of them are equal, or one is above the one before it"):
         scheduler.set_timesteps(timesteps=[5, 9])
+    for wrong in ([20, 5, 1], [9, 5, -1]):
+        with pytest.raises(PDSError, match="timesteps must be from 0 to 19, the levels of training, got"):
+            scheduler.set_timesteps(timesteps=wrong)
+    scheduler.set_timesteps(timesteps=[19, 5, 0])
     scheduler.set_timesteps(19)
     with pytest.raises(PDSError, match=r"num_inference_steps is 20, and two of these steps have one noise level: give fewer"):
         scheduler.set_timesteps(20)
     PDSScheduler(num_train_timesteps=20, timestep_spacing="trailing").set_timesteps(20)
+    leading = {"timestep_spacing": "leading", "steps_offset": 100}
+    # diffusers rounds the first of these to a 62nd step.
+    for given, most, steps, outside in (({"timestep_spacing": "trailing"}, 62, 61, -1), (leading, 8, 9, 1000)):
+        scheduler = PDSScheduler(**given)
+        scheduler.set_timesteps(most)
+        says = f"num_inference_steps is {steps}, and one of these steps is at {outside}, not from 0 to 999: give another number"
+        with pytest.raises(PDSError, match=says):
+            scheduler.set_timesteps(steps)
+
+
+@pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
+def test_a_walk_begins_at_its_first_level_though_the_next_has_the_same_timestep(levels):
+    scheduler = PDSScheduler(beta_schedule="squaredcos_cap_v2", **{f"use_{levels}_sigmas": True})
+    scheduler.set_timesteps(20)
+    first, second = scheduler.timesteps[:2]
+    assert first == second
+    x = torch.zeros(1, *SHAPE)
+    for t in scheduler.timesteps:
+        x = scheduler.step(x, t, x).prev_sample
+    assert scheduler.step_index == 20
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(1)  # as image-to-image pipelines do
+    scheduler.step(x, second, x)
+    assert scheduler.step_index == 2
 
 
 def test_a_file_of_another_scheduler_is_refused_by_its_name(tmp_path):
     diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
     with pytest.raises(PDSError, match="FlowMatchEulerDiscreteScheduler is for a flow-matching network"):
         PDSScheduler.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DDIM"])
+def test_the_chain_is_the_others_also_where_that_has_its_defaults(name):
+    theirs = getattr(diffusers, f"{name}Scheduler")()
+    assert torch.equal(PDSScheduler.from_config(theirs.config).betas, theirs.betas)
+    given = PDSScheduler.from_config(theirs.config, beta_start=0.001).config
+    assert (given.beta_start, given.beta_end, given.timestep_spacing) == (0.001, theirs.config.beta_end, "linspace")
 
 
 def test_the_third_order_of_others_becomes_the_second():

@@ -155,6 +155,8 @@ EARLY = [
     ({}, {"trained_betas": 3}, {}, "is not one that diffusers writes"),
     ({}, {"trained_betas": [0.1, 1.0]}, {}, "numbers above 0 and below 1, got"),
     ({}, {"rescale_betas_zero_snr": True}, {}, "a DDPMScheduler with rescale_betas_zero_snr: only chains of finite"),
+    ({}, {"timestep_type": "continuous"}, {}, "a DDPMScheduler with timestep_type=continuous: only chains of finite"),
+    ({}, {"snr_shift_scale": 3.0}, {}, "a DDPMScheduler with snr_shift_scale=3.0: only chains of finite"),
     ({}, {"prediction_type": "flow"}, {}, "predicts 'flow' .* not one of epsilon, v_prediction, sample"),
     ({}, {}, {"beta_end": 0.03}, r"beta_end is 0.03, but .* was trained with 0.02 .*: leave it out"),
     ({}, {}, {"schedule": "scaled_linear"}, "schedule is scaled_linear, but .* was trained with linear"),
