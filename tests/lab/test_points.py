@@ -71,13 +71,27 @@ def test_what_becomes_of_points(tmp_path):
     assert found[3].run == "other-folder"
     assert found[3].ended > 0
 
-    # The same sweep again, one point longer and one shorter: all points wait until their runs are found done.
+    # The same sweep again, one point longer and one shorter: all points wait until their runs are found done, and keep these.
     points.plan([*asked[:4], Point.of(["seed=9"], number=5)])
     again = {point.overrides[0]: (point.number, point.state, point.run) for point in points.read()}
-    assert again == {f"seed={seed}": (number, "waiting", "") for seed, number in ((0, 1), (1, 2), (2, 3), (3, 4), (9, 5))}
+    runs = {0: "run-folder", 1: "run-folder", 2: "run-folder", 3: "other-folder", 9: ""}
+    assert again == {f"seed={seed}": (number, "waiting", run) for number, (seed, run) in enumerate(runs.items(), 1)}
     # Another sweep in the same folder leaves them alone.
     points.plan([Point.of(["width=1"], number=1, sweep="other")])
     assert len(points.read()) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "run"),
+    [(SystemExit(0), "earlier"), (KeyboardInterrupt(), "earlier"), (MissingError("no weights"), ""), (PDSError("no"), "")],
+)
+def test_a_point_started_again_keeps_its_run_unless_it_fails_before_it_has_one(tmp_path, error, run):
+    points = Points(tmp_path)
+    points.write(Point.of(["seed=0"], state="done", run="earlier"))
+    points.plan([Point.of(["seed=0"])])
+    with pytest.raises(type(error)), points.running(points.planned(["seed=0"])):
+        raise error
+    assert [point.run for point in points.read()] == [run]
 
 
 def test_a_point_that_another_sweep_over_its_keys_removed_comes_back_as_it_was(tmp_path):
