@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from made_runs import write_run
 
 from pds.errors import MissingError, PDSError
 from pds.lab.points import Point, Points, sweep_name
+from pds.lab.sweep import _succeeded
 
 
 def test_a_point_is_what_it_asks_for_and_not_where_it_runs():
@@ -92,6 +94,23 @@ def test_a_point_started_again_keeps_its_run_unless_it_fails_before_it_has_one(t
     with pytest.raises(type(error)), points.running(points.planned(["seed=0"])):
         raise error
     assert [point.run for point in points.read()] == [run]
+
+
+def test_a_sweep_succeeded_by_its_runs_where_another_process_made_its_points_wait_again(tmp_path):
+    points, asked = Points(tmp_path), [Point.of([f"seed={seed}"]) for seed in range(2)]
+    whole, stopped = write_run(tmp_path, 3.0), write_run(tmp_path, None, state="failed", message="no")
+    for state in ("waiting", "running", "done"):
+        points.write(Point.of(asked[0].overrides, state=state, run=whole.name))
+        assert _succeeded(tmp_path, asked[:1])
+    for state, run, succeeded in (
+        ("waiting", stopped.name, False),
+        ("waiting", "", False),
+        ("failed", "", False),
+        ("skipped", "", True),
+    ):
+        points.write(Point.of(asked[1].overrides, state=state, run=run))
+        assert _succeeded(tmp_path, asked) == succeeded, (state, run)
+        assert not _succeeded(tmp_path, asked[1:])
 
 
 def test_a_point_that_another_sweep_over_its_keys_removed_comes_back_as_it_was(tmp_path):
