@@ -83,7 +83,7 @@ class PlannedSweep(_Sweeper):
         fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
         listed = [[*combination, *point] for point in self.points for combination in combinations]
         name = sweep_name(swept, fixed)
-        where = [key for key in swept if says_where(key)]
+        where = [key.lstrip("+~") for key in swept if says_where(key)]
         common = [f"sweep.name={name}", f"sweep.where=[{','.join(where)}]"]
         common += [f"sweep.points={len(listed)}", f"sweep.since={since}"]
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
