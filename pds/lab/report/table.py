@@ -240,10 +240,10 @@ class Grid:
 
     @cached_property
     def lowest(self) -> set[Place]:
-        """The places of the lowest number in each column; none if cells cannot be compared."""
-        columns = grouped((place[1], (setting.number, place)) for place, setting in self.settings.items() if self.quantity)
-        several = [column for column in columns.values() if len(column) > 1]
-        return {place for column in several for number, place in column if number == min(column)[0]}
+        """The places of the lowest number of each column and network; none if cells cannot be compared."""
+        settings = self.settings.items() if self.quantity else ()
+        columns = grouped(((place[1], setting.runs[0].kind), (setting.number, place)) for place, setting in settings)
+        return {place for alike in columns.values() if len(alike) > 1 for number, place in alike if number == min(alike)[0]}
 
     def curves(self) -> list[Line]:
         """Return the settings of each row by rising NFE; none if rows have a single NFE or cannot be compared."""

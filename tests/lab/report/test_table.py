@@ -275,6 +275,15 @@ def test_numbers_of_several_metrics_have_no_lowest(tmp_path):
     assert "PDS (NFE 10): fid_other_256." in mixed.sentences()
 
 
+def test_the_lowest_is_among_numbers_of_one_network(tmp_path):
+    table = make(tmp_path)
+    assert Grid.of(table, table_lines(tmp_path)[1]).lowest == {("PDS", "NFE 10"), ("PDS", "NFE 20"), ("Heun", "NFE 200")}
+    edit(tmp_path / "PDS-10-0", model="other")
+    (tmp_path / "Heun-200-0" / "config.yaml").write_text("fingerprint: {weights: other}")
+    # PDS is alone with its network at 10 evaluations, and so is each of Heun and DDIM at 200.
+    assert Grid.of(table, table_lines(tmp_path)[1]).lowest == {("Heun", "NFE 10"), ("PDS", "NFE 20")}
+
+
 def test_the_csv_still_has_every_cell(tmp_path):
     make(tmp_path, seeds=(0, 1))
     write_report(tmp_path)
