@@ -488,7 +488,7 @@ def test_scripts_without_options_answer_and_refuse():
         (["report.py", "--open"], 1, "error: name the folders of groups"),
         *(
             ([f"tools/{name}.py", "-h"], 0, f"python experiments/tools/{name}.py")
-            for name in ("assets", "latents", "reference", "ship")
+            for name in ("assets", "latents", "moments", "reference", "ship")
         ),
         *(([f"tools/{name}.py", "--help"], 0, f"experiments/tools/{name}.py") for name in ("published", "panel_cost")),
         (["tools/reference.py", "x"], 1, "error: reference.py takes no arguments, got x"),
