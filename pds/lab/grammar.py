@@ -28,6 +28,8 @@ from pds.errors import PDSError, escaped, first_line
 SPECIAL = "= , ( ) [ ] { }"
 OPTIONAL = ("local", "published")
 """Groups that a configuration has if there is a file."""
+ABSENT = ("remedy", "guidance")
+"""Groups of which a configuration has no choice unless one is given."""
 SINGLE = ("model", "dataset", "sampler", "filter", "solenoid", "remedy", "guidance", "metric")
 """Groups of which a configuration has one choice."""
 OPEN = re.compile(r"(model\.arguments|sampler\.options)[.=]")
@@ -54,6 +56,9 @@ def sentence(error: Exception) -> str | None:
         if (override := _local(error, "_apply_overrides_to_config", "override")) is not None:
             return f"{override.input_line} is not possible: {first_line(error)}"
         if "Config group override must be a string" in str(error):
+            choice = _local(error, "__init__", "override")
+            if choice is not None and choice.value() is None and choice.key_or_group in ABSENT:
+                return f"{choice.input_line} names no choice: leave {choice.key_or_group} out to have none"
             return "the command line cannot be used: a choice is a name, as in metric=none; --list GROUP shows them"
         return f"the command line cannot be used: {first_line(error)}"
     return None
@@ -209,7 +214,7 @@ def _refused(error: ConfigCompositionException) -> str:
 
 
 def require_known(node: DictConfig) -> None:
-    """Refuse keys that Hydra adds by a + and that no option has, and options that were removed by a ~.
+    """Refuse keys that Hydra adds by a + and that no option has, options that were removed by a ~, and options of no choice.
 
     Raises:
         PDSError: there is such a key; the message names the first.
@@ -224,9 +229,17 @@ def require_known(node: DictConfig) -> None:
         for name in stated:
             if name not in there:
                 raise PDSError(f"{node._get_full_key(name)} cannot be removed: leave out ~{node._get_full_key(name)}")
-    for child in (node._get_node(name) for name in node if name != "hydra"):
+    for key, child in ((key, node._get_node(key)) for key in node if key != "hydra"):
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            if node._get_parent() is None and key in SINGLE and "_target_" not in child:
+                raise PDSError(_no_owner(str(key), child))
             require_known(child)
+
+
+def _no_owner(group: str, node: DictConfig) -> str:
+    """The refusal of options of a group without a choice, as a ~GROUP leaves those that an experiment gives."""
+    given = f"{group}.{next(map(str, node))}" if len(node) else f"{group}={{}}"
+    return f"{given} is given, and no {group} is chosen: give {group}=NAME (--list {group}), or leave out ~{group} or {given}"
 
 
 def _no_key(full: str, key: str, parent: DictConfig, stated: Collection[str] | None = None) -> str:

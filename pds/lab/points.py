@@ -36,7 +36,8 @@ class Point:
         state: "waiting", "running" (also after a kill), "done", "skipped" (something that only the user can provide is missing)
             or "failed".
         message: why it was skipped or failed.
-        run: name of its run folder, beside `points/`; empty until it has one.
+        run: name of its run folder, beside `points/`; empty until it has one. A point that is started again keeps the earlier
+            one until it has its own, or fails.
         seconds: its duration, if it was not found done; 0 until it ended.
         ended: seconds since the epoch; 0 until it ended.
     """
@@ -118,14 +119,17 @@ class Points:
         return self.folder / "points" / f"{digest}.json"
 
     def plan(self, points: Sequence[Point]) -> None:
-        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they are still done."""
+        """Announce a sweep. All its points wait, also those that are done: only their runs know whether they are still done.
+
+        Points keep their runs, so that a sweep that is started again and killed loses no number.
+        """
         known = {point.digest: point for point in self.read()}
         for digest, point in known.items():
             if point.state in ("waiting", "running") and point.sweep in {other.sweep for other in points}:
                 self._file(digest).unlink(missing_ok=True)  # another process may plan the same sweep
         for point in points:
             old = known.get(point.digest, point)
-            self.write(replace(point, seconds=old.seconds, ended=old.ended))
+            self.write(replace(point, run=old.run, seconds=old.seconds, ended=old.ended))
 
     def planned(self, overrides: Sequence[str], swept: Collection[str] = (), **values: Any) -> Point:
         """The point of a command line, as it was announced; arguments as in `Point.of`.
@@ -143,7 +147,7 @@ class Points:
         """
         start, found = time.time(), False
         now = replace(point, state="running", message="", run="")
-        self.write(now)
+        self.write(replace(now, run=point.run))
 
         def started(run: str, done: bool) -> None:
             nonlocal now, found
@@ -162,6 +166,7 @@ class Points:
             end("skipped", str(error))
             raise
         except KeyboardInterrupt:
+            now = replace(now, run=now.run or point.run)
             end("failed", "stopped by hand")
             raise
         except Exception as error:  # not SystemExit: a queue takes the job back and starts it again

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from pds import __version__
 from pds.errors import PDSError
 from pds.lab.config import CONF, build
-from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, experiments, fields_of, is_plain
+from pds.lab.schema import CHOICES, PROGRAMS, PartialTarget, experiments, fields_of, is_plain, register
 from pds.lab.text import markdown_table
 from pds.options import described, options_of
 from pds.samplers.sampler import Sampler
@@ -99,9 +101,14 @@ def samplers_table() -> str:
 
 
 def _alone(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with _initialized():
         return compose(name, list(overrides))
+
+
+def _initialized() -> initialize_config_dir:
+    register()
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(CONF), version_base="1.3")
 
 
 def listing(group: str) -> str:
@@ -132,8 +139,22 @@ def help_of(program: str, arguments: Sequence[str]) -> str:
         optional = [key for key in more if choices_of(key)]
         parts += [f"{group}: {', '.join(choices_of(group))}" for group in (*groups, *optional)]
         return "\n\n".join([*parts, "GROUP=CHOICE --help shows the options of a choice, --list GROUP shows the choices."])
-    cfg = _alone(program, [argument for argument in arguments if not argument.startswith("-")])
-    return "\n\n".join(text for group in chosen for text in _nodes(group.replace("/", "."), cfg))
+    given = [argument for argument in arguments if not argument.startswith("-")]
+    if not groups:  # its other keys are overrides of runs
+        own = {*options_of(kind), *more}
+        program, given = "run", [override for override in given if re.split("[./=]", override.lstrip("+~"))[0] not in own]
+    points = _points(given) if {"-m", "--multirun"} & {*arguments} else [given]
+    told = (text for point in points for group in chosen for text in _nodes(group.replace("/", "."), _alone(program, point)))
+    return "\n\n".join(dict.fromkeys(told))
+
+
+def _points(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each combination of the choices swept over. Other keys that are swept over stay at their defaults."""
+    with _initialized():
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides([*overrides])
+        kept = [override for override in parsed if override.key_or_group in GROUPS or not override.is_sweep_override()]
+        (points,) = BasicSweeper.split_arguments(kept, None)
+        return points
 
 
 def _nodes(key: str, cfg: DictConfig) -> Iterator[str]:

@@ -25,7 +25,7 @@ from pds.lab.cli import Failed, given_overrides, leads, sentence
 from pds.lab.experiment import run, show_report
 from pds.lab.logs import show_lines, spared
 from pds.lab.points import Point, Points, sweep_name
-from pds.lab.report import overview, write_report
+from pds.lab.report import overview, read_runs, write_report
 from pds.lab.runs import group_folder, says_where
 from pds.lab.terminal import command_line, show
 
@@ -83,7 +83,7 @@ class PlannedSweep(_Sweeper):
         fixed = [override.input_line or "" for override in given if not override.is_sweep_override()]
         listed = [[*combination, *point] for point in self.points for combination in combinations]
         name = sweep_name(swept, fixed)
-        where = [key for key in swept if says_where(key)]
+        where = [key.lstrip("+~") for key in swept if says_where(key)]
         common = [f"sweep.name={name}", f"sweep.where=[{','.join(where)}]"]
         common += [f"sweep.points={len(listed)}", f"sweep.since={since}"]
         jobs = [[*job, f"sweep.number={number}", *common] for number, job in enumerate(listed, 1)]
@@ -135,8 +135,11 @@ def _succeeded(folder: Path, planned: Sequence[Point]) -> bool:
     show(f"\n{overview(folder)}")
     show_report(folder)
     digests = {point.digest for point in planned}
-    states = [point.state for point in Points(folder).read() if point.digest in digests]
-    return "done" in states and set(states) <= {"done", "skipped"}
+    points = [point for point in Points(folder).read() if point.digest in digests]
+    # Another process that shares the sweep may have made points wait again: a finished run tells that its point is done.
+    finished = {run.folder.name for run in read_runs(folder).done}
+    states = {"done" if point.state in ("waiting", "running") and point.run in finished else point.state for point in points}
+    return "done" in states and states <= {"done", "skipped"}
 
 
 def _work(cfg: DictConfig) -> float:

@@ -201,6 +201,13 @@ def test_a_misspelt_key_is_told_with_the_one_that_was_meant(seed, configuration)
         (["-m", "+sampler.new=1,2"], "there is no sampler.new (did you mean sampler.denoise?): sampler has iterations, "),
         (["~seed"], "seed cannot be removed: leave out ~seed"),
         (["metric=null"], "a choice is a name, as in metric=none"),
+        (["remedy=null"], "remedy=null names no choice: leave remedy out to have none"),
+        (["-m", "guidance=null,classifier_free"], "guidance=null names no choice: leave guidance out to have none"),
+        (
+            ["experiment=few_steps/ncsnpp_small_t10", "~remedy"],
+            "remedy.scale is given, and no remedy is chosen: give remedy=NAME",
+        ),
+        (["-m", "seed=0,1", "++guidance.scale=2"], "guidance.scale is given, and no guidance is chosen: give guidance=NAME"),
         (["sweep.number=3"], "sweep.number=3 cannot be given: a sweep sets it"),
         (["compile=7"], "compile must be true or false, got 7"),
         (["bf16=-1"], "bf16 must be true or false, got -1"),
@@ -481,7 +488,7 @@ def test_scripts_without_options_answer_and_refuse():
         (["report.py", "--open"], 1, "error: name the folders of groups"),
         *(
             ([f"tools/{name}.py", "-h"], 0, f"python experiments/tools/{name}.py")
-            for name in ("assets", "latents", "reference", "ship")
+            for name in ("assets", "latents", "moments", "reference", "ship")
         ),
         *(([f"tools/{name}.py", "--help"], 0, f"experiments/tools/{name}.py") for name in ("published", "panel_cost")),
         (["tools/reference.py", "x"], 1, "error: reference.py takes no arguments, got x"),

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from made_runs import write_run
 
 from pds.errors import MissingError, PDSError
 from pds.lab.points import Point, Points, sweep_name
+from pds.lab.sweep import _succeeded
 
 
 def test_a_point_is_what_it_asks_for_and_not_where_it_runs():
@@ -71,13 +73,44 @@ def test_what_becomes_of_points(tmp_path):
     assert found[3].run == "other-folder"
     assert found[3].ended > 0
 
-    # The same sweep again, one point longer and one shorter: all points wait until their runs are found done.
+    # The same sweep again, one point longer and one shorter: all points wait until their runs are found done, and keep these.
     points.plan([*asked[:4], Point.of(["seed=9"], number=5)])
     again = {point.overrides[0]: (point.number, point.state, point.run) for point in points.read()}
-    assert again == {f"seed={seed}": (number, "waiting", "") for seed, number in ((0, 1), (1, 2), (2, 3), (3, 4), (9, 5))}
+    runs = {0: "run-folder", 1: "run-folder", 2: "run-folder", 3: "other-folder", 9: ""}
+    assert again == {f"seed={seed}": (number, "waiting", run) for number, (seed, run) in enumerate(runs.items(), 1)}
     # Another sweep in the same folder leaves them alone.
     points.plan([Point.of(["width=1"], number=1, sweep="other")])
     assert len(points.read()) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "run"),
+    [(SystemExit(0), "earlier"), (KeyboardInterrupt(), "earlier"), (MissingError("no weights"), ""), (PDSError("no"), "")],
+)
+def test_a_point_started_again_keeps_its_run_unless_it_fails_before_it_has_one(tmp_path, error, run):
+    points = Points(tmp_path)
+    points.write(Point.of(["seed=0"], state="done", run="earlier"))
+    points.plan([Point.of(["seed=0"])])
+    with pytest.raises(type(error)), points.running(points.planned(["seed=0"])):
+        raise error
+    assert [point.run for point in points.read()] == [run]
+
+
+def test_a_sweep_succeeded_by_its_runs_where_another_process_made_its_points_wait_again(tmp_path):
+    points, asked = Points(tmp_path), [Point.of([f"seed={seed}"]) for seed in range(2)]
+    whole, stopped = write_run(tmp_path, 3.0), write_run(tmp_path, None, state="failed", message="no")
+    for state in ("waiting", "running", "done"):
+        points.write(Point.of(asked[0].overrides, state=state, run=whole.name))
+        assert _succeeded(tmp_path, asked[:1])
+    for state, run, succeeded in (
+        ("waiting", stopped.name, False),
+        ("waiting", "", False),
+        ("failed", "", False),
+        ("skipped", "", True),
+    ):
+        points.write(Point.of(asked[1].overrides, state=state, run=run))
+        assert _succeeded(tmp_path, asked) == succeeded, (state, run)
+        assert not _succeeded(tmp_path, asked[1:])
 
 
 def test_a_point_that_another_sweep_over_its_keys_removed_comes_back_as_it_was(tmp_path):

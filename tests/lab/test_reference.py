@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from command_line import started
 
 import pds
 from pds.errors import PDSError
@@ -50,6 +51,28 @@ def test_help_tells_values_ranges_and_meanings_of_what_is_chosen():
     assert "solenoid: fft, none, shift" in everything and "guidance: classifier" in everything
     assert "few_steps_parts" in help_text("reproduce", ["--help"])
     assert "Other keys are overrides" in help_text("tune", ["--help"])
+
+
+@pytest.mark.parametrize(
+    ("program", "given"),
+    [
+        ("tune", ["sampler=edm", "budgets=[10]", "space=sde"]),
+        ("reproduce", ["sampler=edm"]),
+        ("reproduce", ["table=clean_fid", "small=true", "sampler=edm"]),
+        ("run", ["-m", "sampler=edm,lms", "sampler.iterations=5,10"]),
+        ("run", ["--multirun", "sampler=glob(edm*)"]),
+    ],
+)
+def test_help_of_a_choice_is_told_by_every_program_and_for_each_choice_of_a_sweep(program, given):
+    told = help_text(program, [*given, "--help"])
+    assert told.count("sampler.S_churn=10\n") == 1
+    assert told.count("\nsampler: ") == ("sampler=edm,lms" in given)
+
+
+def test_help_needs_nothing_that_was_registered_before():
+    """As in `tune.py`, which answers before it prepares."""
+    done = started("-c", "from pds.lab.reference import help_text; print(help_text('tune', ['sampler=edm', '--help']))")
+    assert "sampler.S_churn=10" in done.stdout, done.stderr
 
 
 def test_the_version_is_that_of_this_package():

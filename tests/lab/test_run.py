@@ -111,6 +111,15 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert len(list(group.glob("*/result.json"))) == 3
 
 
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_weights_swept_over_are_points_of_their_own_however_the_key_is_given(plus, tmp_path):
+    given = [f"{plus}model.checkpoint={tmp_path}/{name}.pth" for name in "ab"]
+    command("run.py", "-m", f"{given[0]},{tmp_path}/b.pth", "images=4", "tracker=none", f"outputs={tmp_path}")
+    (folder,) = tmp_path.glob("*/points")
+    points = Points(folder.parent).read()
+    assert [(point.overrides[0], point.state) for point in points] == [(override, "skipped") for override in given]
+
+
 def test_runs_are_named_by_what_they_are(tmp_path):
     config = {"filter": {"r": 0.2}, "outputs": "a", "device": "cpu", "seed": 0}
     name = run_name(["filter.r=0.2", "outputs=a", "experiment=x", "hydra.verbose=true"], config)

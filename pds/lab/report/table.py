@@ -150,14 +150,13 @@ def fill(table: Table, points: Sequence[Point], runs: Iterable[Run]) -> list[Mea
 def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[str, Run]) -> MeasuredCell:
     if not cell.points:
         return MeasuredCell(cell, [f"missing: {cell.missing}" if cell.missing else "as printed"])
-    ended = [point for point in points if point and point.state == "done"]
+    # A finished run keeps its number, also while its point waits again.
+    ended = [point for point in points if point and (point.state == "done" or point.run in done)]
     runs = [done[point.run] for point in ended if point.run in done]
     # One sentence if all seeds have the same message.
-    notes = sorted({f"{p.state}: {p.message}".removesuffix(": ") for p in points if p and p.state != "done"})
-    if None in points:
-        notes.append("not started")
-    if len(runs) < len(ended):
-        notes.append("a run is gone: run the command again")
+    notes = sorted({f"{p.state}: {p.message}".removesuffix(": ") for p in points if p and p not in ended})
+    faults = [(None in points, "not started"), (len(runs) < len(ended), "a run is gone: run the command again")]
+    notes += [note for holds, note in faults if holds]
     seconds = table.quantity == "seconds"
     name = "seconds" if seconds else next((name for run in runs[:1] for name in run.metrics), "")
     if not runs or not name:
@@ -165,6 +164,7 @@ def _fill(table: Table, cell: Cell, points: Sequence[Point | None], done: dict[s
     setting = Setting(tuple(run for run in runs if seconds or name in run.measures), name)
     images, alike = runs[0].result["images"], seconds or name.startswith(table.metric)
     doubts = [
+        (any(point.state in ("waiting", "running") for point in ended), "from an earlier start"),
         (len(setting.runs) < len(points), f"{len(setting.runs)} of {len(points)} seeds"),
         (seconds, f"measured on {runs[0].result.get('device')}"),
         (not alike, f"other features than {table.metric}'s"),
@@ -240,10 +240,10 @@ class Grid:
 
     @cached_property
     def lowest(self) -> set[Place]:
-        """The places of the lowest number in each column; none if cells cannot be compared."""
-        columns = grouped((place[1], (setting.number, place)) for place, setting in self.settings.items() if self.quantity)
-        several = [column for column in columns.values() if len(column) > 1]
-        return {place for column in several for number, place in column if number == min(column)[0]}
+        """The places of the lowest number of each column and network; none if cells cannot be compared."""
+        settings = self.settings.items() if self.quantity else ()
+        columns = grouped(((place[1], setting.runs[0].kind), (setting.number, place)) for place, setting in settings)
+        return {place for alike in columns.values() if len(alike) > 1 for number, place in alike if number == min(alike)[0]}
 
     def curves(self) -> list[Line]:
         """Return the settings of each row by rising NFE; none if rows have a single NFE or cannot be compared."""

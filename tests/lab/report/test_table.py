@@ -14,7 +14,7 @@ from pds.lab.charts import QUIET, RAMP
 from pds.lab.paper_table import Cell, Table
 from pds.lab.points import Point, Points
 from pds.lab.report import overview, write_report
-from pds.lab.report.runs import Run
+from pds.lab.report.runs import Run, read_runs
 from pds.lab.report.table import Grid, fill, long_form, markdown, table_lines, write_table
 
 METRIC = "fid_made_up_256"
@@ -94,6 +94,26 @@ def test_seeds_of_another_metric_or_without_a_number_do_not_mix(tmp_path):
     assert long_form([line])[1][3] == "3.5 ± 0.7 (2 seeds)"
     (line,) = fill(table(cell), points, runs[:1])
     assert "a run is gone: run the command again" in line.notes
+
+
+def test_a_table_that_is_started_again_and_killed_keeps_its_numbers(tmp_path):
+    whole = make(tmp_path, seeds=(0, 1))
+    before = grids(overview(tmp_path))
+    points = Points(tmp_path)
+    points.plan([dataclasses.replace(p, state="waiting") for p in points.read() if p.state == "done"])
+    assert {p.state for p in points.read()} == {"waiting", "failed"}
+    assert grids(overview(tmp_path)) == before
+    lines = table_lines(tmp_path)[1]
+    assert lines[0].notes[0] == "from an earlier start"
+    lost = next(p for p in points.read() if p.run == "DDIM-10-0")
+    (tmp_path / lost.run / "result.json").unlink()
+    (tmp_path / lost.run / "status.json").write_text('{"state": "running", "message": ""}')
+    (line, *_) = fill(whole, points.read(), read_runs(tmp_path))
+    assert (line.setting.number, line.notes[:2]) == (901.0, ["waiting", "from an earlier start"])
+    # A run that was repeated alone is done, for any earlier state of its point.
+    points.write(dataclasses.replace(lost, run="DDIM-10-1", state="failed", message="stopped by hand"))
+    (line, *_) = fill(whole, points.read(), read_runs(tmp_path))
+    assert line.setting is not None and "failed" not in str(line.notes)
 
 
 def test_cells_without_a_number_say_why(tmp_path):
@@ -253,6 +273,15 @@ def test_numbers_of_several_metrics_have_no_lowest(tmp_path):
     mixed = Grid.of(table, table_lines(tmp_path)[1])
     assert mixed.lowest == set() and mixed.curves() == []
     assert "PDS (NFE 10): fid_other_256." in mixed.sentences()
+
+
+def test_the_lowest_is_among_numbers_of_one_network(tmp_path):
+    table = make(tmp_path)
+    assert Grid.of(table, table_lines(tmp_path)[1]).lowest == {("PDS", "NFE 10"), ("PDS", "NFE 20"), ("Heun", "NFE 200")}
+    edit(tmp_path / "PDS-10-0", model="other")
+    (tmp_path / "Heun-200-0" / "config.yaml").write_text("fingerprint: {weights: other}")
+    # PDS is alone with its network at 10 evaluations, and so is each of Heun and DDIM at 200.
+    assert Grid.of(table, table_lines(tmp_path)[1]).lowest == {("Heun", "NFE 10"), ("PDS", "NFE 20")}
 
 
 def test_the_csv_still_has_every_cell(tmp_path):
