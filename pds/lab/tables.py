@@ -25,6 +25,8 @@ from pds.lab.sweep import run_or_point
 from pds.lab.terminal import command_line, show
 from pds.options import fitted, options_of
 
+OF_CELLS = ("experiment", "model", "dataset", "sampler", "filter", "solenoid", "remedy", "guidance")
+"""Groups whose choices a table makes; another choice for all its cells would make other cells under the same names."""
 TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
 OURS = ["table", *options_of(Reproduce)]
 SUFFIXES = (".pth", ".pt", ".safetensors", "")  # the last is a folder of diffusers
@@ -81,7 +83,7 @@ def plan(config: dict[str, Any], given: list[str], command: str) -> tuple[Table,
     settings(Reproduce, config)
     taken = {key(o) for spec in specs for o in spec.get("run", [])} | {key(o) for o in form["base"]} - {"shard_size"}
     for override in given:
-        if key(override) in taken or key(override) in ("group", "seed", "sweep"):
+        if key(override) in taken or key(override) in ("group", "seed", "sweep", *OF_CELLS):
             hint = "seeds=[...] gives the seeds" if key(override) == "seed" else "it says what the cells of this table are"
             raise PDSError(f"{override} cannot be given to this table: {hint}; use experiments/run.py for other runs")
     for spec in specs:

@@ -220,6 +220,7 @@ def test_a_refused_command_leaves_the_table_of_an_earlier_one_alone(given, tmp_p
     ("given", "message"),
     [
         ("sampler.iterations=4", "sampler.iterations=4 cannot be given to this table: it says what the cells"),
+        *((f"{group}=x", "it says what the cells of this table are") for group in ("remedy", "solenoid", "sampler", "model")),
         ("seed=3", r"seeds=\[...\] gives the seeds"),
         ("group=mine", "group=mine cannot be given"),
     ],
