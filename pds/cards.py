@@ -19,7 +19,7 @@ from pds.models.ncsn import ncsn
 from pds.models.ncsnpp import ncsnpp
 from pds.models.ncsnv2 import ncsnv2
 from pds.models.safetensors_files import read_configuration
-from pds.models.scores import Model, placed
+from pds.models.scores import Model, placed, single_precision
 from pds.models.unet2d import unet2d
 from pds.options import Shape, checked
 from pds.processes.critically_damped import CriticallyDamped
@@ -132,6 +132,7 @@ CARDS: dict[str, Card] = {
 
 
 @checked
+@single_precision()
 def load(
     source: str | Path, *, card: str | None = None, shape: Shape | None = None, device: str | torch.device | None = None
 ) -> Model:

@@ -172,3 +172,15 @@ def test_a_diffusers_folder(tmp_path):
     model = pds.load(tmp_path, device="cpu")
     assert (model.shape, model.process.levels, model.data_range) == ((1, 8, 8), 100, (-1.0, 1.0))
     assert model.sampler == pds.PredictorCorrector(100, pds.Ancestral(), None)
+
+
+def test_a_program_in_double_precision_samples_the_same_images():
+    sampler, images = pds.PreconditionedSDE(2), []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            images.append(pds.sample(pds.load("asset:mnist_ncsnpp", device="cpu"), sampler, images=1).images)
+            assert torch.get_default_dtype() == default
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(*images)

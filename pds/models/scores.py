@@ -264,6 +264,17 @@ class Bfloat16Score:
 
 
 @contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """Make networks in float32, as their states and noise are, whatever the program has for its default."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
 def evaluating() -> Iterator[list[nn.Module]]:
     """Put every module that runs inside the block into evaluation mode, permanently, and list them. A wrapped function does not
     reveal its modules beforehand."""
