@@ -33,7 +33,7 @@ from pds.lab.settings import Run, settings
 from pds.lab.terminal import script, show
 from pds.lab.tracking import MetricsFile, TrackedRun, Tracker, aside
 from pds.models.safetensors_files import state_digest
-from pds.models.scores import Model, for_sampling
+from pds.models.scores import LadderScore, Model, for_sampling
 from pds.moments import noise_moments
 from pds.noise import ImageNoise
 from pds.pictures import image_grid, visible
@@ -106,6 +106,8 @@ class Experiment:
 
         with keyed(cfg.sampler):
             sampler = sampler.with_statistics(lambda: dataset.statistics, model.data_range, model.process).with_moments(moments)
+        if _leaves_ladder(model, sampler, remedied is not model):
+            facts["between_levels"] = "2026-11"  # older versions took the score of the nearest level
         sample = ImageSampler.of(
             model, score, sampler, preconditioner, cfg.seed, device, compiled=cfg.compile, labels=labels, guidance=guidance
         )
@@ -178,6 +180,20 @@ def _checked(panel: Panel, cfg: DictConfig, model: Model) -> Panel:
     with keyed(cfg.metric):
         metric.require(cfg.images)
     return metric
+
+
+def _leaves_ladder(model: Model, sampler: Sampler[Any], remedied: bool) -> bool:
+    """Whether a network on a ladder is asked between its levels, by a remedy or by the levels of the sampler."""
+    if not isinstance(model.score, LadderScore):
+        return False
+    levels = sampler.levels(model.process)
+    asked = (
+        levels.double()
+        if isinstance(levels, torch.Tensor)
+        else torch.tensor([getattr(at, "sigma", 0.0) for at in levels]).double()
+    )
+    ratios = asked[:, None] / model.score.sigmas.cpu()
+    return remedied or bool(((ratios - 1).abs() > 1e-6).all(1).any())
 
 
 def _guidance(cfg: DictConfig, model: Model) -> Guidance | None:

@@ -133,7 +133,8 @@ def _texts() -> Collection[str]:
 
 
 def _text(value: str) -> str:
-    """The value of a name or a path, in quotes where Hydra would read something else."""
+    """The value of a name or a path, in quotes where Hydra would read something else; blanks around it are Hydra's."""
+    value = value.strip()
     try:
         read = OverridesParser.create().parse_override(f"name={value}").value()
     except HydraException:

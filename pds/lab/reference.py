@@ -143,6 +143,8 @@ def help_of(program: str, arguments: Sequence[str]) -> str:
     if not groups:  # its other keys are overrides of runs
         own = {*options_of(kind), *more}
         program, given = "run", [override for override in given if re.split("[./=]", override.lstrip("+~"))[0] not in own]
+    if "model=own" in given and not any(override.startswith("model/process=") for override in given):
+        given.append("model/process=ve")  # its process must be given, and the help shows an example
     points = _points(given) if {"-m", "--multirun"} & {*arguments} else [given]
     told = (text for point in points for group in chosen for text in _nodes(group.replace("/", "."), _alone(program, point)))
     return "\n\n".join(dict.fromkeys(told))

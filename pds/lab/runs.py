@@ -60,8 +60,8 @@ PLACE = {
 }
 # How images are measured.
 MEASURING = {"metric", "dataset.reference", "fingerprint.reference", "fingerprint.seen"}
-# Facts of a fingerprint that settings share: `Run.kind` tells networks apart, and a filter follows from its options.
-SHARED = {f"fingerprint.{name}" for name in ("weights", "beside_weights", "filters")}
+# Facts of a fingerprint that settings share: `Run.kind` tells networks apart, and the others follow from options and T.
+SHARED = {f"fingerprint.{name}" for name in ("weights", "beside_weights", "filters", "sampler.eta", "filter.alpha")}
 # Also ignored when settings are told apart: names, the seed of a repeat, and keys whose effect other keys show.
 ASIDE = PLACE | MEASURING | SHARED | {"name", "published", "seed", "shard_size", "filter.reference"}
 # Keys that a configuration computes from T. They count only if one T has several values.

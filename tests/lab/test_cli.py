@@ -337,7 +337,8 @@ def test_names_that_look_like_numbers_stay_as_they_are():
     for name in ("1.10", "2024_01_06", "007", "1e3", "+5", "true", "NaN", "0x10", "12"):
         for key in ("group", "outputs", "dataset.statistics_file"):
             assert str(parse(grammar.typed(f"{key}={name}")).value()) == name
-        swept = parse(grammar.typed(f"group={name},a")).sweep_string_iterator()
+        assert grammar.typed("group=a, b ") == "group=a,b"
+        swept = parse(grammar.typed(f"group={name}, a")).sweep_string_iterator()
         assert [str(parse(f"group={value}").value()) for value in swept] == [name, "a"]
         assert grammar.typed(f"sampler.eta={name}") == f"sampler.eta={name}"
     assert composed(grammar.typed("group=1.10")).group == "1.10"
@@ -491,6 +492,7 @@ def test_scripts_without_options_answer_and_refuse():
             for name in ("assets", "latents", "moments", "reference", "ship")
         ),
         *(([f"tools/{name}.py", "--help"], 0, f"experiments/tools/{name}.py") for name in ("published", "panel_cost")),
+        (["run.py", "model=own", "--help"], 0, "model.make=???"),
         (["tools/reference.py", "x"], 1, "error: reference.py takes no arguments, got x"),
     ):
         done = command(*given)

@@ -160,3 +160,13 @@ def test_a_group_is_a_folder_inside_of_outputs(tmp_path):
         assert str(raised.value).isprintable()
     with pytest.raises(PDSError, match="is no path"):
         group_folder("~nobody-of-this-name/x", "g")
+
+
+@pytest.mark.parametrize(
+    ("given", "leaves"),
+    [([], False), (["sampler=preconditioned_sde", "sampler.iterations=6"], True), (["remedy=level_shift"], True)],
+)
+def test_runs_between_the_levels_of_a_ladder_are_not_those_of_older_versions(given, leaves):
+    """Older versions took the score of the nearest level there; on the levels the images are the same."""
+    experiment = Experiment.build(composed("model=ncsn_small", "metric=none", *given))
+    assert ("between_levels" in experiment.fingerprint) == leaves

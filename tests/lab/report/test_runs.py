@@ -78,6 +78,10 @@ def test_runs_of_one_network_before_and_after_a_change_of_its_code_or_its_option
         write_run(other, 1.0, config=config | {"fingerprint": config["fingerprint"] | facts})
     alike = Runs(tuple(run for folder in (tmp_path / "other").iterdir() for run in read_runs(folder)))
     assert [len(alike.repeats(run)) for run in alike] == [1, 1, 1, 1]
+    # A guess for T is no setting beside T.
+    for guess in ("2.1", "1.9"):
+        write_run(tmp_path / "auto", 1.0, config=config | {"fingerprint": config["fingerprint"] | {"sampler.eta": guess}})
+    assert not differing([run.values for run in read_runs(tmp_path / "auto")])
     head, _, *rows = (line.split() for line in format_table(runs).splitlines())
     assert head[1:6] == ["run", "|", "width", "|", "weights"]
     assert [row[3] for row in rows[:4]] == ["16", "16", "16", "8"]
