@@ -84,7 +84,8 @@ def main(seed: int = 0, count: int = 10) -> int:
 
 if __name__ == "__main__":
     if {"--help", "-h"} & {*sys.argv}:
-        sys.exit(print(__doc__))
+        print(__doc__)
+        sys.exit()
     if len(sys.argv) > 3 or not all(word.isascii() and word.isdigit() for word in sys.argv[1:]):
         sys.exit("error: give at most two whole numbers: experiments/tools/mutate.py [SEED [COUNT]]")
     sys.exit(main(*map(int, sys.argv[1:])))

@@ -170,9 +170,12 @@ class ImageFolder(EncodedImages):
         return str(self.root / self.paths[i])
 
     def check_headers(self) -> None:
-        """Refuse the first image that cannot be read or has another size, as far as the headers of the files tell.
+        """Look at the header of every file before a long work, which would meet a wrong image after hours.
 
-        This takes seconds for 100,000 images. A training would meet the image after hours.
+        50,000 small JPEG files took 12 s on two CPU cores.
+
+        Raises:
+            PDSError: a file is no image, is animated or, where nothing crops the images, has another size; it names the file.
         """
         size = None if self.preprocess else (self.shape[1], self.shape[2])
 

@@ -244,8 +244,8 @@ class Excess:
         sigma: noise level at which the data begin to show in these frequencies.
         k: noise in these frequencies at this level, in units of the level's own, without a filter.
         least_gain: from `least_gain`: the gain 1 / R^2 that keeps k below 2 at the end; inf if no gain up to 8 does.
-        alpha: alpha of the weakest `StatisticsFilter` with this gain; inf if the network
-            sees the excess, though a filter may still help; nan if none is enough.
+        alpha: alpha of the weakest `StatisticsFilter` with this gain; inf if the network sees the excess, though a filter may
+            still help; nan if none is enough.
     """
 
     iterations: int

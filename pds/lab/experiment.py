@@ -187,12 +187,9 @@ def _leaves_ladder(model: Model, sampler: Sampler[Any], remedied: bool) -> bool:
     if not isinstance(model.score, LadderScore):
         return False
     levels = sampler.levels(model.process)
-    asked = (
-        levels.double()
-        if isinstance(levels, torch.Tensor)
-        else torch.tensor([getattr(at, "sigma", 0.0) for at in levels]).double()
-    )
-    ratios = asked[:, None] / model.score.sigmas.cpu()
+    # Levels of unknown form count as 0, which is on no ladder.
+    sigmas = levels if isinstance(levels, torch.Tensor) else torch.tensor([float(getattr(at, "sigma", 0)) for at in levels])
+    ratios = sigmas.double()[:, None] / model.score.sigmas.cpu()
     return remedied or bool(((ratios - 1).abs() > 1e-6).all(1).any())
 
 

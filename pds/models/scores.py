@@ -310,15 +310,12 @@ def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
     network.eval()
     # Looking at each call costs time, so only functions pay it.
     hidden = any(isinstance(module, FunctionNetwork) for module in network.modules())
-    try:
-        with evaluating() if hidden else contextlib.nullcontext(list[nn.Module]()) as met:
-            try:
-                yield
-            finally:
-                training += met
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating() if hidden else contextlib.nullcontext(list[nn.Module]()) as met:
+        try:
+            yield
+        finally:
+            for module in (*training, *met):
+                module.training = True
 
 
 @cache

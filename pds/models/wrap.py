@@ -75,8 +75,8 @@ def wrap(
     - labels: (batch,) int64, the class of each image.
 
     It returns a tensor of the shape of x. It is called once here, with two images, and is put into evaluation mode. So are the
-    networks that a function calls. N t - 1 is fractional at noise levels between those of the chain, where most samplers step
-    with few iterations. A network with a table of its N levels interpolates it: the nearest entry is of another noise level.
+    networks that a function calls. Most samplers with few iterations step between the levels of a chain, and N t - 1 is
+    fractional there. A network that looks its label up in a table of N levels should interpolate between two of them.
 
     Args:
         network: a `torch.nn.Module` or a function.
